@@ -1,0 +1,219 @@
+"""Where the services are and who we are there, typed once at the edge.
+
+An endpoint is made of an Airflow connection. A Spark driver and the command line have no Airflow: they read the
+same connections, in Airflow's own JSON form, from the environment (``AIRFLOW_CONN_<ID>``). So one document names a
+service in all three places, and nothing below this module knows which place it runs in.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from urllib.parse import quote
+
+from trilake.errors import ConfigurationError
+
+S3_CONNECTION = "aws_default"
+LAKE_CONNECTION = "postgres_lake"
+OLTP_CONNECTION = "postgres_oltp"
+CLICKHOUSE_CONNECTION = "clickhouse_cluster_default"
+KUBERNETES_CONNECTION = "kubernetes_default"
+
+
+class ConnectionLike(Protocol):
+    """The part of an Airflow connection that endpoints are made of (`airflow.sdk.Connection` has it)."""
+
+    conn_id: str
+    host: str | None
+    port: int | None
+    login: str | None
+    password: str | None
+    schema: str | None
+
+    @property
+    def extra_dejson(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class EnvironmentConnection:
+    """An Airflow connection read from its JSON form in the environment, without Airflow."""
+
+    conn_id: str
+    host: str | None = None
+    port: int | None = None
+    login: str | None = None
+    password: str | None = field(default=None, repr=False)
+    schema: str | None = None
+    extra_dejson: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def read(cls, conn_id: str, environ: Mapping[str, str] | None = None) -> EnvironmentConnection:
+        """Read ``AIRFLOW_CONN_<CONN_ID>``.
+
+        :raises ConfigurationError: it is not set, or is not a JSON object. Its text is never shown: it holds a password.
+        """
+        variable = f"AIRFLOW_CONN_{conn_id.upper()}"
+        text = (os.environ if environ is None else environ).get(variable)
+        if not text:
+            raise ConfigurationError(
+                f"The connection {conn_id} is not known here: {variable} is not set.",
+                hint="Start the platform with `trilake up`, or set the variable to the connection's JSON.",
+            )
+        try:
+            document = json.loads(text)
+            extra = document.get("extra") or {}
+            extra = json.loads(extra) if isinstance(extra, str) else extra
+            port = int(document["port"]) if document.get("port") else None
+        except (ValueError, AttributeError) as e:
+            # `from None`: the JSON error carries the document, and the document a password
+            raise ConfigurationError(f"{variable} is not a connection in JSON ({type(e).__name__}).") from None
+        return cls(
+            conn_id=conn_id,
+            host=document.get("host"),
+            port=port,
+            login=document.get("login"),
+            password=document.get("password"),
+            schema=document.get("schema"),
+            extra_dejson=extra,
+        )
+
+
+def _required(connection: ConnectionLike, name: str, value: Any) -> Any:
+    if value in (None, ""):
+        raise ConfigurationError(f"The connection {connection.conn_id} has no {name}.", hint="Add it and try again.")
+    return value
+
+
+@dataclass(frozen=True)
+class S3Endpoint:
+    """An S3-compatible store, addressed by path (`http://host:port/bucket/key`)."""
+
+    url: str
+    access_key_id: str
+    secret_access_key: str = field(repr=False)
+    region: str = "us-east-1"
+
+    @classmethod
+    def from_connection(cls, connection: ConnectionLike) -> S3Endpoint:
+        extra = connection.extra_dejson
+        return cls(
+            url=_required(connection, "extra endpoint_url", extra.get("endpoint_url")).rstrip("/"),
+            access_key_id=_required(connection, "login", connection.login),
+            secret_access_key=_required(connection, "password", connection.password),
+            region=extra.get("region_name") or "us-east-1",
+        )
+
+
+@dataclass(frozen=True)
+class PostgresEndpoint:
+    """One PostgreSQL database and the user it is entered as."""
+
+    host: str
+    port: int
+    database: str
+    user: str
+    password: str = field(repr=False)
+
+    @classmethod
+    def from_connection(cls, connection: ConnectionLike) -> PostgresEndpoint:
+        return cls(
+            host=_required(connection, "host", connection.host),
+            port=connection.port or 5432,
+            database=_required(connection, "schema (the database)", connection.schema),
+            user=_required(connection, "login", connection.login),
+            password=_required(connection, "password", connection.password),
+        )
+
+    @property
+    def uri(self) -> str:
+        """SQLAlchemy's address, with the password: for a library's configuration, never for a log."""
+        return (
+            f"postgresql+psycopg2://{quote(self.user, safe='')}:{quote(self.password, safe='')}"
+            f"@{self.host}:{self.port}/{quote(self.database, safe='')}"
+        )
+
+    @property
+    def jdbc_url(self) -> str:
+        """Java's address, without user and password."""
+        return f"jdbc:postgresql://{self.host}:{self.port}/{quote(self.database, safe='')}"
+
+
+@dataclass(frozen=True)
+class ClickHouseShard:
+    """One shard: an HTTP address and the database that its local tables are in."""
+
+    number: int
+    host: str
+    port: int
+    database: str
+
+    def __str__(self) -> str:
+        return f"shard {self.number} ({self.host}:{self.port}, database {self.database})"
+
+
+@dataclass(frozen=True)
+class ClickHouseEndpoint:
+    """All shards of one ClickHouse cluster. `database` holds the tables over all shards, on every host."""
+
+    shards: tuple[ClickHouseShard, ...]
+    user: str
+    password: str = field(repr=False)
+    cluster: str = "trilake"
+    database: str = "analytics"
+    secure: bool = False
+
+    @classmethod
+    def from_connection(cls, connection: ConnectionLike) -> ClickHouseEndpoint:
+        extra = connection.extra_dejson
+        secure = bool(extra.get("secure", False))
+        default_port = connection.port or (8443 if secure else 8123)
+        host = _required(connection, "host", connection.host)
+        shards = tuple(
+            ClickHouseShard(
+                number=number,
+                host=shard.get("host", host),
+                port=int(shard.get("port", default_port)),
+                database=_required(connection, f"database for shard {number} in extra", shard.get("database")),
+            )
+            for number, shard in enumerate(extra.get("shards") or (), start=1)
+        )
+        return cls(
+            shards=_required(connection, "extra shards", shards or None),
+            user=connection.login or "default",
+            password=connection.password or "",
+            cluster=extra.get("cluster") or "trilake",
+            database=connection.schema or "analytics",
+            secure=secure,
+        )
+
+    @property
+    def one_server(self) -> bool:
+        """Whether all shards are databases of one server: then a table over all of them is a Merge."""
+        return len({(shard.host, shard.port) for shard in self.shards}) == 1
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """Everything that a Spark driver or the command line talks to."""
+
+    s3: S3Endpoint
+    lake: PostgresEndpoint
+    oltp: PostgresEndpoint
+    clickhouse: ClickHouseEndpoint
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] | None = None) -> Endpoints:
+        """:raises ConfigurationError: a connection is missing or incomplete."""
+
+        def read(conn_id: str) -> EnvironmentConnection:
+            return EnvironmentConnection.read(conn_id, environ)
+
+        return cls(
+            s3=S3Endpoint.from_connection(read(S3_CONNECTION)),
+            lake=PostgresEndpoint.from_connection(read(LAKE_CONNECTION)),
+            oltp=PostgresEndpoint.from_connection(read(OLTP_CONNECTION)),
+            clickhouse=ClickHouseEndpoint.from_connection(read(CLICKHOUSE_CONNECTION)),
+        )

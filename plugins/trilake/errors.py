@@ -1,0 +1,28 @@
+"""Every error that Trilake raises on purpose: it names the thing that failed and says what to do next."""
+
+from __future__ import annotations
+
+
+class TrilakeError(Exception):
+    """What failed, and the next step.
+
+    :param message: one line that names the thing (host, table, partition, run id). Never a secret.
+    :param hint: what the reader can do about it, as a full sentence; empty if the message says it all.
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(f"{message} {hint}".strip())
+        self.message = message
+        self.hint = hint
+
+
+class ConfigurationError(TrilakeError):
+    """A connection, a file or a parameter is missing or makes no sense."""
+
+
+class UnreachableError(TrilakeError):
+    """A service did not answer."""
+
+
+class CountMismatchError(TrilakeError):
+    """Rows that went in are not the rows that came out plus those accounted for."""

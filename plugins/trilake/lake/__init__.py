@@ -1,0 +1,6 @@
+"""Data sets and the lake they lie in. Importing this costs nothing: no Iceberg, no Arrow, no Airflow."""
+
+from trilake.lake.data_set import DataSet, Grain
+from trilake.lake.window import Window
+
+__all__ = ["DataSet", "Grain", "Window"]
