@@ -2,9 +2,9 @@
 
 ``sql/postgres/<table>/`` and ``sql/clickhouse/<table>/`` each hold a ``table.sql`` (the first step) and later steps
 ``001_what_changes.sql``, ``002_...``. A step is applied once and recorded with its checksum in the database it changed;
-a file that was changed after that is refused. A ClickHouse table is written once, as ``CREATE TABLE <table>``: the local
-table of each shard and the table over all shards are derived from it. Without PARTITION BY it is a dimension table,
-which stands whole on every shard.
+a file that was changed after that is refused. A ClickHouse table is written once, as ``CREATE TABLE <table>``: the
+local table of each shard and the table over all shards are derived from it. Without PARTITION BY it is a dimension
+table, which stands whole on every shard.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from trilake.postgres import connect
 from trilake.sources import nycflights13
 
 if TYPE_CHECKING:
-    from psycopg2.extensions import connection as Connection  # noqa: N812 - psycopg2's own spelling
+    from psycopg2.extensions import connection as Connection
 
 MIGRATION_LOCK = 0x7470  # an advisory lock of database lake: one migration at a time, whoever starts it
 RECORD = "schema_migrations"
 
 _STEP = re.compile(r"table\.sql|\d{3}_[a-z0-9_]+\.sql")
 _OPTION = re.compile(r"^--\s*(database|source):\s*(\S+)\s*$", re.MULTILINE)
-_TABLE = re.compile(r"\b(?P<verb>CREATE|ALTER)\s+TABLE\s+(?:IF\s+(?:NOT\s+)?EXISTS\s+)?(?P<name>[a-z][a-z0-9_]*)", re.I)
+_TABLE = re.compile(r"(?P<verb>CREATE|ALTER)\s+TABLE\s+(?:IF\s+(?:NOT\s+)?EXISTS\s+)?(?P<name>[a-z][a-z0-9_]*)", re.I)
 _PARTITION_BY = re.compile(r"\bPARTITION\s+BY\b", re.I)
 
 
@@ -57,6 +57,13 @@ class Step:
     @property
     def checksum(self) -> str:
         return hashlib.sha256(self.sql.encode()).hexdigest()
+
+    @property
+    def statement(self) -> str:
+        """The SQL without its comment lines: those may say CREATE TABLE too."""
+        return (
+            "\n".join(line for line in self.sql.splitlines() if not line.lstrip().startswith("--")).strip().rstrip(";")
+        )
 
     @property
     def first(self) -> bool:
@@ -201,36 +208,24 @@ def _migrate_clickhouse(cluster: Cluster, steps: list[Step], *, dry_run: bool) -
         )
     changed: set[str] = set()
     for shard in cluster.shards:
-        there = cluster.on_shards([(shard, Statement(f"EXISTS TABLE {{shard}}.{record}"))])[0][0][0]
-        rows = (
-            cluster.on_shards([(shard, Statement(f"SELECT path, checksum FROM {{shard}}.{record}"))])[0]
-            if there
-            else []
-        )
-        ours = _plan(steps, str(shard), {path: checksum for path, checksum in rows})
+        applied: dict[str, str] = {}
+        if cluster.on_shard(shard, Statement(f"EXISTS TABLE {{shard}}.{record}"))[0][0]:
+            applied = dict(cluster.on_shard(shard, Statement(f"SELECT path, checksum FROM {{shard}}.{record}")))
+        ours = _plan(steps, str(shard), applied)
         planned += ours
         for item in ours:
             if dry_run or item.state == "applied":
                 continue
             # Not one transaction: a step can be applied and not recorded. It is applied again then, so CREATE says
             # IF NOT EXISTS (added here), and ALTER has to.
-            sql = local_ddl(item.step, shard)
-            cluster.on_shards([(shard, Statement(sql))])
-            cluster.on_shards(
-                [
-                    (
-                        shard,
-                        Statement(
-                            f"INSERT INTO {{shard}}.{record} (path, checksum) VALUES "
-                            f"({quote_text(item.step.path)}, {quote_text(item.step.checksum)})"
-                        ),
-                    )
-                ]
-            )
+            cluster.on_shard(shard, Statement(local_ddl(item.step, shard)))
+            values = f"({quote_text(item.step.path)}, {quote_text(item.step.checksum)})"
+            cluster.on_shard(shard, Statement(f"INSERT INTO {{shard}}.{record} (path, checksum) VALUES {values}"))
             changed.add(item.step.table)
     for step in steps:
         if step.first and step.table in changed:
-            cluster.on_shards([(host, Statement(overall_ddl(step, cluster.endpoint, host))) for host in cluster.hosts])
+            for host in cluster.hosts:
+                cluster.on_shard(host, Statement(overall_ddl(step, cluster.endpoint, host)))
     return planned
 
 
@@ -239,16 +234,15 @@ def local_ddl(step: Step, shard: ClickHouseShard) -> str:
 
     :raises MigrationError: the file does not change the table whose folder it lies in.
     """
-    match = _TABLE.search(step.sql)
+    statement = step.statement
+    match = _TABLE.match(statement)
     if match is None or match["name"] != step.table:
         raise MigrationError(
             f"sql/{step.path} has to CREATE or ALTER TABLE {step.table}.", hint="One table a folder, named as it."
         )
     name = f"{quote_name(shard.database)}.{quote_name(DataSet(step.table).local_table)}"
     guard = "IF NOT EXISTS " if match["verb"].upper() == "CREATE" else ""
-    return f"{step.sql[: match.start()]}{match['verb']} TABLE {guard}{name}{step.sql[match.end() :]}".strip().rstrip(
-        ";"
-    )
+    return f"{match['verb']} TABLE {guard}{name}{statement[match.end() :]}"
 
 
 def overall_ddl(step: Step, endpoint: ClickHouseEndpoint, host: ClickHouseShard) -> str:
@@ -258,7 +252,7 @@ def overall_ddl(step: Step, endpoint: ClickHouseEndpoint, host: ClickHouseShard)
     """
     data_set = DataSet(step.table)
     local = data_set.local_table
-    if not _PARTITION_BY.search(step.sql):
+    if not _PARTITION_BY.search(step.statement):
         engine = f"Merge({quote_text(host.database)}, {quote_text(f'^{local}$')})"
     elif endpoint.one_server:
         databases = "|".join(shard.database for shard in endpoint.shards)
@@ -277,7 +271,7 @@ def check_data_set(sql_folder: Path, data_set: DataSet) -> None:
     path = sql_folder / "clickhouse" / data_set.table / "table.sql"
     if not path.exists():
         raise ConfigurationError(f"Data set {data_set.name} has no {path}.", hint="Write its CREATE TABLE there.")
-    partitioned = bool(_PARTITION_BY.search(path.read_text(encoding="utf-8")))
+    partitioned = bool(_PARTITION_BY.search(_read(sql_folder, "clickhouse", path).statement))
     if partitioned != (data_set.grain is not None):
         raise ConfigurationError(
             f"Data set {data_set.name} has {'a' if data_set.grain else 'no'} grain, its table "

@@ -11,7 +11,7 @@ from trilake.endpoints import PostgresEndpoint
 from trilake.errors import CountMismatchError, TrilakeError, UnreachableError
 
 if TYPE_CHECKING:
-    from psycopg2.extensions import connection as Connection  # noqa: N812 - psycopg2's own spelling
+    from psycopg2.extensions import connection as Connection
 
 CONNECT_TIMEOUT_S = 10
 ROWS_PER_BLOCK = 10_000

@@ -168,6 +168,13 @@ class Cluster:
         results = self.on_shards([(shard, operation) for shard in self.shards], threads=len(self.shards))
         return {shard.number: result for shard, result in zip(self.shards, results, strict=True)}
 
+    def on_shard(self, shard: ClickHouseShard, operation: Operation[T]) -> T:
+        """On one shard.
+
+        :raises ClickHouseError: it refused. :raises UnreachableError: it does not answer.
+        """
+        return self._run(operation, shard)
+
     def on_shards(
         self, operations: Sequence[tuple[ClickHouseShard, Operation[T]]], *, threads: int | None = None
     ) -> list[T]:

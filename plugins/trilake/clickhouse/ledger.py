@@ -20,7 +20,7 @@ from trilake.errors import TrilakeError
 from trilake.postgres import connect
 
 if TYPE_CHECKING:
-    from psycopg2.extensions import connection as Connection  # noqa: N812 - psycopg2's own spelling
+    from psycopg2.extensions import connection as Connection
 
 State = Literal["switching", "done", "superseded"]
 

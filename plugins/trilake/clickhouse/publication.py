@@ -172,7 +172,7 @@ class Publisher:
         for shard, found in tables:
             match = _STAGING_NAME.fullmatch(found)
             if match and match["attempt"] not in registered and table in (None, match["table"]):
-                self.cluster.on_shards([(shard, Statement(f"DROP TABLE IF EXISTS {{shard}}.{quote_name(found)} SYNC"))])
+                self.cluster.on_shard(shard, Statement(f"DROP TABLE IF EXISTS {{shard}}.{quote_name(found)} SYNC"))
                 cleaned.append(match["attempt"])
         return sorted(set(cleaned))
 
@@ -356,7 +356,7 @@ class Publisher:
             for shard, name in self._staging_tables():
                 match = _STAGING_NAME.fullmatch(name)
                 if match and match["attempt"] == attempt and name not in needed:
-                    self.cluster.on_shards([(shard, partial(_kill_and_drop, name))])
+                    self.cluster.on_shard(shard, partial(_kill_and_drop, name))
             if not needed:
                 self.ledger.forget(attempt)
         except TrilakeError as e:
@@ -365,7 +365,8 @@ class Publisher:
     def _staging_tables(self) -> list[tuple[ClickHouseShard, str]]:
         def tables(client: Client, shard: ClickHouseShard) -> list[tuple[ClickHouseShard, str]]:
             rows = client.query(
-                f"SELECT name FROM system.tables WHERE database = {quote_text(shard.database)} AND name LIKE '%staging%'"
+                "SELECT name FROM system.tables "
+                f"WHERE database = {quote_text(shard.database)} AND name LIKE '%staging%'"
             ).result_rows
             return [(shard, row[0]) for row in rows]
 

