@@ -64,3 +64,13 @@ def months(name: str, window: Window) -> Iterator[tuple[str, bytes]]:
                 parts.setdefault(partition, bytearray(header)).extend(line)
     for partition in sorted(parts):
         yield partition, bytes(parts[partition])
+
+
+def flights(window: Window) -> Iterator[tuple[str, bytes]]:
+    """Flights by month of departure."""
+    return months("flights.csv", window)
+
+
+def weather(window: Window) -> Iterator[tuple[str, bytes]]:
+    """Hourly weather of the three airports by month."""
+    return months("weather.csv", window)
