@@ -32,7 +32,7 @@ def refuse(message: str) -> NoReturn:
 
 def s3_client() -> Any:
     import boto3
-    from botocore.config import Config  # noqa: PLC0415
+    from botocore.config import Config
 
     try:
         connection = json.loads(os.environ["AIRFLOW_CONN_AWS_DEFAULT"])
@@ -53,7 +53,7 @@ def s3_client() -> Any:
 
 def fetch(version: str, folder: Path) -> Path:
     """Put the version's zip into `folder`; its name is checked against the manifest, the manifest against the zip."""
-    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
+    from botocore.exceptions import BotoCoreError, ClientError
 
     client = s3_client()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,7 @@ class WindowedOperator(BaseOperator):
     :param end: last partition, included; empty: the one that `start` names.
     """
 
-    template_fields = ("start", "end")
+    template_fields: Sequence[str] = ("start", "end")
 
     def __init__(
         self,

@@ -50,7 +50,7 @@ _SECURITY_CONTEXT = {
 }
 
 # What every job's session needs and holds no address and no secret: those come from the environment of the driver.
-_SPARK_CONF: Mapping[str, str] = MappingProxyType(
+SPARK_CONF: Mapping[str, str] = MappingProxyType(
     {
         "spark.sql.extensions": "org.apache.iceberg.spark.extensions.IcebergSparkSessionExtensions",
         "spark.sql.catalog.lake": "org.apache.iceberg.spark.SparkCatalog",
@@ -198,7 +198,7 @@ class SparkApplication:
         return copy
 
     def _conf(self) -> dict[str, str]:
-        conf = dict(_SPARK_CONF)
+        conf = dict(SPARK_CONF)
         conf["spark.eventLog.enabled"] = "true" if self.event_log else "false"
         if self.event_log:
             conf["spark.eventLog.dir"] = self.event_log
