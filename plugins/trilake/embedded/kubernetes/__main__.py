@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
+import os
+import signal
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import uvicorn
+
+from trilake.embedded.kubernetes.api import Api
+from trilake.embedded.kubernetes.cluster import Cluster
 from trilake.embedded.kubernetes.configuration import ClusterConfiguration
+from trilake.embedded.kubernetes.controller import Controller
 from trilake.errors import TrilakeError
 
 # The drivers' grace of 3 s and this must fit into the 5 s in which the platform ends its services.
@@ -21,6 +30,7 @@ def main(command_line: list[str]) -> int:
     parser.add_argument("--config", type=Path, required=True, help="config/kubernetes.json of the platform's home")
     options = parser.parse_args(command_line)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    os.umask(0o077)  # what drivers write is nobody else's, either
     try:
         configuration = ClusterConfiguration.read(options.config)
         listening = _listen(configuration)
@@ -49,15 +59,9 @@ def _listen(configuration: ClusterConfiguration) -> socket.socket:
 
 
 async def _serve(configuration: ClusterConfiguration, listening: socket.socket) -> None:
-    import uvicorn
-
-    from trilake.embedded.kubernetes.api import Api
-    from trilake.embedded.kubernetes.cluster import Cluster
-    from trilake.embedded.kubernetes.controller import Controller
-
     cluster = Cluster(configuration.data, configuration.namespace)
     api = Api(cluster, Controller(cluster, configuration), configuration)
-    server = uvicorn.Server(
+    server = _Server(
         uvicorn.Config(
             api.application(),
             log_config=None,
@@ -71,7 +75,20 @@ async def _serve(configuration: ClusterConfiguration, listening: socket.socket) 
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     host, port = listening.getsockname()[:2]
     logging.getLogger(__name__).info("listening on http://%s:%d, namespace %s", host, port, configuration.namespace)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, server.end)
     await server.serve(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's, but to be asked to end is no error: it would end itself by the same signal once more."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    def end(self) -> None:
+        self.should_exit = True
 
 
 if __name__ == "__main__":

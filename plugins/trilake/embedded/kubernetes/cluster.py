@@ -12,7 +12,7 @@ import shutil
 import time
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -147,6 +147,17 @@ class Cluster:
                     since = changed.version
                     if changed.kind == kind:
                         yield changed
+                await awake.wait()
+        finally:
+            self._watching.discard(awake)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for what the objects tell."""
+        awake = asyncio.Event()
+        self._watching.add(awake)
+        try:
+            while not condition():
+                awake.clear()
                 await awake.wait()
         finally:
             self._watching.discard(awake)

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from trilake.errors import ConfigurationError
@@ -44,7 +43,7 @@ class ClusterConfiguration:
     secrets: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
     max_running: int = 2
     driver_memory_cap: str = "1g"
-    spark_conf: Mapping[str, str] = MappingProxyType({})
+    spark_conf: Mapping[str, str] = field(default_factory=dict)
     spark_submit: Sequence[str] = ()
     log_bytes: int = DEFAULT_LOG_BYTES
     grace_seconds: float = DEFAULT_GRACE_SECONDS

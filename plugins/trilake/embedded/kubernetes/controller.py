@@ -89,8 +89,7 @@ class Controller:
         pod["metadata"].setdefault("deletionTimestamp", now())
         self._cluster.save(record, "pods")
         await Driver(record.attempt_folder).end(grace_seconds=self._configuration.grace_seconds, never_start=True)
-        while record.state in ("SUBMITTED", "RUNNING") and record.pod is pod:
-            await asyncio.sleep(0.05)
+        await self._cluster.until(lambda: record.state not in ("SUBMITTED", "RUNNING") or record.pod is not pod)
         if record.pod is pod:
             self._cluster.forget_pod(record)
 
@@ -140,8 +139,8 @@ class Controller:
 
     async def _submit(self, record: Record) -> None:
         status = record.status
-        while (other := self._cluster.pod(self._pod_name(record))) is not None and other is not record:
-            await asyncio.sleep(0.05)  # a deleted application of this name is still ending
+        # a deleted application of this name may still be ending
+        await self._cluster.until(lambda: self._cluster.pod(self._pod_name(record)) in (None, record))
         status["lastSubmissionAttemptTime"] = now()
         status["terminationTime"] = None
         status["submissionAttempts"] = int(status.get("submissionAttempts", 0)) + 1

@@ -44,7 +44,7 @@ def identity(pid: int) -> dict[str, Any] | None:
 
 
 def session_members(leader: int) -> list[int]:
-    """Every living process of `leader`'s session, itself included. Process groups do not matter: Spark makes its own."""
+    """Every living process of `leader`'s session, itself included, whatever process groups Spark makes in it."""
     members = []
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -143,7 +143,7 @@ def main(arguments: list[str]) -> int:
 
     log = TimedLog(folder, limit)
     try:
-        driver = subprocess.Popen(  # noqa: S603: it is what we are for
+        driver = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=folder
         )
     except OSError as e:
