@@ -4,8 +4,8 @@
 Airlines, airports and planes out of PostgreSQL (OLTP) into the lake, and from there to ClickHouse, where they stand
 whole on every shard.
 
-**When it fails:** nothing was published in part: each table is replaced as a whole, or stays. Clear the task, or trigger
-the DAG again; both are safe at any time.
+**When it fails:** nothing was published in part: each table is replaced as a whole, or stays. Clear the task, or
+trigger the DAG again; both are safe at any time.
 """
 
 from datetime import datetime, timedelta

@@ -2,15 +2,12 @@
 
 from collections.abc import Sequence
 
+from data_sets import PLANES, WEATHER
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import DoubleType, IntegerType, StringType, StructField, StructType, TimestampType
 
-from trilake.lake import DataSet
 from trilake.spark.job import Job
-
-WEATHER = DataSet("weather", grain="month", date="time_hour", shard_by="origin")
-PLANES = DataSet("planes")
 
 
 def _field(name: str, kind: type, *, required: bool = False) -> StructField:

@@ -1,4 +1,4 @@
-"""The tags that DAGs are found by. A new one is added here, so that nobody finds half of them under another spelling."""
+"""The tags that DAGs are found by. A new one is added here, so that nobody finds half under another spelling."""
 
 from __future__ import annotations
 
