@@ -41,9 +41,8 @@ _ORPHAN_GRACE_S = 8.0
 _POLL_S = 0.05
 _RPC_TIMEOUT_S = 60
 # What a service gets of the caller's environment. The rest is the caller's own affair: another Airflow's settings, say.
-_PASSED_ON = frozenset(
-    ("HOME", "LOGNAME", "PATH", "PYTHONPATH", "TMPDIR", "USER", "XDG_CACHE_HOME")
-    + ("REQUESTS_CA_BUNDLE", "SSL_CERT_DIR", "SSL_CERT_FILE")
+_PASSED_ON = frozenset({"HOME", "LOGNAME", "PATH", "PYTHONPATH", "TMPDIR", "USER", "XDG_CACHE_HOME"}) | frozenset(
+    {"REQUESTS_CA_BUNDLE", "SSL_CERT_DIR", "SSL_CERT_FILE"}
 )
 
 
