@@ -24,7 +24,7 @@ from trilake.embedded import java as javas
 from trilake.embedded.home import LOOPBACK, PORT_NAMES, SERVICES, Home, port_is_free, write_private
 from trilake.embedded.processes import NEVER_STARTED, Program, Supervisor, last_lines
 from trilake.endpoints import Endpoints
-from trilake.errors import ConfigurationError, TrilakeError
+from trilake.errors import TrilakeError
 
 # A cold start takes half a minute on two cores; one that is not ready by then hangs.
 READY_TIMEOUT_S = 180
@@ -95,6 +95,19 @@ def exclusive(home: Home) -> Iterator[None]:
 def _read_pid(file: IO[str]) -> str:
     file.seek(0)
     return file.read(20).strip() or "unknown"
+
+
+def busy(home: Home) -> str:
+    """The process that is starting or ending the platform now; empty if none is."""
+    try:
+        with open(home.lock_file, "r+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return _read_pid(file)
+    except OSError:
+        pass
+    return ""
 
 
 def _quiet(_what: str, _how: str) -> None:
@@ -464,12 +477,6 @@ def is_up(home: Home) -> bool:
     """Whether every service runs."""
     states = Supervisor(home).states() if home.run.is_dir() else {}
     return all(states.get(name, NEVER_STARTED).running for name in SERVICES)
-
-
-def check_service(name: str) -> None:
-    """:raises ConfigurationError: there is no such service."""
-    if name not in SERVICES:
-        raise ConfigurationError(f"There is no service {name!r}.", hint=f"There are {', '.join(SERVICES)}.")
 
 
 def _proportional_memory(process: Any) -> int:
