@@ -150,12 +150,13 @@ class _Start:
             *(_own_server(home, name) for name in ("clickhouse", "kubernetes")),
             *airflow.programs(home),
         ]
-        missing = self._supervise(programs)
-        self._check_ports(missing)
-        self._start(missing)
+        self._start(self._supervise(programs))
 
     def _supervise(self, programs: list[Program]) -> list[str]:
-        """Have a supervisord with these programs; gives the services that do not run."""
+        """Have a supervisord with these programs; gives the services that do not run.
+
+        :raises ServiceError: a service's port is in use by a stranger.
+        """
         home, supervisor = self._home, self._supervisor
         stamp = home.run / "configuration.sha256"
         digest = _digest(home, programs)
@@ -165,12 +166,19 @@ class _Start:
         if supervisor.pid is None:
             # whoever outlived a supervisord that was killed; drivers are found again by the Kubernetes API
             processes.end({p: s for p, s in processes.find(home).items() if s != processes.DRIVER})
+            self._check_ports(SERVICES)
             supervisor.start_daemon(programs, processes.base_environment(home))
             write_private(stamp, digest)
+            return list(SERVICES)
         states = supervisor.states()
         missing = [name for name in SERVICES if not states.get(name, NEVER_STARTED).running]
+        if "postgres" in missing:
+            # they do not outlive their database, and some take a while to find that out
+            supervisor.stop(airflow.HEALTH_NAMES)
+            missing = [name for name in SERVICES if name in missing or name in airflow.HEALTH_NAMES]
         # what a service that died has left behind
         processes.end({p: s for p, s in processes.find(home).items() if s in missing})
+        self._check_ports(missing)
         return missing
 
     def _check_ports(self, services: Collection[str]) -> None:

@@ -1,4 +1,4 @@
-"""``python -m trilake.embedded.provision``: fetch what the platform needs besides Python packages, once for all clones."""
+"""``python -m trilake.embedded.provision``: fetch what the platform needs besides Python packages, once for all."""
 
 from __future__ import annotations
 
