@@ -122,7 +122,9 @@ def test_a_killed_store_comes_back_with_everything_acknowledged(platform: Platfo
 def test_killed_airflow_processes_come_back_and_leave_no_orphan(platform: Platform, kept: Kept) -> None:
     before = pids(platform)
     for service in AIRFLOW:
-        os.kill(before[service] or 0, signal.SIGKILL)
+        pid = before[service]
+        assert pid
+        os.kill(pid, signal.SIGKILL)
     old = {process.pid for process, service in processes.find(platform.home).items() if service in AIRFLOW}
     platform.up()
     assert states(platform) == dict.fromkeys(SERVICES, "running")

@@ -204,7 +204,7 @@ class _Start:
             "tables": (self._migrate_tables, ("postgres", "clickhouse", "s3")),
             "jobs": (self._push_jobs, ("s3",)),
         }
-        self._missing = services
+        self._missing = set(services)
         done: dict[str, Future[None]] = {}
 
         def after(needed: tuple[str, ...], work: Callable[[], None]) -> None:
@@ -242,7 +242,7 @@ class _Start:
         for name in names:
             self._progress(name, "starting")
             self._supervisor.start(name)
-        for name in names:
+        for name in airflow.COMMANDS:
             self._await(name, lambda name=name: self._airflow_is_healthy(name))  # type: ignore[misc]
 
     def _airflow_is_healthy(self, service: str) -> bool:
@@ -285,6 +285,12 @@ class _Start:
         while not self._failed.is_set():
             # its state first: one that dies after it answered is dead
             state = self._supervisor.states().get(service, NEVER_STARTED)
+            if not state.running and service not in self._missing:
+                # it ran when we looked first
+                self._missing.add(service)
+                self._progress(service, "starting")
+                self._supervisor.start(service)
+                continue
             if not state.running:
                 raise self._error(service, f"ended with exit code {state.exit_status}")
             if ready():

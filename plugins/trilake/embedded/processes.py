@@ -40,6 +40,7 @@ _SUPERVISOR_STOP_S = 30
 _ORPHAN_GRACE_S = 5.0
 _POLL_S = 0.05
 _RPC_TIMEOUT_S = 60
+_NOTICE_S = 3
 # What a service gets of the caller's environment. The rest is the caller's own affair: another Airflow's settings, say.
 _PASSED_ON = frozenset({"HOME", "LOGNAME", "PATH", "PYTHONPATH", "TMPDIR", "USER", "XDG_CACHE_HOME"}) | frozenset(
     {"REQUESTS_CA_BUNDLE", "SSL_CERT_DIR", "SSL_CERT_FILE"}
@@ -133,6 +134,15 @@ class Supervisor:
 
     def states(self) -> dict[str, ProcessState]:
         """By service; nothing if supervisord is not there."""
+        until = time.monotonic() + _NOTICE_S
+        while True:
+            states = self._states()
+            # for a moment supervisord takes one that was killed for alive
+            if time.monotonic() > until or not any(s.running and not _is_alive(s.pid) for s in states.values()):
+                return states
+            time.sleep(_POLL_S)
+
+    def _states(self) -> dict[str, ProcessState]:
         try:
             listed = self._call("getAllProcessInfo")
         except (OSError, http.client.HTTPException, xmlrpc.client.Error):
@@ -211,6 +221,13 @@ class Supervisor:
         except psutil.TimeoutExpired:
             process.kill()
             process.wait(_SUPERVISOR_STOP_S)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return False
 
 
 def base_environment(home: Home, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
