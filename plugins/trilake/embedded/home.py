@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import secrets
 import shlex
 import socket
@@ -44,6 +45,10 @@ _LOWEST_PORT, _HIGHEST_PORT = 10_000, 29_999
 _PORT_TRIES = 200
 # A unix socket's path has 108 bytes with the closing zero; supervisord adds ".<pid>" to it while it starts.
 _SOCKET_PATH_BYTES = 107 - len(".4194304")
+
+
+# Java's options split at spaces, supervisord's lines end at semicolons, percent signs expand, backslashes escape.
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9/._+@,=~-]+")
 
 
 def _token() -> str:
@@ -157,8 +162,13 @@ class Home:
         As root the home and ``data/`` may be passed through, not listed, by others: PostgreSQL refuses to run as root
         and its own OS user must get to its data. What is secret lies in files and folders closed to all others.
 
-        :raises ConfigurationError: the folder cannot be made or written.
+        :raises ConfigurationError: the folder cannot be made or written, or not every service can be told its path.
         """
+        if not _PLAIN_PATH.fullmatch(str(self.path)):
+            raise ConfigurationError(
+                f"The platform's home {str(self.path)!r} has signs in its path that not every service can be told.",
+                hint="Set TRILAKE_HOME to a path of letters, digits and . _ + @ , = ~ - alone.",
+            )
         passage = 0o711 if os.geteuid() == 0 else 0o700
         folders = {
             self.path: passage,

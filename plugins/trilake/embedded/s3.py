@@ -8,7 +8,6 @@ from pathlib import Path
 from trilake.embedded.home import LOOPBACK, Home, write_private
 from trilake.embedded.java import Java
 from trilake.embedded.processes import HOME_MARKER, SERVICE_MARKER, Program
-from trilake.errors import ConfigurationError
 
 SERVICE = "s3"
 BUCKETS = ("raw", "lake", "artifacts", "logs", "backups")
@@ -22,19 +21,11 @@ def url(port: int) -> str:
 
 
 def write_configuration(home: Home, port: int, secrets: Mapping[str, str]) -> None:
-    """Make the buckets, and tell S3Proxy where they are and who may enter.
-
-    :raises ConfigurationError: the folder's path cannot be written down for S3Proxy.
-    """
+    """Make the buckets, and tell S3Proxy where they are and who may enter."""
     data = home.data(SERVICE)
     for bucket in BUCKETS:
         (data / bucket).mkdir(parents=True, exist_ok=True)
     data.chmod(0o700)
-    if not str(data).isascii() or "\\" in str(data):
-        raise ConfigurationError(
-            f"S3Proxy cannot keep its data in {data}.",
-            hint="Set TRILAKE_HOME to a path of plain letters, digits and signs.",
-        )
     properties = {
         "s3proxy.endpoint": url(port),
         "s3proxy.authorization": "aws-v2-or-v4",
