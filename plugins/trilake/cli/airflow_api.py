@@ -94,7 +94,8 @@ class AirflowApi:
         return sorted(found, key=lambda run: str(run["queued_at"]))
 
     def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
-        return self._call("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}")
+        found: dict[str, Any] = self._call("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}")
+        return found
 
     def tasks(self, dag_id: str, run_id: str) -> list[Task]:
         """The tasks of a run, in the order they were started."""

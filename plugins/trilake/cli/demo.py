@@ -56,7 +56,7 @@ def run(api: AirflowApi, endpoints: Endpoints, console: Console, folder: Path) -
     began = datetime.now(UTC)
     api.wait_for_dags(REFERENCE, FLIGHTS, REPORT)
     runs = list(_watch(api, console, _runs(api, began)))
-    reference, flights, report = runs
+    _, flights, report = runs
     curated = api.xcom(FLIGHTS, flights.run_id, "curate")
     landed = api.xcom(FLIGHTS, flights.run_id, "ingest_flights")
     console.print()
@@ -65,7 +65,6 @@ def run(api: AirflowApi, endpoints: Endpoints, console: Console, folder: Path) -
     _print_routes(console, endpoints)
     _print_mart(console, endpoints)
     _fetch_report(console, endpoints, api.xcom(REPORT, report.run_id, "report"), folder)
-    del reference
 
 
 # --- running
@@ -216,7 +215,7 @@ def _print_mart(console: Console, endpoints: Endpoints) -> None:
         cursor.execute(
             "SELECT carrier, name, sum(flights), sum(cancelled), "
             "sum(mean_arr_delay * (flights - cancelled)) / sum(flights - cancelled) "
-            "FROM marts.carrier_month WHERE month >= %s AND month < %s GROUP BY carrier, name ORDER BY sum(flights) DESC",
+            "FROM marts.carrier_month WHERE month >= %s AND month < %s GROUP BY carrier, name ORDER BY 3 DESC",
             (YEAR.start, YEAR.stop),
         )
         rows = cursor.fetchall()

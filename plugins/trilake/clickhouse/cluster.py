@@ -53,7 +53,7 @@ class ClusterError(ClickHouseError):
     def __init__(self, errors: Sequence[tuple[ClickHouseShard, TrilakeError]]) -> None:
         self.errors = tuple(errors)
         codes = {error.code for _, error in errors if isinstance(error, ClickHouseError)}
-        lines = "; ".join(f"{shard}: {error.message}" for shard, error in errors)
+        lines = "; ".join(dict.fromkeys(error.message.rstrip(".") for _, error in errors)) + "."
         hints = dict.fromkeys(error.hint for _, error in errors if error.hint)
         super().__init__(lines, code=codes.pop() if len(codes) == 1 else 0, hint=" ".join(hints))
 

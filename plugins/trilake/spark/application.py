@@ -123,6 +123,8 @@ class Profile:
     max_executors: int
 
 
+SHUFFLE_PARTITIONS_PER_CORE = 8
+
 # A driver mostly waits: it asks Kubernetes for half a core and may use a whole one.
 _DRIVER_CORE_REQUEST = "500m"
 
@@ -239,6 +241,11 @@ class SparkApplication:
 
     def _conf(self) -> dict[str, str]:
         conf = dict(SPARK_CONF)
+        profile = PROFILES[self.profile]
+        # Spark's own 200 would cost a small job more than its work; adaptive execution joins what is too small, and
+        # cannot split what was never apart.
+        cores = profile.max_executors * profile.executor_cores
+        conf["spark.sql.shuffle.partitions"] = str(SHUFFLE_PARTITIONS_PER_CORE * cores)
         conf["spark.eventLog.enabled"] = "true" if self.event_log else "false"
         if self.event_log:
             conf["spark.eventLog.dir"] = self.event_log

@@ -1,0 +1,349 @@
+"""The engine: chDB's connections, each used by one request or one session, and what streams through them.
+
+chDB runs the queries of one connection one after the other and those of several side by side. A buffered query that
+fails leaves its partial output to the connection's next answer: a request has a connection of its own (about 1 ms),
+and a session's is rinsed after every failure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import time
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trilake.embedded.clickhouse.config import GatewayConfig
+from trilake.embedded.clickhouse.protocol import QueryError, Session, identifier, quoted
+from trilake.embedded.clickhouse.statement import GATEWAY_DATABASE, QUERY_ID, QUERY_ID_SETTING, STREAMED_FORMATS, VIEWS
+from trilake.embedded.clickhouse.wire import MAX_SPOOL_BYTES, PIECE_BYTES, joined_arrow_streams
+from trilake.errors import ConfigurationError
+
+MAX_SESSIONS = 1000
+"""Sessions kept at the same time; each holds a connection (about 80 KiB) until its timeout."""
+
+# What differs between the engine as a library and as a server, and what would acknowledge an insert in another way.
+_SERVER_LIKE = {
+    "implicit_select": "0",
+    "allow_introspection_functions": "0",
+    "async_insert": "0",
+}
+_OURS = b"/* gateway */ "
+"""Begins every statement of the gateway itself; the view of the query log leaves them out."""
+
+_READ_ONLY = "READ_ONLY"
+
+
+@dataclass
+class Summary:
+    """What a query read, wrote and gave, as far as the engine tells. Bytes are uncompressed."""
+
+    started_ns: int
+    read_rows: int = 0
+    read_bytes: int = 0
+    written_rows: int = 0
+    written_bytes: int = 0
+    result_rows: int = 0
+    result_bytes: int = 0
+
+    def add(self, result: Any) -> None:
+        """Count one of the engine's results."""
+        self.read_rows += result.storage_rows_read()
+        self.read_bytes += result.storage_bytes_read()
+        self.written_rows += result.rows_written()
+        self.written_bytes += result.bytes_written()
+        self.result_rows += result.rows_read()
+        self.result_bytes += result.bytes_read()
+
+    def fields(self) -> dict[str, str]:
+        """The fields of X-ClickHouse-Summary; numbers are strings there."""
+        values = {name: str(value) for name, value in vars(self).items() if name != "started_ns"}
+        return {**values, "elapsed_ns": str(time.perf_counter_ns() - self.started_ns)}
+
+
+class Connection:
+    """One connection to the engine. Used by one thread at a time."""
+
+    def __init__(self, opened: Any) -> None:
+        self._opened = opened  # closes itself when it is no longer held, and a closed one never answers
+        self._raw = opened._conn
+        self._dirty = False
+        self.streams = True
+        """False once a session has made a setting that keeps answers from being streamed."""
+
+    def configure(self, database: str, settings: Mapping[str, str]) -> None:
+        """Make the database and the settings those of the following statements.
+
+        :raises QueryError: the engine refuses one.
+        """
+        if database:
+            self._command(f"USE {identifier(database)}")
+        # readonly last: after it nothing can be set
+        names = sorted(settings, key=lambda name: name == "readonly")
+        if names:
+            self._command("SET " + ", ".join(f"{name} = {quoted(settings[name])}" for name in names))
+
+    def remember(self, settings: Iterable[str]) -> Mapping[str, str | None]:
+        """The present database (under an empty name) and values of settings; None where it is the default."""
+        names = ", ".join(map(quoted, settings)) or "''"
+        found = self._command(
+            "SELECT '' AS name, currentDatabase() AS value, true AS changed UNION ALL "
+            f"SELECT name, value, changed::Bool FROM system.settings WHERE name IN ({names}) FORMAT JSONCompactEachRow"
+        )
+        rows = [json.loads(line) for line in found.splitlines()]
+        return {name: value if changed else None for name, value, changed in rows}
+
+    def restore(self, remembered: Mapping[str, str | None], *, database: bool) -> None:
+        """Undo `configure`.
+
+        :param database: whether it changed the database; if not, a USE since then stands.
+        """
+        if database:
+            self._command(f"USE {identifier(remembered[''] or 'default')}")
+        values = {name: value for name, value in remembered.items() if name}
+        if values:
+            self._command(
+                "SET " + ", ".join(f"{n} = {'DEFAULT' if v is None else quoted(v)}" for n, v in values.items())
+            )
+
+    def rinse(self) -> None:
+        """Take away what a failed query left: the next answer would begin with it."""
+        if self._dirty:
+            with contextlib.suppress(QueryError):
+                self._command("SELECT 1 FORMAT Null")
+            self._dirty = False
+
+    def classify(self, sql: bytes) -> tuple[int, bool]:
+        """How many statements a text holds (0: it is none), and whether it only reads."""
+        found = self._raw.classify_query(sql)
+        return found["statement_count"], found["query_class"].name == _READ_ONLY
+
+    def query(self, sql: bytes, format_: str, parameters: Mapping[str, str], summary: Summary) -> Iterator[bytes]:
+        """Run a statement; its answer is made as a whole, in memory, then given piece by piece: not for SELECT."""
+        with self._failing():
+            result = self._raw.query(sql, format_, params=dict(parameters))
+        summary.add(result)
+        view = memoryview(result.get_memview().view())
+        for start in range(0, len(view), PIECE_BYTES):
+            yield bytes(view[start : start + PIECE_BYTES])
+
+    def to_file(self, sql: bytes, path: str, parameters: Mapping[str, str], summary: Summary) -> Iterator[bytes]:
+        """Run a SELECT that writes a file, then give the file piece by piece and remove it.
+
+        Some formats are whole documents (JSON, Parquet); chDB would make them in memory, beyond any limit.
+
+        :param path: relative to the data folder, as in the statement.
+        """
+        remembered = self.remember(["max_result_bytes"])
+        if remembered["max_result_bytes"] is None:
+            self._command(f"SET max_result_bytes = {MAX_SPOOL_BYTES}")
+        try:
+            with self._failing():
+                summary.add(self._raw.query(sql, "TabSeparated", params=dict(parameters)))
+            with open(path, "rb") as file:
+                while piece := file.read(PIECE_BYTES):
+                    yield piece
+        finally:
+            Path(path).unlink(missing_ok=True)
+            self.restore(remembered, database=False)
+
+    def stream(self, sql: bytes, format_: str, parameters: Mapping[str, str], summary: Summary) -> Iterator[bytes]:
+        """Run a SELECT; its answer is made while it is taken. Closing the iterator cancels it."""
+        pieces = self._blocks(sql, format_, parameters, summary)
+        return joined_arrow_streams(pieces) if format_.lower() == "arrowstream" else pieces
+
+    def _blocks(self, sql: bytes, format_: str, parameters: Mapping[str, str], summary: Summary) -> Generator[bytes]:
+        with self._failing():
+            handle = self._raw.send_query(sql, format_, params=dict(parameters))
+        rows, first = 1, True
+        try:
+            while rows:
+                with self._failing():
+                    result = self._raw.streaming_fetch_result(handle)
+                summary.add(result)
+                rows = result.rows_read()
+                content = result.bytes()
+                # the last result has no rows, and no bytes either unless it is the only one (a header)
+                if content and (rows or first):
+                    yield content
+                first = False
+        finally:
+            if rows:
+                self._raw.streaming_cancel_query(handle)
+
+    def insert(self, sql: bytes, format_: str, data: Iterable[bytes], summary: Summary) -> None:
+        """Insert data while it comes. If `data` raises, the insert is aborted.
+
+        What is aborted: everything that the engine has not yet made a part of the table. It makes parts of about
+        min_insert_block_size_bytes (256 MiB) or min_insert_block_size_rows (1M rows); those stay, as in a server.
+        """
+        with self._failing():
+            handle = self._raw.send_insert(sql, format_)
+        done = False
+        try:
+            for piece in data:
+                with self._failing():
+                    self._raw.insert_append(handle, piece)
+            with self._failing():
+                result = self._raw.insert_done(handle)
+            done = True
+        finally:
+            if not done:
+                with contextlib.suppress(RuntimeError):
+                    self._raw.insert_cancel(handle)
+        summary.add(result)
+
+    def close(self) -> None:
+        self._opened.close()
+
+    def _command(self, sql: str) -> str:
+        with self._failing():
+            content: bytes = self._raw.query(_OURS + sql.encode(), "TabSeparated").bytes() or b""
+        return content.decode()
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as e:
+            self._dirty = True
+            raise QueryError.of_engine(e) from None
+
+
+class _Held:
+    """A session's connection, and until when it is kept."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.until = 0.0
+        self.busy = False
+
+
+class Engine:
+    """The engine of this process, on one data folder.
+
+    :raises ConfigurationError: the folder is another process's, or the engine cannot start on it.
+    """
+
+    def __init__(self, config: GatewayConfig) -> None:
+        self._config = config
+        self._sessions: dict[str, _Held] = {}
+        self._guard = threading.Lock()
+        # the engine takes its time zone from the process, not from its configuration
+        os.environ["TZ"] = "UTC"
+        time.tzset()
+        import chdb
+
+        self._chdb: Any = chdb
+        # The engine takes its paths from a URL; relative ones need no quoting.
+        os.chdir(config.data)
+        try:
+            self._first = self._connect()  # the engine ends with its last connection
+        except RuntimeError as e:
+            raise ConfigurationError(
+                f"The engine cannot start on {config.data} ({str(e).splitlines()[0]}).",
+                hint="If the folder was made by a newer version, use that one; the message above says more.",
+            ) from None
+        self._prepare()
+
+    def _connect(self) -> Connection:
+        return Connection(self._chdb.connect(f"engine?config-file={self._config.engine_file.name}"))
+
+    def _prepare(self) -> None:
+        for database in (*self._config.shards, self._config.database, GATEWAY_DATABASE):
+            self.run(f"CREATE DATABASE IF NOT EXISTS {identifier(database)}")
+        self.run("SYSTEM FLUSH LOGS")  # makes the log's table, which the view stands on
+        replaced = f"if(Settings['{QUERY_ID_SETTING}'] = '', {{0}}, {QUERY_ID}) AS {{0}}"
+        for table in sorted(VIEWS):
+            self.run(
+                f"CREATE OR REPLACE VIEW {GATEWAY_DATABASE}.{table} AS SELECT * REPLACE "
+                f"({replaced.format('query_id')}, {replaced.format('initial_query_id')}) "
+                f"FROM system.{table} WHERE NOT startsWith(query, {quoted(_OURS.decode().strip())})"
+            )
+        self.version = self.run("SELECT version()").strip()
+        self.timezone = self.run("SELECT timezone()").strip()
+
+    def run(self, sql: str) -> str:
+        """Run a statement of the gateway's own.
+
+        :raises QueryError: it failed.
+        """
+        connection = self._connect()
+        try:
+            return connection._command(sql)
+        finally:
+            connection.close()
+
+    def kill(self, query_id: str) -> None:
+        """Ask a client's query to stop."""
+        self.run(f"KILL QUERY WHERE {QUERY_ID} = {quoted(query_id)} ASYNC")
+
+    def kill_all(self) -> None:
+        """Ask every client's query to stop."""
+        self.run(f"KILL QUERY WHERE {QUERY_ID} != '' ASYNC")
+
+    @contextlib.contextmanager
+    def connection(self, session: Session | None, database: str, settings: Mapping[str, str]) -> Iterator[Connection]:
+        """A request's connection, with its database and settings: a new one, or its session's.
+
+        :raises QueryError: the session is in use (373), is not there and must be (372), or a setting is refused.
+        """
+        if session is None:
+            connection = self._connect()
+            try:
+                connection.configure(database, {**_SERVER_LIKE, **settings})
+                yield connection
+            finally:
+                connection.close()
+            return
+        held = self._enter(session)
+        try:
+            # a request's settings are its own; what it SETs is the session's
+            remembered = held.connection.remember(settings)
+            try:
+                held.connection.configure(database, settings)
+                yield held.connection
+            finally:
+                held.connection.rinse()
+                held.connection.restore(remembered, database=bool(database))
+        finally:
+            with self._guard:
+                held.busy, held.until = False, time.monotonic() + session.seconds
+
+    def _enter(self, session: Session) -> _Held:
+        now = time.monotonic()
+        with self._guard:
+            for name, other in list(self._sessions.items()):
+                if not other.busy and other.until < now:
+                    self._sessions.pop(name).connection.close()
+            held = self._sessions.get(session.id)
+            if held is None:
+                if session.must_exist:
+                    raise QueryError(372, "Session not found.")
+                if len(self._sessions) >= MAX_SESSIONS:
+                    raise QueryError(202, f"Too many sessions: {MAX_SESSIONS} are open.")
+                connection = self._connect()
+                connection.configure("", _SERVER_LIKE)
+                held = self._sessions[session.id] = _Held(connection)
+            if held.busy:
+                raise QueryError(373, "Session is locked by a concurrent client.")
+            held.busy = True
+            return held
+
+    def close(self) -> None:
+        """End the engine; queries that still run are lost."""
+        self.run("SYSTEM FLUSH LOGS")
+        with self._guard:
+            for held in self._sessions.values():
+                if not held.busy:
+                    held.connection.close()
+        self._first.close()
+
+
+def can_stream(format_: str) -> bool:
+    """Whether answers in a format can be sent while they are made."""
+    return format_.lower() in STREAMED_FORMATS
