@@ -141,7 +141,6 @@ def _own_environment(
         "PYTHONUNBUFFERED": "1",
         "SPARK_LOCAL_IP": "127.0.0.1",
         "SPARK_LOCAL_HOSTNAME": "localhost",
-        "SPARK_LOCAL_DIRS": str(folder / _SCRATCH),
         "SPARK_USER": "spark",
         "SPARK_APPLICATION_ID": application_id,
         "SPARK_DRIVER_BIND_ADDRESS": "127.0.0.1",
