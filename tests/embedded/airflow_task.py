@@ -95,7 +95,7 @@ class Task:
     def complete(self, trigger: SparkApplicationTrigger, **options: Any) -> Any:
         """The rest of a try, in another worker."""
         event = json.loads(json.dumps(asyncio.run(trigger.wait())))
-        return self.operator(**options).execute_complete(self.context, event, trigger.submission)
+        return self.operator(**options).execute_complete(self.context, event)
 
     @property
     def name(self) -> str:

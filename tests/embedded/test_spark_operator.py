@@ -438,7 +438,7 @@ def test_an_api_server_that_is_restarted_is_waited_for(
         event = asyncio.run(asyncio.wait_for(interrupted(), 30))
         assert event["outcome"] == "completed"
         assert (lines.count("before"), lines.count("after")) == (1, 1)
-        task.operator().execute_complete(task.context, event, trigger.submission)
+        task.operator().execute_complete(task.context, event)
 
 
 def test_many_triggers_wait_side_by_side(shared: KubernetesServer, request: pytest.FixtureRequest) -> None:
@@ -452,8 +452,8 @@ def test_many_triggers_wait_side_by_side(shared: KubernetesServer, request: pyte
     events = asyncio.run(together())
     assert time.monotonic() - started < 6
     assert {event["outcome"] for event in events} == {"completed"}
-    for task, trigger, event in zip(tasks, triggers, events, strict=True):
-        task.operator().execute_complete(task.context, event, trigger.submission)
+    for task, event in zip(tasks, events, strict=True):
+        task.operator().execute_complete(task.context, event)
 
 
 def test_an_api_server_that_is_away_is_said_so(
