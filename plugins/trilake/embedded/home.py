@@ -20,9 +20,11 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from trilake.errors import ConfigurationError
+
+T = TypeVar("T")
 
 LOOPBACK = "127.0.0.1"
 SERVICES = (
@@ -114,7 +116,7 @@ class Home:
         :raises ConfigurationError: there is no project to be found.
         """
         project = find_project(start, environ)
-        return cls(Path(environ.get("TRILAKE_HOME") or project / ".trilake").absolute(), project)
+        return cls(Path(environ.get("TRILAKE_HOME") or project / ".trilake").resolve(), project)
 
     @property
     def connections_file(self) -> Path:
@@ -196,10 +198,10 @@ class Home:
         """
         return self._remembered("secrets.json", tuple(_SECRETS), lambda name, _: _SECRETS[name]())
 
-    def _remembered(self, file: str, names: tuple[str, ...], make: Callable[[str, dict[str, Any]], Any]) -> Any:
+    def _remembered(self, file: str, names: tuple[str, ...], make: Callable[[str, dict[str, T]], T]) -> dict[str, T]:
         path = self.config(file)
         try:
-            known: dict[str, Any] = json.loads(path.read_text())
+            known: dict[str, T] = json.loads(path.read_text())
             if not isinstance(known, dict):
                 raise ValueError
         except FileNotFoundError:
@@ -207,7 +209,7 @@ class Home:
         except (OSError, ValueError):
             raise ConfigurationError(
                 f"{path} cannot be read or is damaged.",
-                hint="Restore it; the services' data is opened by what it says.",
+                hint="Restore it: the services' data is opened by what it says.",
             ) from None
         if missing := [name for name in names if name not in known]:
             for name in missing:
@@ -283,6 +285,6 @@ def read_environment(path: Path) -> dict[str, str]:
     """
     try:
         words = shlex.split(path.read_text())
-        return dict(word.split("=", 1) for word in words)  # type: ignore[misc]
+        return dict(word.split("=", 1) for word in words)
     except ValueError:
         raise ConfigurationError(f"{path} is damaged.", hint="`trilake up` writes it anew.") from None

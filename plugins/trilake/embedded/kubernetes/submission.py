@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trilake.embedded.kubernetes.configuration import ClusterConfiguration
+from trilake.embedded.processes import DRIVER, HOME_MARKER, SERVICE_MARKER
 
 PROPERTIES_FILE = "spark.properties"
 _SCRATCH = "scratch"
@@ -148,6 +149,9 @@ def _own_environment(
     }
     if java:
         environment["JAVA_HOME"] = str(java)
+    if home := os.environ.get(HOME_MARKER):
+        # `trilake down` finds its processes by these, and `up` leaves drivers alone
+        environment |= {HOME_MARKER: home, SERVICE_MARKER: DRIVER}
     return environment
 
 
