@@ -5,51 +5,32 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import boto3
 import pytest
-from airflow.sdk import DAG
-from airflow.sdk.exceptions import TaskDeferred
+from airflow_task import FLIGHTS, Lines, ObjectStore, Task, object_store
 from kubernetes_api import KubernetesServer, await_true, kubernetes_server
 
 from trilake.errors import ConfigurationError, TrilakeError, UnreachableError
 from trilake.hooks import spark as hook_module
 from trilake.hooks.spark import OWNER, SparkApplicationHook
-from trilake.lake import DataSet
 from trilake.operators.spark import STATE_KEY, SparkApplicationError, SparkApplicationOperator
 from trilake.spark import versions
 from trilake.triggers.spark import SparkApplicationTrigger
 
-FLIGHTS = DataSet("flights", grain="month", date="flight_date", shard_by="tailnum")
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[ObjectStore]:
+    with object_store("artifacts") as store:
+        yield store
 
 
 @pytest.fixture(scope="module")
-def store() -> Iterator[Any]:
-    """An object store with a version of job code in it."""
-    command = [sys.executable, "-m", "moto.server", "-p", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        assert process.stdout
-        url = next(found[0] for line in process.stdout if (found := re.findall(r"http://127[.\d]+:\d+", line)))
-        keys = {"aws_access_key_id": "airflow", "aws_secret_access_key": "shut sesame", "region_name": "us-east-1"}
-        client = boto3.client("s3", endpoint_url=url, **keys)
-        client.create_bucket(Bucket="artifacts")
-        yield SimpleNamespace(client=client, url=url)
-    finally:
-        process.kill()
-        process.wait()
-
-
-@pytest.fixture(scope="module")
-def version(store: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+def version(store: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("project")
     (folder / "spark_jobs").mkdir()
     (folder / "spark_jobs" / "curate.py").write_text("def main(arguments):\n    print('curated', *arguments)\n")
@@ -63,79 +44,14 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubernetesServe
 
 
 @pytest.fixture(autouse=True)
-def connections(shared: KubernetesServer, store: Any, version: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    extra = {"endpoint_url": store.url, "region_name": "us-east-1"}
-    aws = {"conn_type": "aws", "login": "airflow", "password": "shut sesame", "extra": extra}
-    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(aws))
+def connections(shared: KubernetesServer, store: ObjectStore, version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", store.connection)
     monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", shared.connection)
-
-
-class Store(dict[str, Any]):
-    """Stands in for Airflow's task_state_store, which outlives tries."""
-
-    def set(self, key: str, value: Any) -> None:
-        self[key] = json.loads(json.dumps(value))
-
-
-class Task:
-    """A task instance over its tries: each `Task.operator` is what another worker would make of the DAG."""
-
-    def __init__(self, request: pytest.FixtureRequest) -> None:
-        self.store = Store()
-        self.run_id = f"manual__{request.node.name}"
-
-    def operator(self, *arguments: str, **options: Any) -> SparkApplicationOperator:
-        with DAG("flights", schedule=None):
-            return SparkApplicationOperator(
-                **{
-                    "task_id": "curate",
-                    "job": "curate",
-                    "data_set": FLIGHTS,
-                    "start": "2013-01",
-                    "end": "2013-03",
-                    "arguments": arguments,
-                    "poll_interval": 0.1,
-                    **options,
-                }
-            )
-
-    @property
-    def context(self) -> Any:
-        ti = SimpleNamespace(dag_id="flights", task_id="curate", map_index=-1, start_date=datetime.now(UTC))
-        return {"ti": ti, "run_id": self.run_id, "task_state_store": self.store, "params": {}}
-
-    def submit(self, *arguments: str, **options: Any) -> tuple[SparkApplicationOperator, SparkApplicationTrigger]:
-        """A try up to its deferral."""
-        operator = self.operator(*arguments, **options)
-        with pytest.raises(TaskDeferred) as deferred:
-            operator.execute(self.context)
-        path, kwargs = deferred.value.trigger.serialize()
-        assert path == "trilake.triggers.spark.SparkApplicationTrigger"
-        assert deferred.value.method_name == "execute_complete"
-        return operator, SparkApplicationTrigger(**json.loads(json.dumps(kwargs)))
-
-    def complete(self, trigger: SparkApplicationTrigger, **options: Any) -> Any:
-        """The rest of a try, in another worker."""
-        event = json.loads(json.dumps(asyncio.run(trigger.wait())))
-        return self.operator(**options).execute_complete(self.context, event, trigger.submission)
-
-    @property
-    def name(self) -> str:
-        return str(self.store[STATE_KEY]["name"])
 
 
 @pytest.fixture
 def task(request: pytest.FixtureRequest) -> Task:
-    return Task(request)
-
-
-class Lines(list[str]):
-    """What the trigger writes into the task's log, the driver's lines among it."""
-
-    def info(self, message: str, *arguments: object) -> None:
-        self.append(message % arguments)
-
-    warning = info
+    return Task(f"manual__{request.node.name}")
 
 
 @pytest.fixture
@@ -160,7 +76,7 @@ def nothing_left(server: KubernetesServer, name: str) -> bool:
 
 
 def test_a_job_runs_and_its_result_and_log_come_back(
-    task: Task, shared: KubernetesServer, store: Any, lines: Lines
+    task: Task, shared: KubernetesServer, store: ObjectStore, lines: Lines
 ) -> None:
     _, trigger = task.submit("print", "counting", "print", "counting more")
     name = task.name
@@ -522,13 +438,11 @@ def test_an_api_server_that_is_restarted_is_waited_for(
         event = asyncio.run(asyncio.wait_for(interrupted(), 30))
         assert event["outcome"] == "completed"
         assert (lines.count("before"), lines.count("after")) == (1, 1)
-        task.operator().execute_complete(task.context, event, trigger.submission)
+        task.operator().execute_complete(task.context, event)
 
 
 def test_many_triggers_wait_side_by_side(shared: KubernetesServer, request: pytest.FixtureRequest) -> None:
-    tasks = [Task(request) for _ in range(4)]
-    for number, task in enumerate(tasks):
-        task.run_id += str(number)
+    tasks = [Task(f"manual__{request.node.name}{number}") for number in range(4)]
     triggers = [task.submit("sleep", "2")[1] for task in tasks]
 
     async def together() -> list[dict[str, Any]]:
@@ -538,8 +452,8 @@ def test_many_triggers_wait_side_by_side(shared: KubernetesServer, request: pyte
     events = asyncio.run(together())
     assert time.monotonic() - started < 6
     assert {event["outcome"] for event in events} == {"completed"}
-    for task, trigger, event in zip(tasks, triggers, events, strict=True):
-        task.operator().execute_complete(task.context, event, trigger.submission)
+    for task, event in zip(tasks, events, strict=True):
+        task.operator().execute_complete(task.context, event)
 
 
 def test_an_api_server_that_is_away_is_said_so(

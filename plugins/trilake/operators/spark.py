@@ -23,7 +23,7 @@ from trilake.endpoints import KUBERNETES_CONNECTION, S3_CONNECTION, S3Endpoint
 from trilake.errors import ConfigurationError, TrilakeError
 from trilake.hooks.spark import INPUTS, INSTANCE, OWNER, SparkApplicationHook, Submission, is_adoptable
 from trilake.lake.data_set import ARTIFACTS_BUCKET
-from trilake.operators.window import END, START, WindowedOperator
+from trilake.operators.window import START, WindowedOperator
 from trilake.spark import versions
 from trilake.spark.application import SparkApplication, State, application_name, instance_digest
 from trilake.triggers.spark import SparkApplicationTrigger
@@ -97,7 +97,7 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
         data_set: DataSet | None = None,
         arguments: Sequence[str] = (),
         start: str | None = START,
-        end: str | None = END,
+        end: str | None = None,
         profile: str = "small",
         jobs_version: str | None = None,
         namespace: str | None = None,
@@ -164,13 +164,12 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
         )
         if self.deferrable:
             limit = timedelta(seconds=max(0.0, end_by - now) + _DEFER_SLACK_SECONDS)
-            kwargs = {"submission": submission.to_dict()}
-            self.defer(trigger=trigger, method_name="execute_complete", kwargs=kwargs, timeout=limit)
-        return self.execute_complete(context, asyncio.run(trigger.wait()), submission.to_dict())
+            self.defer(trigger=trigger, method_name="execute_complete", timeout=limit)
+        return self.execute_complete(context, asyncio.run(trigger.wait()))
 
-    def execute_complete(self, context: Context, event: dict[str, Any], submission: dict[str, Any]) -> Any:
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """Read what the job made of it, and clear up."""
-        mine = self._submission = Submission(**submission)
+        mine = self._submission = Submission(**event["submission"])
         application = asyncio.run(self.applications.get(mine.name))
         if event["outcome"] != "completed":
             # one that failed by itself is over; what we end is waited for

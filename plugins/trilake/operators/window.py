@@ -35,7 +35,7 @@ class WindowedOperator(BaseOperator):
 
     :param data_set: whose partitions; None for an operator that runs without a window.
     :param start: first partition, such as ``2013-02`` or ``2013-02-28``; empty: the run decides.
-    :param end: last partition, included; empty: the one that `start` names.
+    :param end: last partition, included; None: the run's with the run's start, else the one that `start` names.
     """
 
     template_fields: Sequence[str] = ("start", "end")
@@ -45,13 +45,14 @@ class WindowedOperator(BaseOperator):
         *,
         data_set: DataSet | None = None,
         start: str | None = START,
-        end: str | None = END,
+        end: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.data_set = data_set
         self.start = start
-        self.end = end
+        # A start of the operator's own has nothing to do with the run's end.
+        self.end = end if end is not None else END if start == START else ""
 
     def window(self, context: Context) -> Window:
         """The partitions of this run.

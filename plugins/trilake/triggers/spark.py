@@ -98,11 +98,11 @@ class SparkApplicationTrigger(BaseTrigger):
                 if application is None:
                     return self._event("gone", state)
                 if state is None:
-                    self._read = self._noted = log_read(application)
-                if (now := State.of(application)) != state:
-                    state = now
-                    self.log.info("SparkApplication %s is %s", self.name, state or "new")
+                    self._read = self._noted = log_read(application)  # another triggerer may have begun
+                before, state = state, State.of(application)
                 await self._bring_log(application, state)
+                if state != before:
+                    self.log.info("SparkApplication %s is %s", self.name, state or "new")
                 answered = time.monotonic()
                 if state.over:
                     return await self._over(application, state)
@@ -149,6 +149,7 @@ class SparkApplicationTrigger(BaseTrigger):
     ) -> dict[str, Any]:
         """What the operator goes on with; every part is small."""
         return {
+            "submission": self.submission,
             "outcome": outcome,
             "state": str(state or ""),
             "error": error,
