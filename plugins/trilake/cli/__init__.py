@@ -148,6 +148,29 @@ def demo() -> None:
     print(f"\nAirflow: {url}  user {user}, password {password}")
 
 
+@app.command()
+def migrate(
+    plan: Annotated[bool, typer.Option("--plan", help="Only say what would be done.")] = False, json: Json = False
+) -> None:
+    """Apply the files of sql/ to PostgreSQL and to every shard of ClickHouse."""
+    from trilake.cli import ledger
+    from trilake.embedded.home import find_project
+
+    ledger.migrate(_endpoints(), find_project() / "sql", dry_run=plan, as_json=json)
+
+
+@app.command()
+def publications(
+    finish: Annotated[bool, typer.Option("--finish", help="Complete what was decided.")] = False,
+    clean: Annotated[bool, typer.Option("--clean", help="Drop what dead publishers left behind.")] = False,
+    json: Json = False,
+) -> None:
+    """Show which snapshot of each partition ClickHouse shows."""
+    from trilake.cli import ledger
+
+    ledger.publications(_endpoints(), finish=finish, clean=clean, as_json=json)
+
+
 @jobs_app.command("push")
 def jobs_push() -> None:
     """Put the jobs' code into S3 and make it the current version, for runs that start from now on."""
