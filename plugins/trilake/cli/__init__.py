@@ -135,8 +135,8 @@ def demo() -> None:
     """Start the platform, run the DAGs over the flights of 2013, and tell what happened."""
     from rich.console import Console
 
-    from trilake.cli import demo as flights
     from trilake.cli.airflow_api import AirflowApi
+    from trilake.cli.demo import run
     from trilake.cli.lifecycle import administrator, start
     from trilake.endpoints import Endpoints
 
@@ -144,7 +144,7 @@ def demo() -> None:
     start(home)
     url, user, password = administrator(home)
     with AirflowApi(url, user, password) as api:
-        flights.run(api, Endpoints.from_environment(home.environment()), Console(), home.path / "reports")
+        run(api, Endpoints.from_environment(home.environment()), Console(), home.path / "reports")
     print(f"\nAirflow: {url}  user {user}, password {password}")
 
 
