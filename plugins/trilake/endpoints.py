@@ -26,13 +26,18 @@ KUBERNETES_CONNECTION = "kubernetes_default"
 class ConnectionLike(Protocol):
     """The part of an Airflow connection that endpoints are made of (`airflow.sdk.Connection` has it)."""
 
-    conn_id: str
-    host: str | None
-    port: int | None
-    login: str | None
-    password: str | None
-    schema: str | None
-
+    @property
+    def conn_id(self) -> str: ...
+    @property
+    def host(self) -> str | None: ...
+    @property
+    def port(self) -> int | None: ...
+    @property
+    def login(self) -> str | None: ...
+    @property
+    def password(self) -> str | None: ...
+    @property
+    def schema(self) -> str | None: ...
     @property
     def extra_dejson(self) -> dict[str, Any]: ...
 
@@ -53,7 +58,7 @@ class EnvironmentConnection:
     def read(cls, conn_id: str, environ: Mapping[str, str] | None = None) -> EnvironmentConnection:
         """Read ``AIRFLOW_CONN_<CONN_ID>``.
 
-        :raises ConfigurationError: it is not set, or is not a JSON object. Its text is never shown: it holds a password.
+        :raises ConfigurationError: it is not set, or is not a JSON object. Its text is not shown: it holds a password.
         """
         variable = f"AIRFLOW_CONN_{conn_id.upper()}"
         text = (os.environ if environ is None else environ).get(variable)

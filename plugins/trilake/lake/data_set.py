@@ -21,6 +21,9 @@ BUCKETS = (RAW_BUCKET, LAKE_BUCKET, ARTIFACTS_BUCKET, LOGS_BUCKET, BACKUPS_BUCKE
 CURATED_NAMESPACE = "curated"
 QUARANTINE_NAMESPACE = "quarantine"
 
+# The one partition of a dimension table: ClickHouse's own word for it.
+WHOLE = "all"
+
 # The name becomes part of object keys, tables of three databases, labels and URIs: what all of them take unquoted.
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
@@ -88,9 +91,13 @@ class DataSet:
         """The table that holds a shard's rows, in the shard's database."""
         return f"{self.name}_local"
 
-    def staging_table(self, attempt: str) -> str:
-        """The table of one publication attempt alone, in the shard's database."""
-        return f"{self.name}_staging_{attempt}"
+    def staging_table(self, attempt: str, partition: str) -> str:
+        """The table of one partition of one publication attempt alone, in the shard's database."""
+        return f"{self.name}_staging_{attempt}_{self.partition_id(partition)}"
+
+    def partition_id(self, partition: str) -> str:
+        """ClickHouse's id of a partition: ``201302``, ``20130228``, or ``all`` for a dimension table."""
+        return partition.replace("-", "")
 
     @property
     def clickhouse_uri(self) -> str:

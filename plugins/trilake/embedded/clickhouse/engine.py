@@ -102,7 +102,7 @@ class Connection:
         """The present database (under an empty name) and values of settings; None where it is the default."""
         names = ", ".join(map(quoted, settings)) or "''"
         found = self._command(
-            "SELECT '' AS name, currentDatabase() AS value, true AS changed UNION ALL "  # noqa: S608  quoted
+            "SELECT '' AS name, currentDatabase() AS value, true AS changed UNION ALL "
             f"SELECT name, value, changed::Bool FROM system.settings WHERE name IN ({names}) FORMAT JSONCompactEachRow"
         )
         rows = [json.loads(line) for line in found.splitlines()]
@@ -299,7 +299,7 @@ class Engine:
         replaced = f"if(Settings['{QUERY_ID_SETTING}'] = '', {{0}}, {QUERY_ID}) AS {{0}}"
         for table in sorted(VIEWS):
             self.run(
-                f"CREATE OR REPLACE VIEW {GATEWAY_DATABASE}.{table} AS SELECT * REPLACE "  # noqa: S608  constants
+                f"CREATE OR REPLACE VIEW {GATEWAY_DATABASE}.{table} AS SELECT * REPLACE "
                 f"({replaced.format('query_id')}, {replaced.format('initial_query_id')}) "
                 f"FROM system.{table} WHERE NOT startsWith(query, {quoted(_OURS.decode().strip())})"
             )

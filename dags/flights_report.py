@@ -1,0 +1,43 @@
+"""
+# Flights report
+
+The queries of `sql/clickhouse/flights/report/` as one HTML page in `s3://artifacts/reports/flights/<year>.html`. Runs
+when months of flights have been published, once for each year that they belong to.
+
+To add a chart, add a query there; its comments say how it is drawn.
+
+**When it fails:** clear the task; it reads only, and replaces the page.
+"""
+
+from datetime import datetime, timedelta
+
+from airflow.sdk import DAG, Param, PartitionedAssetTimetable, StartOfYearMapper
+from data_sets import FLIGHTS
+
+from trilake.assets import published
+from trilake.operators.report import ClickHouseReportOperator
+from trilake.tags import Tag
+
+with DAG(
+    "flights_report",
+    schedule=PartitionedAssetTimetable(
+        assets=published(FLIGHTS), default_partition_mapper=StartOfYearMapper(input_format="%Y-%m")
+    ),
+    start_date=datetime(2013, 1, 1),
+    catchup=False,
+    max_active_runs=1,
+    params={"year": Param(2013, type="integer", description="when triggered by hand")},
+    default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
+    tags=[Tag.FLIGHTS, Tag.REPORT],
+    doc_md=__doc__,
+):
+    YEAR = "{{ (partition_key | string)[:4] if partition_key else params.year }}"
+    ClickHouseReportOperator(
+        task_id="report",
+        title="Flights from New York",
+        folder="clickhouse/flights/report",
+        data_set=FLIGHTS,
+        start=f"{YEAR}-01",
+        end=f"{YEAR}-12",
+        key=f"flights/{YEAR}.html",
+    )

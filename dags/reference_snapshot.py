@@ -1,0 +1,35 @@
+"""
+# Reference tables
+
+Airlines, airports and planes out of PostgreSQL (OLTP) into the lake, and from there to ClickHouse, where they stand
+whole on every shard.
+
+**When it fails:** nothing was published in part: each table is replaced as a whole, or stays. Clear the task, or
+trigger the DAG again; both are safe at any time.
+"""
+
+from datetime import datetime, timedelta
+
+from airflow.sdk import DAG
+from data_sets import AIRLINES, AIRPORTS, PLANES
+
+from trilake.tags import Tag
+from trilake.transfers.iceberg_to_clickhouse import IcebergToClickHouseOperator
+from trilake.transfers.postgres_to_iceberg import PostgresToIcebergOperator
+
+with DAG(
+    "reference_snapshot",
+    schedule="@daily",
+    start_date=datetime(2013, 1, 1),
+    catchup=False,
+    max_active_runs=1,
+    default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
+    tags=[Tag.REFERENCE, Tag.FLIGHTS],
+    doc_md=__doc__,
+):
+    for data_set in (AIRLINES, AIRPORTS, PLANES):
+        snapshot = PostgresToIcebergOperator(task_id=f"snapshot_{data_set.name}", data_set=data_set)
+        publish = IcebergToClickHouseOperator(
+            task_id=f"publish_{data_set.name}", data_set=data_set, snapshot_id=snapshot.output["snapshot_id"]
+        )
+        snapshot >> publish

@@ -1,0 +1,154 @@
+"""Airflow's REST API, as far as the command line needs it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from trilake.errors import TrilakeError, UnreachableError
+
+if TYPE_CHECKING:
+    import httpx
+
+TIMEOUT_S = 30
+FINAL_STATES = frozenset({"success", "failed"})
+# How long the scheduler may take to notice a DAG or to make a run that is due.
+NOTICE_S = 60
+
+
+class AirflowError(TrilakeError):
+    """What Airflow refused, or what went wrong in it."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of a run, as it stands."""
+
+    dag_id: str
+    task_id: str
+    state: str
+    seconds: float
+    tries: int
+
+
+class AirflowApi:
+    """A logged-in client; a context manager.
+
+    :param url: of the UI, such as ``http://127.0.0.1:8080``.
+    """
+
+    def __init__(self, url: str, user: str, password: str) -> None:
+        import httpx
+
+        self.url = url
+        self._client = httpx.Client(base_url=url, timeout=TIMEOUT_S, trust_env=False)
+        token = self._call("POST", "/auth/token", json={"username": user, "password": password})["access_token"]
+        self._client.headers["Authorization"] = f"Bearer {token}"
+
+    def __enter__(self) -> AirflowApi:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._client.close()
+
+    def wait_for_dags(self, *dag_ids: str) -> None:
+        """Wait until Airflow has parsed these DAGs.
+
+        :raises AirflowError: one cannot be imported, or does not appear in time.
+        """
+        deadline = time.monotonic() + NOTICE_S
+        while True:
+            known = {dag["dag_id"] for dag in self._call("GET", "/api/v2/dags", params={"limit": 1000})["dags"]}
+            missing = [dag_id for dag_id in dag_ids if dag_id not in known]
+            if not missing:
+                return
+            for broken in self._call("GET", "/api/v2/importErrors")["import_errors"]:
+                last = broken["stack_trace"].strip().splitlines()[-1]
+                raise AirflowError(f"{broken['filename']} cannot be imported: {last}")
+            if time.monotonic() > deadline:
+                raise AirflowError(
+                    f"Airflow does not know {', '.join(missing)} after {NOTICE_S} s.",
+                    hint="See `trilake logs airflow-dag-processor`.",
+                )
+            time.sleep(0.5)
+
+    def unpause(self, dag_id: str) -> bool:
+        """Let a DAG run. True if it was paused until now."""
+        was: bool = self._call("GET", f"/api/v2/dags/{dag_id}")["is_paused"]
+        if was:
+            self._call("PATCH", f"/api/v2/dags/{dag_id}", json={"is_paused": False})
+        return was
+
+    def trigger(self, dag_id: str, conf: Mapping[str, Any] | None = None) -> str:
+        """Start a run; gives its id."""
+        body = {"logical_date": None, "conf": dict(conf or {})}
+        return str(self._call("POST", f"/api/v2/dags/{dag_id}/dagRuns", json=body)["dag_run_id"])
+
+    def runs(self, dag_id: str, since: datetime) -> list[dict[str, Any]]:
+        """The runs that were queued since then, oldest first."""
+        listed = self._call("GET", f"/api/v2/dags/{dag_id}/dagRuns", params={"order_by": "-run_after", "limit": 50})
+        found = [run for run in listed["dag_runs"] if datetime.fromisoformat(run["queued_at"]) >= since]
+        return sorted(found, key=lambda run: str(run["queued_at"]))
+
+    def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
+        found: dict[str, Any] = self._call("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}")
+        return found
+
+    def tasks(self, dag_id: str, run_id: str) -> list[Task]:
+        """The tasks of a run, in the order they were started."""
+        listed = self._call("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances")["task_instances"]
+        listed.sort(key=lambda task: (task["start_date"] is None, task["start_date"] or "", task["task_id"]))
+        return [
+            Task(dag_id, task["task_id"], task["state"] or "waiting", _seconds(task), task["try_number"])
+            for task in listed
+        ]
+
+    def xcom(self, dag_id: str, run_id: str, task_id: str) -> Any:
+        """What a task returned."""
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/return_value"
+        return self._call("GET", path, params={"deserialize": True})["value"]
+
+    def last_lines(self, dag_id: str, run_id: str, task: Task, lines: int = 15) -> list[str]:
+        """The end of a task's log."""
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task.task_id}/logs/{max(task.tries, 1)}"
+        content = self._call("GET", path, params={"full_content": True}).get("content") or []
+        return [line for entry in content for line in _text(entry).splitlines()][-lines:]
+
+    def _call(self, method: str, path: str, **arguments: Any) -> Any:
+        import httpx
+
+        try:
+            answer: httpx.Response = self._client.request(method, path, **arguments)
+        except httpx.HTTPError as e:
+            raise UnreachableError(
+                f"Airflow does not answer at {self.url} ({type(e).__name__}).",
+                hint="Is it up? `trilake status` shows it.",
+            ) from None
+        if answer.is_error:
+            try:
+                detail = answer.json().get("detail", "")
+            except ValueError:
+                detail = ""
+            raise AirflowError(f"Airflow refused {method} {path}: {answer.status_code} {detail}".strip())
+        return answer.json()
+
+
+def _text(entry: Any) -> str:
+    """A structured log line as a person reads it: what happened and, of an error, what kind and why."""
+    if not isinstance(entry, dict):
+        return str(entry)
+    lines = [str(entry.get("event", ""))]
+    lines += [f"{error.get('exc_type')}: {error.get('exc_value')}" for error in entry.get("error_detail") or ()]
+    return "\n".join(line for line in lines if not line.startswith("::"))
+
+
+def _seconds(task: Mapping[str, Any]) -> float:
+    """How long it took, or has been at it. A deferred task's own `duration` leaves out what it waited for."""
+    if not task["start_date"]:
+        return 0.0
+    start = datetime.fromisoformat(task["start_date"])
+    end = datetime.fromisoformat(task["end_date"]) if task["end_date"] else datetime.now(start.tzinfo)
+    return max((end - start).total_seconds(), 0.0)

@@ -1,0 +1,253 @@
+"""The ledger of publications: which snapshot of a partition ClickHouse shows, or is on its way to show.
+
+It lies in PostgreSQL, database ``lake``. Each publication that was decided is a row of ``publications``, numbered per
+partition by its fence; the row with the highest fence is the one that holds. A publisher is registered in
+``publication_attempts`` before it makes its first staging table, and holds an advisory lock for as long as it lives: an
+attempt whose lock can be taken has nobody behind it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+from trilake.endpoints import PostgresEndpoint
+from trilake.errors import TrilakeError
+from trilake.postgres import connect
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection
+
+State = Literal["switching", "done", "superseded"]
+
+# The first half of the two-part advisory lock keys: ours, and nobody else's in this database.
+ATTEMPT_LOCKS = 0x7471
+PARTITION_LOCKS = 0x7472
+
+
+class AttemptLostError(TrilakeError):
+    """The attempt was taken for dead and cleaned up while it was still at work."""
+
+
+@dataclass(frozen=True)
+class Publication:
+    """A row of the ledger.
+
+    :param fence: counts the publications of this partition; a higher one makes all lower ones history.
+    :param rows: rows by shard number.
+    """
+
+    table: str
+    partition: str
+    fence: int
+    state: State
+    attempt: str
+    snapshot_id: int
+    sequence_number: int
+    rows: Mapping[int, int]
+    run_id: str
+    decided_at: datetime
+    done_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What one partition's publisher wants to write into the ledger."""
+
+    partition: str
+    snapshot_id: int
+    sequence_number: int
+    rows: Mapping[int, int]
+
+
+_COLUMNS = (
+    "table_name, partition, fence, state, attempt, snapshot_id, sequence_number, rows, run_id, decided_at, done_at"
+)
+
+
+class Ledger:
+    """The ledger of one lake. Each method is one transaction of its own."""
+
+    def __init__(self, endpoint: PostgresEndpoint) -> None:
+        self.endpoint = endpoint
+
+    @contextmanager
+    def attempt(self, attempt: str, table: str, run_id: str) -> Iterator[None]:
+        """Register an attempt, and be known as alive for the length of the `with` block.
+
+        The row stays when the block ends: `forget` takes it, once nothing of the attempt is left in ClickHouse.
+        """
+        with connect(self.endpoint, autocommit=True) as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_lock(%s, %s)", (ATTEMPT_LOCKS, _lock_key(attempt)))
+            cursor.execute(
+                "INSERT INTO publication_attempts (attempt, table_name, run_id) VALUES (%s, %s, %s)",
+                (attempt, table, run_id),
+            )
+            yield  # closing the connection gives the lock back, and so does our death
+
+    def forget(self, attempt: str) -> None:
+        """Nothing of this attempt is left in ClickHouse."""
+        with connect(self.endpoint) as connection, connection.cursor() as cursor:
+            cursor.execute("DELETE FROM publication_attempts WHERE attempt = %s", (attempt,))
+
+    def claim(
+        self, attempt: str, table: str, run_id: str, claims: Sequence[Claim], *, force: bool = False
+    ) -> tuple[list[Publication], list[Publication]]:
+        """Move the ledger forward for each partition, in one transaction.
+
+        Gives the publications that this attempt won, and those that stand in the way of the rest: at the same or a
+        later snapshot already. With `force`, all are won.
+
+        :raises AttemptLostError: the attempt is registered no more.
+        """
+        won: list[Publication] = []
+        standing: list[Publication] = []
+        with connect(self.endpoint) as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT 1 FROM publication_attempts WHERE attempt = %s FOR SHARE", (attempt,))
+            if cursor.fetchone() is None:
+                raise AttemptLostError(
+                    f"Publication attempt {attempt} of {table} was cleaned up by another process.",
+                    hint="Run the task again.",
+                )
+            for claim in sorted(claims, key=lambda claim: claim.partition):  # one order: no deadlock
+                cursor.execute(
+                    "SELECT pg_advisory_xact_lock(%s, %s)", (PARTITION_LOCKS, _lock_key(f"{table}/{claim.partition}"))
+                )
+                current = _current(connection, table, claim.partition)
+                if current and not force and current.sequence_number >= claim.sequence_number:
+                    standing.append(current)
+                    continue
+                cursor.execute(
+                    "UPDATE publications SET state = 'superseded' "
+                    "WHERE table_name = %s AND partition = %s AND state = 'switching'",
+                    (table, claim.partition),
+                )
+                cursor.execute(
+                    "INSERT INTO publications (table_name, partition, fence, state, attempt, snapshot_id, "
+                    "sequence_number, rows, run_id) VALUES (%s, %s, %s, 'switching', %s, %s, %s, %s, %s) "
+                    f"RETURNING {_COLUMNS}",
+                    (
+                        table,
+                        claim.partition,
+                        (current.fence if current else 0) + 1,
+                        attempt,
+                        claim.snapshot_id,
+                        claim.sequence_number,
+                        _json(claim.rows),
+                        run_id,
+                    ),
+                )
+                won.append(_publication(_one(cursor.fetchone())))
+        return won, standing
+
+    def done(self, publication: Publication) -> bool:
+        """The switch is complete on every shard. False: a higher fence has come, and it is not ours to say."""
+        with connect(self.endpoint) as connection, connection.cursor() as cursor:
+            cursor.execute(
+                "UPDATE publications SET state = 'done', done_at = now() "
+                "WHERE table_name = %s AND partition = %s AND fence = %s AND state IN ('switching', 'done')",
+                (publication.table, publication.partition, publication.fence),
+            )
+            return bool(cursor.rowcount)
+
+    # --- reading
+
+    def current(self, table: str, partition: str) -> Publication | None:
+        """The publication with the highest fence of this partition."""
+        with connect(self.endpoint) as connection:
+            return _current(connection, table, partition)
+
+    def publications(self, table: str | None = None) -> list[Publication]:
+        """The current publication of every partition, by table and partition."""
+        return self._select(
+            f"SELECT DISTINCT ON (table_name, partition) {_COLUMNS} FROM publications "
+            "WHERE table_name = coalesce(%s, table_name) ORDER BY table_name, partition, fence DESC",
+            (table,),
+        )
+
+    def switching(self, table: str | None = None) -> list[Publication]:
+        """The publications that were decided and are not complete."""
+        return self._select(
+            f"SELECT {_COLUMNS} FROM publications WHERE state = 'switching' "
+            "AND table_name = coalesce(%s, table_name) ORDER BY table_name, partition",
+            (table,),
+        )
+
+    def lower_fences(self, publication: Publication) -> list[str]:
+        """The attempts that held this partition before, and are still registered."""
+        with connect(self.endpoint) as connection, connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT DISTINCT p.attempt FROM publications p JOIN publication_attempts a USING (attempt) "
+                "WHERE p.table_name = %s AND p.partition = %s AND p.fence < %s AND p.attempt <> %s",
+                (publication.table, publication.partition, publication.fence, publication.attempt),
+            )
+            return [attempt for (attempt,) in cursor.fetchall()]
+
+    def attempts(self, table: str | None = None) -> list[tuple[str, str]]:
+        """(attempt, table) of every registered attempt, alive or not."""
+        with connect(self.endpoint) as connection, connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT attempt, table_name FROM publication_attempts WHERE table_name = coalesce(%s, table_name) "
+                "ORDER BY started_at",
+                (table,),
+            )
+            return [(attempt, name) for attempt, name in cursor.fetchall()]
+
+    @contextmanager
+    def abandoned(self, attempt: str) -> Iterator[bool]:
+        """Whether nobody is behind an attempt. If so, nobody else can take it up for the length of the block."""
+        with connect(self.endpoint, autocommit=True) as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT pg_try_advisory_lock(%s, %s)", (ATTEMPT_LOCKS, _lock_key(attempt)))
+            yield bool(_one(cursor.fetchone())[0])
+
+    def _select(self, sql: str, parameters: tuple[Any, ...]) -> list[Publication]:
+        with connect(self.endpoint) as connection, connection.cursor() as cursor:
+            cursor.execute(sql, parameters)
+            return [_publication(row) for row in cursor.fetchall()]
+
+
+def _current(connection: Connection, table: str, partition: str) -> Publication | None:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"SELECT {_COLUMNS} FROM publications WHERE table_name = %s AND partition = %s ORDER BY fence DESC LIMIT 1",
+            (table, partition),
+        )
+        row = cursor.fetchone()
+        return _publication(row) if row else None
+
+
+def _publication(row: tuple[Any, ...]) -> Publication:
+    table, partition, fence, state, attempt, snapshot_id, sequence_number, rows, run_id, decided_at, done_at = row
+    return Publication(
+        table=table,
+        partition=partition,
+        fence=fence,
+        state=state,
+        attempt=attempt,
+        snapshot_id=snapshot_id,
+        sequence_number=sequence_number,
+        rows={int(shard): int(count) for shard, count in rows.items()},
+        run_id=run_id,
+        decided_at=decided_at,
+        done_at=done_at,
+    )
+
+
+def _one(row: tuple[Any, ...] | None) -> tuple[Any, ...]:
+    assert row is not None  # noqa: S101 - INSERT RETURNING and SELECT of a function always give a row
+    return row
+
+
+def _json(rows: Mapping[int, int]) -> Any:
+    from psycopg2.extras import Json
+
+    return Json({str(shard): count for shard, count in rows.items()})
+
+
+def _lock_key(text: str) -> int:
+    """A signed 32 bit number for PostgreSQL's advisory locks. Two names that share one only wait for each other."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big", signed=True)

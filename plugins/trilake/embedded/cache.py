@@ -1,0 +1,42 @@
+"""What is fetched once for all clones of this user: ``$XDG_CACHE_HOME/trilake``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from trilake.errors import ConfigurationError
+
+
+def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """Not made yet, perhaps."""
+    return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trilake"
+
+
+@contextmanager
+def filled_atomically(folder: Path) -> Iterator[Path]:
+    """A fresh folder to fill, which becomes `folder` when the block ends well and is removed when it does not.
+
+    Two may fill it at once: whoever ends first wins, the other's work is dropped.
+
+    :raises ConfigurationError: the cache cannot be written.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as e:
+        raise ConfigurationError(
+            f"The cache {folder.parent} cannot be written: {e.strerror}.",
+            hint="Make it writable, or set XDG_CACHE_HOME to a folder that you can write.",
+        ) from None
+    try:
+        yield fresh
+        fresh.chmod(0o755)
+        with suppress(OSError):  # there already, by another's hand
+            fresh.rename(folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)

@@ -1,0 +1,159 @@
+"""What the services are told (``config/``) and what everybody else is told about them (``connections.env``)."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trilake.embedded import airflow, postgres, s3
+from trilake.embedded.home import LOOPBACK, Home, format_environment, write_private
+from trilake.embedded.java import Java
+from trilake.embedded.processes import base_environment
+from trilake.endpoints import (
+    CLICKHOUSE_CONNECTION,
+    KUBERNETES_CONNECTION,
+    LAKE_CONNECTION,
+    OLTP_CONNECTION,
+    S3_CONNECTION,
+)
+
+CLUSTER = "trilake"
+SHARDS = ("shard_1", "shard_2")
+ANALYTICS = "analytics"
+NAMESPACE = "spark"
+JOBS_SECRET = "trilake-jobs"  # noqa: S105  the Secret's name
+_COLLECTIONS = ("lake", "raw", "artifacts")
+_CLICKHOUSE_MEMORY_BYTES = 1 << 30
+# Two drivers of this size and the services stay below 4 GiB.
+_DRIVERS = 2
+_DRIVER_MEMORY = "1g"
+
+
+def connections(ports: Mapping[str, int], secrets: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """The platform's Airflow connections, by id."""
+
+    def database(name: str) -> dict[str, Any]:
+        endpoint = postgres.endpoint(ports["postgres"], secrets, name)
+        return {
+            "conn_type": "postgres",
+            "host": endpoint.host,
+            "port": endpoint.port,
+            "login": endpoint.user,
+            "password": endpoint.password,
+            "schema": endpoint.database,
+        }
+
+    return {
+        S3_CONNECTION: {
+            "conn_type": "aws",
+            "login": secrets["s3_access_key_id"],
+            "password": secrets["s3_secret_access_key"],
+            "extra": {
+                "endpoint_url": s3.url(ports["s3"]),
+                "region_name": "us-east-1",
+                "config_kwargs": {"s3": {"addressing_style": "path"}},
+            },
+        },
+        LAKE_CONNECTION: database("lake"),
+        OLTP_CONNECTION: database("oltp"),
+        CLICKHOUSE_CONNECTION: {
+            "conn_type": "clickhouse_cluster",
+            "host": LOOPBACK,
+            "port": ports["clickhouse"],
+            "login": "trilake",
+            "password": secrets["clickhouse_trilake"],
+            "schema": ANALYTICS,
+            "extra": {
+                "cluster": CLUSTER,
+                "shards": [
+                    {"host": LOOPBACK, "port": ports["clickhouse"], "database": database} for database in SHARDS
+                ],
+            },
+        },
+        KUBERNETES_CONNECTION: {
+            "conn_type": "kubernetes",
+            "extra": {"kube_config": json.dumps(kubeconfig(ports, secrets)), "namespace": NAMESPACE},
+        },
+    }
+
+
+def kubeconfig(ports: Mapping[str, int], secrets: Mapping[str, str]) -> dict[str, Any]:
+    server = {"server": f"http://{LOOPBACK}:{ports['kubernetes']}"}
+    context = {"cluster": CLUSTER, "user": CLUSTER, "namespace": NAMESPACE}
+    return {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": CLUSTER, "cluster": server}],
+        "users": [{"name": CLUSTER, "user": {"token": secrets["kubernetes_token"]}}],
+        "contexts": [{"name": CLUSTER, "context": context}],
+        "current-context": CLUSTER,
+    }
+
+
+def write(home: Home, java: Java, spark_jars: Path) -> dict[str, str]:
+    """Write ``connections.env`` and the services' configurations.
+
+    :return: the environment that ``connections.env`` holds, complete for a process that knows nothing else.
+    :raises ConfigurationError: a file of the home is damaged, or no port is free.
+    """
+    ports, secrets = home.ports(), home.secrets()
+    known = {
+        f"AIRFLOW_CONN_{name.upper()}": json.dumps(document, separators=(",", ":"))
+        for name, document in connections(ports, secrets).items()
+    }
+    clickhouse = {
+        "host": LOOPBACK,
+        "port": ports["clickhouse"],
+        "data": str(home.data("clickhouse")),
+        "users": {"trilake": secrets["clickhouse_trilake"]},
+        "cluster": CLUSTER,
+        "shards": list(SHARDS),
+        "database": ANALYTICS,
+        "named_collections": {
+            bucket: {
+                "url": f"{s3.url(ports['s3'])}/{bucket}/",
+                "access_key_id": secrets["s3_access_key_id"],
+                "secret_access_key": secrets["s3_secret_access_key"],
+            }
+            for bucket in _COLLECTIONS
+        },
+        "max_memory_bytes": _CLICKHOUSE_MEMORY_BYTES,
+    }
+    spark = importlib.util.find_spec("pyspark")
+    kubernetes = {
+        "host": LOOPBACK,
+        "port": ports["kubernetes"],
+        "data": str(home.data("kubernetes")),
+        "token": secrets["kubernetes_token"],
+        "namespace": NAMESPACE,
+        "spark_home": str(Path(spark.origin).parent) if spark and spark.origin else "",
+        "java_home": str(java.home),
+        "jars": str(spark_jars),
+        "python": sys.executable,
+        "image_files": {"/opt/trilake/run_job.py": str(home.project / "docker/spark/run_job.py")},
+        "secrets": {
+            JOBS_SECRET: {name: text for name, text in known.items() if not name.endswith("KUBERNETES_DEFAULT")}
+        },
+        "max_running": _DRIVERS,
+        "driver_memory_cap": _DRIVER_MEMORY,
+    }
+    for name, document in (("clickhouse", clickhouse), ("kubernetes", kubernetes)):
+        home.data(name).mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_private(home.config(f"{name}.json"), json.dumps(document, indent=2) + "\n")
+    s3.write_configuration(home, ports["s3"], secrets)
+    airflow.write_configuration(home, secrets)
+    metadata = postgres.endpoint(ports["postgres"], secrets, "airflow")
+    environment = {
+        "TRILAKE_HOME": str(home.path),
+        "TRILAKE_PROJECT": str(home.project),
+        "JAVA_HOME": str(java.home),
+        "PYSPARK_PYTHON": sys.executable,
+        **airflow.settings(home, ports["airflow-api-server"], secrets, metadata),
+        **known,
+    }
+    write_private(home.connections_file, format_environment(environment))
+    return base_environment(home) | environment

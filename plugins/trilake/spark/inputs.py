@@ -1,0 +1,98 @@
+"""The input of a run, pinned: which objects, in which version, so that what is committed is what was read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from trilake.errors import TrilakeError
+from trilake.lake.data_set import RAW_BUCKET, DataSet
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+HEADER_BYTES = 65_536
+SUFFIX = ".csv"
+
+
+class InputError(TrilakeError):
+    """An input is missing, changed while it was read, or is not what the job reads."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """One object below bucket ``raw``."""
+
+    key: str
+    etag: str
+    size: int
+    partition: str
+
+    @property
+    def uri(self) -> str:
+        return f"s3a://{RAW_BUCKET}/{self.key}"
+
+
+def pin(client: S3Client, data_set: DataSet, partitions: Iterable[str]) -> tuple[Input, ...]:
+    """What lies below the prefixes of these partitions now.
+
+    :raises InputError: a partition has no object, or one that is no ``.csv``.
+    """
+    inputs: list[Input] = []
+    for partition in partitions:
+        prefix = data_set.raw_key(partition)
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=RAW_BUCKET, Prefix=prefix)
+        found = [
+            Input(item["Key"], item["ETag"], item["Size"], partition)
+            for page in pages
+            for item in page.get("Contents", ())
+            if not item["Key"].endswith("/")
+        ]
+        if not found:
+            raise InputError(
+                f"Nothing was ingested for {data_set.name} {partition}: s3://{RAW_BUCKET}/{prefix} is empty.",
+                hint="Run the ingest for this window first, or choose a window that the source has.",
+            )
+        for item in found:
+            if not item.key.endswith(SUFFIX):
+                raise InputError(f"s3://{RAW_BUCKET}/{item.key} is no {SUFFIX} file.", hint="Move it away.")
+        inputs += found
+    return tuple(inputs)
+
+
+def check_header(client: S3Client, inputs: Iterable[Input], header: str) -> None:
+    """:raises InputError: a file whose first line is not `header`: its columns are others, or in another order."""
+    for item in inputs:
+        if not item.size:
+            raise InputError(f"s3://{RAW_BUCKET}/{item.key} is empty.", hint="A file has at least its header line.")
+        answer = client.get_object(Bucket=RAW_BUCKET, Key=item.key, Range=f"bytes=0-{HEADER_BYTES - 1}")
+        first = answer["Body"].read().split(b"\n", 1)[0].rstrip(b"\r").decode("utf-8", errors="replace")
+        if first != header:
+            raise InputError(
+                f"The header of s3://{RAW_BUCKET}/{item.key} is {first[:200]!r}, the job reads {header!r}.",
+                hint="Mend the file, or the job's schema.",
+            )
+
+
+def check_unchanged(client: S3Client, inputs: Iterable[Input]) -> None:
+    """:raises InputError: an object is not the one that was pinned."""
+    from botocore.exceptions import ClientError
+
+    for item in inputs:
+        try:
+            etag = client.head_object(Bucket=RAW_BUCKET, Key=item.key)["ETag"]
+        except ClientError:
+            etag = "gone"
+        if etag != item.etag:
+            raise InputError(
+                f"s3://{RAW_BUCKET}/{item.key} changed while the job read it.",
+                hint="Nothing was committed. Run it again.",
+            )
+
+
+def digest(inputs: Iterable[Input]) -> str:
+    """Stands for the whole list, in the snapshot's properties."""
+    lines = sorted(f"{item.key} {item.etag}" for item in inputs)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

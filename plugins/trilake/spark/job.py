@@ -1,0 +1,364 @@
+"""What a Spark job is written with: `Job` reads its inputs, and commits what it made, with every row accounted for.
+
+def main(arguments):
+    with Job(arguments) as job:
+        orders = job.read(SCHEMA)
+        job.commit(curate(orders.rows), orders)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from trilake import s3
+from trilake.endpoints import Endpoints
+from trilake.errors import ConfigurationError, CountMismatchError
+from trilake.lake import DataSet, Window
+from trilake.lake.catalog import CATALOG, COUNTS_PROPERTY, RUN_PROPERTY, load_table, open_catalog, plan
+from trilake.spark import inputs
+from trilake.spark.delimited import REASON, ROW, header_of, parse_lines, refuse
+from trilake.spark.session import build_session
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column, DataFrame, SparkSession
+    from pyspark.sql.types import StructType
+
+log = logging.getLogger(__name__)
+
+INPUTS_PROPERTY = "trilake.inputs"
+COMMIT_PROPERTY = "trilake.commit"
+
+# New Iceberg tables. Format 2 with copy-on-write only (a publication pulls plain files); rows are brought together by
+# partition before they are written, so that a partition is one file and not one per task.
+_TABLE_PROPERTIES = {
+    "format-version": "2",
+    "write.distribution-mode": "hash",
+    "write.parquet.compression-codec": "zstd",
+    "commit.retry.num-retries": "10",
+    "write.metadata.delete-after-commit.enabled": "true",
+    "write.metadata.previous-versions-max": "100",
+}
+
+_QUARANTINE_COLUMNS = (
+    "`partition` string NOT NULL, file string NOT NULL, reason string NOT NULL, raw string, run string NOT NULL, "
+    "quarantined_at timestamp NOT NULL"
+)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Rows of one partition. What went in is what came out plus what is accounted for."""
+
+    rows_in: int = 0
+    curated: int = 0
+    quarantined: int = 0
+    duplicates: int = 0
+
+    def check(self, where: str) -> None:
+        """:raises CountMismatchError: the sum does not hold."""
+        if self.rows_in != self.curated + self.quarantined + self.duplicates:
+            raise CountMismatchError(
+                f"{where}: {self.rows_in} rows came in; {self.curated} curated, {self.quarantined} quarantined and "
+                f"{self.duplicates} exact duplicates make {self.curated + self.quarantined + self.duplicates}.",
+                hint="The job's transformation has to keep every row: no inner join, no filter.",
+            )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows of one data set's raw files.
+
+    :param rows: good rows, each once, in the columns of the schema.
+    :param parsed: all lines, see `trilake.spark.delimited.parse_lines`.
+    :param distinct: good rows once, with ``copies``, how often each stood there.
+    """
+
+    data_set: DataSet
+    inputs: tuple[inputs.Input, ...]
+    rows: DataFrame
+    parsed: DataFrame
+    distinct: DataFrame
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What was committed, as `--result` tells it to whoever submitted the job."""
+
+    table: str
+    snapshot_id: int
+    sequence_number: int
+    counts: Mapping[str, Counts]
+    seconds: float
+
+
+class Job:
+    """One run of one job. A context manager: leaving it stops Spark.
+
+    :param arguments: the command line: ``--data-set JSON --start 2013-01 --end 2013-12 --run ID [--result s3://...]``.
+    :param endpoints: by default those of the environment.
+    :param spark: by default a new session.
+    """
+
+    def __init__(
+        self, arguments: Sequence[str], *, endpoints: Endpoints | None = None, spark: SparkSession | None = None
+    ) -> None:
+        options = _parser().parse_args(list(arguments))
+        self.data_set = DataSet.from_json(options.data_set)
+        self.window: Window = self.data_set.window(options.start, options.end or None)
+        self.run_id: str = options.run
+        self._result: str = options.result
+        self.endpoints = endpoints or Endpoints.from_environment()
+        self._own_session = spark is None
+        self._started = time.monotonic()
+        self.spark = spark or build_session(self.endpoints, f"{self.data_set.name} {self.window}")
+        self.spark.sparkContext.setLogLevel("WARN")
+        self._batches: list[Batch] = []
+
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._own_session:
+            self.spark.stop()
+
+    @cached_property
+    def _s3(self) -> Any:
+        return s3.client(self.endpoints.s3)
+
+    # --- reading
+
+    def read(self, schema: StructType, data_set: DataSet | None = None, *, date: Column | None = None) -> Batch:
+        """The raw CSV files of a data set in this run's window: good rows apart from refused ones, duplicates dropped.
+
+        :param data_set: by default the job's own.
+        :param date: how a row's date follows from its columns, where it is not a column of the schema by itself.
+        :raises trilake.spark.inputs.InputError: no file for a partition, or one with another header.
+        """
+        from pyspark.sql import functions as F
+
+        data_set = data_set or self.data_set
+        pinned = inputs.pin(self._s3, data_set, self.window)
+        inputs.check_header(self._s3, pinned, header_of(schema))
+        key = F.regexp_extract(F.col("_metadata.file_path"), "^[a-z0-9]+://[^/]+/(.*)$", 1)
+        lines = (
+            self.spark.read.option("lineSep", "\n")
+            .text([item.uri for item in pinned])
+            .select(key.alias("file"), F.regexp_replace("value", "\r$", "").alias("raw"))
+            .withColumn("partition", F.split_part("file", F.lit("/"), F.lit(2)))
+        )
+        parsed = parse_lines(lines, schema)
+        if date is None and data_set.date in schema.fieldNames():
+            date = F.col(f"{ROW}.{data_set.date}")
+        if date is not None:
+            # A partition is recomputed from its own prefix alone: a row that belongs to another one would vanish with
+            # that one's next run.
+            pattern = "yyyy-MM" if data_set.grain == "month" else "yyyy-MM-dd"
+            outside = F.coalesce(F.date_format(date, pattern) != F.col("partition"), F.lit(True))
+            parsed = refuse(parsed, outside, "outside_window")
+        parsed = parsed.persist()
+        # the partition keeps two files' equal lines of different partitions apart
+        distinct = (
+            parsed.where(F.col(REASON).isNull()).groupBy("partition", ROW).agg(F.count("*").alias("copies")).persist()
+        )
+        batch = Batch(data_set, pinned, distinct.select(f"{ROW}.*"), parsed, distinct)
+        self._batches.append(batch)
+        return batch
+
+    def table(self, data_set: DataSet) -> DataFrame:
+        """The curated rows of a data set, as of now."""
+        return self.spark.table(f"{CATALOG}.{data_set.curated}")
+
+    # --- writing
+
+    def commit(self, curated: DataFrame, batch: Batch | None = None) -> Commit:
+        """Replace the window's partitions of the job's Iceberg table by `curated`, in one snapshot.
+
+        Refused rows of everything read go to the quarantine tables first: two tables do not commit together, and both
+        are replaced by partition, so a run that dies in between is put right by the next one.
+
+        :param batch: what `curated` was made of, row for row. Then every row is accounted for.
+        :raises CountMismatchError: rows were lost or made on the way. Nothing was committed.
+        :raises trilake.spark.inputs.InputError: an input changed. Nothing was committed.
+        """
+        from pyspark.sql import functions as F
+
+        data_set = self.data_set
+        if data_set.grain is None or data_set.date is None:
+            raise ConfigurationError(f"Data set {data_set.name} has no grain: write it whole, without a job.")
+        curated = curated.persist()
+        counts = self._count(curated, batch)
+        for partition, count in counts.items():
+            if batch is not None:
+                count.check(f"{data_set.name} {partition}")
+        for read in self._batches:
+            inputs.check_unchanged(self._s3, read.inputs)
+        for read in self._batches:
+            self._quarantine(read)
+        self._create(data_set, curated.schema)
+        token = uuid.uuid4().hex
+        date = F.col(data_set.date)
+        writer = curated.writeTo(f"{CATALOG}.{data_set.curated}")
+        for key, value in {
+            RUN_PROPERTY: self.run_id,
+            COMMIT_PROPERTY: token,
+            COUNTS_PROPERTY: json.dumps({name: vars(count) for name, count in counts.items()}),
+            INPUTS_PROPERTY: inputs.digest(item for read in self._batches for item in read.inputs),
+        }.items():
+            writer = writer.option(f"snapshot-property.{key}", value)
+        # By the window's dates and not `overwritePartitions`: that leaves a partition alone that has no row any more.
+        writer.overwrite((date >= F.lit(self.window.start)) & (date < F.lit(self.window.stop)))
+        commit = self._verify(token, counts)
+        log.warning("Committed snapshot %s of %s: %s", commit.snapshot_id, commit.table, _totals(counts))
+        self._tell(commit)
+        return commit
+
+    def _count(self, curated: DataFrame, batch: Batch | None) -> dict[str, Counts]:
+        """Per partition, each figure from its own source: lines, refused lines, copies, and the rows to be written."""
+        from pyspark.sql import functions as F
+
+        pattern = "yyyy-MM" if self.data_set.grain == "month" else "yyyy-MM-dd"
+        by_date = F.date_format(F.col(str(self.data_set.date)), pattern)
+        made = {row[0]: row[1] for row in curated.groupBy(by_date).count().collect()}
+        outside = sorted(str(name) for name in made if name not in self.window.partitions)
+        if outside:
+            raise CountMismatchError(
+                f"The job made rows of {self.data_set.name} outside of its window {self.window}: "
+                f"{', '.join(outside[:5])}."
+            )
+        if batch is None:
+            return {name: Counts(made.get(name, 0), made.get(name, 0)) for name in self.window}
+        lines = {
+            row["partition"]: row
+            for row in batch.parsed.groupBy("partition")
+            .agg(F.count("*").alias("lines"), F.count(REASON).alias("refused"))
+            .collect()
+        }
+        copies = {
+            row["partition"]: row["extra"]
+            for row in batch.distinct.groupBy("partition")
+            .agg((F.sum("copies") - F.count("*")).alias("extra"))
+            .collect()
+        }
+        return {
+            name: Counts(
+                rows_in=lines[name]["lines"] if name in lines else 0,
+                curated=made.get(name, 0),
+                quarantined=lines[name]["refused"] if name in lines else 0,
+                duplicates=copies.get(name, 0),
+            )
+            for name in self.window
+        }
+
+    def _create(self, data_set: DataSet, schema: StructType) -> None:
+        """Make the table, or give it the columns that are new."""
+        name = f"{CATALOG}.{data_set.curated}"
+        self.spark.sql(f"CREATE NAMESPACE IF NOT EXISTS {name.rsplit('.', 1)[0]}")
+        if self.spark.catalog.tableExists(name):
+            known = set(self.spark.table(name).columns)
+            new = [field for field in schema.fields if field.name not in known]
+            if new:
+                added = ", ".join(f"`{field.name}` {field.dataType.simpleString()}" for field in new)
+                self.spark.sql(f"ALTER TABLE {name} ADD COLUMNS ({added})")
+            return
+        required = (data_set.date, data_set.shard_by)
+        columns = ", ".join(
+            f"`{field.name}` {field.dataType.simpleString()}{' NOT NULL' if field.name in required else ''}"
+            for field in schema.fields
+        )
+        shards = len(self.endpoints.clickhouse.shards)
+        layout = f"{data_set.grain}s(`{data_set.date}`), bucket({shards}, `{data_set.shard_by}`)"
+        self.spark.sql(
+            f"CREATE TABLE IF NOT EXISTS {name} ({columns}) USING iceberg PARTITIONED BY ({layout}) "
+            f"TBLPROPERTIES ({_properties()})"
+        )
+
+    def _quarantine(self, batch: Batch) -> None:
+        from pyspark.sql import functions as F
+
+        name = f"{CATALOG}.{batch.data_set.quarantine}"
+        self.spark.sql(f"CREATE NAMESPACE IF NOT EXISTS {name.rsplit('.', 1)[0]}")
+        self.spark.sql(
+            f"CREATE TABLE IF NOT EXISTS {name} ({_QUARANTINE_COLUMNS}) USING iceberg PARTITIONED BY (`partition`) "
+            f"TBLPROPERTIES ({_properties()})"
+        )
+        refused = batch.parsed.where(F.col(REASON).isNotNull()).select(
+            "partition",
+            "file",
+            REASON,
+            "raw",
+            F.lit(self.run_id).alias("run"),
+            F.current_timestamp().alias("quarantined_at"),
+        )
+        (
+            refused.writeTo(name)
+            .option(f"snapshot-property.{RUN_PROPERTY}", self.run_id)
+            .overwrite(F.col("partition").isin(*self.window.partitions))
+        )
+
+    def _verify(self, token: str, counts: Mapping[str, Counts]) -> Commit:
+        """The counts once more, from the files that were written. What a task's retry wrote twice would show here."""
+        catalog = open_catalog(self.endpoints.lake, self.endpoints.s3)
+        try:
+            table = load_table(catalog, self.data_set.curated)
+            ours = next(
+                snapshot
+                for snapshot in reversed(table.snapshots())
+                if snapshot.summary and snapshot.summary.additional_properties.get(COMMIT_PROPERTY) == token
+            )
+            written = plan(table, self.data_set, self.window.partitions, ours.snapshot_id)
+        finally:
+            catalog.close()
+        for partition in written.partitions:
+            if partition.rows != counts[partition.partition].curated:
+                raise CountMismatchError(
+                    f"{self.data_set.curated} {partition.partition}: {counts[partition.partition].curated} rows were "
+                    f"curated, snapshot {ours.snapshot_id} holds {partition.rows}.",
+                    hint="Do not publish it; run the window again.",
+                )
+        return Commit(
+            table=self.data_set.curated,
+            snapshot_id=written.snapshot_id,
+            sequence_number=written.sequence_number,
+            counts=counts,
+            seconds=round(time.monotonic() - self._started, 1),
+        )
+
+    def _tell(self, commit: Commit) -> None:
+        if not self._result:
+            return
+        bucket, _, key = self._result.removeprefix("s3://").partition("/")
+        document = {
+            "table": commit.table,
+            "snapshot_id": commit.snapshot_id,
+            "sequence_number": commit.sequence_number,
+            "counts": {name: vars(count) for name, count in commit.counts.items()},
+            "seconds": commit.seconds,
+        }
+        self._s3.put_object(Bucket=bucket, Key=key, Body=json.dumps(document).encode())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="A Trilake Spark job")
+    parser.add_argument("--data-set", required=True, help="what it makes, as DataSet.to_json() tells it")
+    parser.add_argument("--start", required=True, help="the first partition, such as 2013-02")
+    parser.add_argument("--end", default="", help="the last partition; by default the first")
+    parser.add_argument("--run", default="by hand", help="the run that the snapshot's properties name")
+    parser.add_argument("--result", default="", help="s3:// address for what was committed, as JSON")
+    return parser
+
+
+def _properties() -> str:
+    return ", ".join(f"'{key}' = '{value}'" for key, value in _TABLE_PROPERTIES.items())
+
+
+def _totals(counts: Mapping[str, Counts]) -> str:
+    rows = [vars(count) for count in counts.values()]
+    return ", ".join(f"{name} {sum(row[name] for row in rows)}" for name in vars(Counts()))

@@ -1,0 +1,47 @@
+"""The Spark session of a job: what its SparkApplication says, and the addresses and keys of the environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from trilake.endpoints import Endpoints
+from trilake.lake.catalog import CATALOG
+from trilake.spark.application import SPARK_CONF
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+
+def endpoint_conf(endpoints: Endpoints) -> dict[str, str]:
+    """Settings that hold addresses and keys. They are set inside the driver, so that they stand in no manifest and on
+    no command line; Spark redacts them in its UI and event log by their names (password, secret, access.key).
+    """
+    s3, lake = endpoints.s3, endpoints.lake
+    return {
+        "spark.hadoop.fs.s3a.endpoint": s3.url,
+        "spark.hadoop.fs.s3a.endpoint.region": s3.region,
+        "spark.hadoop.fs.s3a.connection.ssl.enabled": str(s3.url.startswith("https:")).lower(),
+        "spark.hadoop.fs.s3a.access.key": s3.access_key_id,
+        "spark.hadoop.fs.s3a.secret.key": s3.secret_access_key,
+        f"spark.sql.catalog.{CATALOG}.uri": lake.jdbc_url,
+        f"spark.sql.catalog.{CATALOG}.jdbc.user": lake.user,
+        f"spark.sql.catalog.{CATALOG}.jdbc.password": lake.password,
+    }
+
+
+def build_session(endpoints: Endpoints, name: str, conf: Mapping[str, str] | None = None) -> SparkSession:
+    """The session of a driver. spark-submit's own settings (the SparkApplication's) win over the common ones.
+
+    :param conf: more settings, over all others.
+    """
+    from pyspark import SparkConf
+    from pyspark.sql import SparkSession
+
+    spark_conf = SparkConf()
+    spark_conf.setIfMissing("spark.app.name", name)
+    for key, value in SPARK_CONF.items():
+        spark_conf.setIfMissing(key, value)
+    for key, value in {**endpoint_conf(endpoints), **(conf or {})}.items():
+        spark_conf.set(key, value)
+    return SparkSession.builder.config(conf=spark_conf).getOrCreate()

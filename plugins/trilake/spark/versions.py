@@ -1,0 +1,162 @@
+"""Job code in S3, by content: ``s3://artifacts/jobs/<version>/``. A run in flight keeps its code; no image is built.
+
+A version is named by the digest of its manifest, and the manifest holds the digest of the zip: whoever fetches a
+version can tell that it got that one (``docker/spark/run_job.py`` does).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trilake.errors import ConfigurationError
+from trilake.lake.data_set import ARTIFACTS_BUCKET
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+CURRENT_KEY = "jobs/current"
+
+# What a driver needs of the package: the layers that do not know Airflow.
+CORE = (
+    "__init__.py",
+    "endpoints.py",
+    "errors.py",
+    "migrations.py",
+    "postgres.py",
+    "s3.py",
+    "clickhouse",
+    "lake",
+    "sources",
+    "spark",
+)
+
+# The data sets that DAGs and jobs share, beside the DAGs.
+DATA_SETS = "data_sets.py"
+
+_VERSION = re.compile(r"[0-9a-f]{16}")
+# A zip's files carry a time; one for all keeps the zip's bytes a function of its content alone.
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+def push(s3: S3Client, project_folder: Path) -> str:
+    """Put the project's job code into S3, if it is not there yet, and make it the current version.
+
+    :param project_folder: holds ``spark_jobs/`` and ``plugins/trilake/``.
+    :return: the version: 16 hexadecimal digits, the same for the same files.
+    :raises ConfigurationError: the folder has no jobs, or a job has the name of a package that it would hide.
+    """
+    files = dict(_files(project_folder))
+    archive = _zip(files)
+    manifest = json.dumps(
+        {
+            "files": {name: _digest(content) for name, content in files.items()},
+            "jobs": sorted(name[:-3] for name in files if "/" not in name and name != DATA_SETS),
+            "sha256": _digest(archive),
+            "size": len(archive),
+        },
+        indent=1,
+        sort_keys=True,
+    ).encode()
+    version = _digest(manifest)[:16]
+    if not exists(s3, version):
+        s3.put_object(Bucket=ARTIFACTS_BUCKET, Key=_key(version, "jobs.zip"), Body=archive)
+        # The manifest last: it says that the version is whole.
+        s3.put_object(
+            Bucket=ARTIFACTS_BUCKET, Key=_key(version, "manifest.json"), Body=manifest, ContentType="application/json"
+        )
+    s3.put_object(Bucket=ARTIFACTS_BUCKET, Key=CURRENT_KEY, Body=version.encode(), ContentType="text/plain")
+    return version
+
+
+def current(s3: S3Client) -> str:
+    """The version pushed last.
+
+    :raises ConfigurationError: none was pushed.
+    """
+    text = _read(s3, CURRENT_KEY)
+    if text is None:
+        raise ConfigurationError(
+            f"No job code in s3://{ARTIFACTS_BUCKET}/{CURRENT_KEY}.", hint="Push it with `trilake jobs push`."
+        )
+    return text.decode().strip()
+
+
+def exists(s3: S3Client, version: str) -> bool:
+    """Whether a whole version of that name lies in S3."""
+    if not _VERSION.fullmatch(version):
+        return False
+    try:
+        s3.head_object(Bucket=ARTIFACTS_BUCKET, Key=_key(version, "manifest.json"))
+    except s3.exceptions.ClientError as e:
+        if e.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 404:
+            return False
+        raise
+    return True
+
+
+def jobs(s3: S3Client, version: str) -> list[str]:
+    """The names of the jobs of a version.
+
+    :raises ConfigurationError: there is no such version.
+    """
+    text = _read(s3, _key(version, "manifest.json")) if _VERSION.fullmatch(version) else None
+    if text is None:
+        raise ConfigurationError(
+            f"There is no job code of version {version!r} in s3://{ARTIFACTS_BUCKET}/jobs/.",
+            hint="Push it with `trilake jobs push`, or leave the version out to run the current one.",
+        )
+    names: list[str] = json.loads(text)["jobs"]
+    return names
+
+
+def _read(s3: S3Client, key: str) -> bytes | None:
+    try:
+        return s3.get_object(Bucket=ARTIFACTS_BUCKET, Key=key)["Body"].read()
+    except s3.exceptions.ClientError as e:
+        if e.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 404:
+            return None
+        raise
+
+
+def _files(project_folder: Path) -> Iterator[tuple[str, bytes]]:
+    """Name in the zip and content, in the order of names."""
+    jobs_folder, package = project_folder / "spark_jobs", project_folder / "plugins" / "trilake"
+    found = {path.name: path for path in jobs_folder.glob("*.py") if path.name != "__init__.py"}
+    if not found:
+        raise ConfigurationError(f"There is no job in {jobs_folder}.", hint="A job is a file spark_jobs/<name>.py.")
+    if "trilake.py" in found:
+        raise ConfigurationError(f"{found['trilake.py']} would hide the package trilake.", hint="Rename the job.")
+    if (data_sets := project_folder / "dags" / DATA_SETS).is_file():
+        found[DATA_SETS] = data_sets
+    for part in CORE:
+        path = package / part
+        for source in sorted(path.rglob("*.py")) if path.is_dir() else [path] if path.is_file() else []:
+            found[f"trilake/{source.relative_to(package).as_posix()}"] = source
+    for name in sorted(found):
+        yield name, found[name].read_bytes()
+
+
+def _zip(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    # Stored, not deflated: compressors of two machines need not agree, and this is a few hundred kilobytes.
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in files.items():
+            entry = zipfile.ZipInfo(name, date_time=_EPOCH)
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, content)
+    return buffer.getvalue()
+
+
+def _key(version: str, name: str) -> str:
+    return f"jobs/{version}/{name}"
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

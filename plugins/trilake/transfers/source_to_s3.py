@@ -1,0 +1,68 @@
+"""Ingest: what a source gave, unchanged, into the data set's raw prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from trilake.assets import landed
+from trilake.errors import ConfigurationError
+from trilake.hooks.lake import LakeHook
+from trilake.lake import DataSet, Window
+from trilake.lake.data_set import RAW_BUCKET
+from trilake.operators.window import WindowedOperator
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+class SourceToS3Operator(WindowedOperator):
+    """Writes a source's files to ``s3://raw/<data set>/<partition>/<file name>``. Run again, it replaces them.
+
+    :param data_set: whose raw files these are.
+    :param source: gives (partition, content) for a window.
+    :param file_name: the last part of the key.
+    """
+
+    def __init__(
+        self,
+        *,
+        data_set: DataSet,
+        source: Callable[[Window], Iterator[tuple[str, bytes]]],
+        file_name: str,
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("outlets", [landed(data_set)])
+        super().__init__(data_set=data_set, **kwargs)
+        self.source = source
+        self.file_name = file_name
+
+    def execute(self, context: Context) -> dict[str, dict[str, Any]]:
+        """Gives, per partition, what was written: key, ETag, bytes and lines.
+
+        :raises ConfigurationError: the source has nothing for a partition of the window.
+        """
+        window = self.window(context)
+        data_set: DataSet = self.data_set  # type: ignore[assignment]  # this operator's constructor requires it
+        client = LakeHook().s3_client()
+        written: dict[str, dict[str, Any]] = {}
+        for partition, content in self.source(window):
+            key = data_set.raw_key(partition, self.file_name)
+            answer = client.put_object(Bucket=RAW_BUCKET, Key=key, Body=content)
+            written[partition] = {
+                "key": key,
+                "etag": answer["ETag"].strip('"'),
+                "bytes": len(content),
+                "lines": content.count(b"\n"),
+            }
+            self.log.info("s3://%s/%s: %s bytes", RAW_BUCKET, key, len(content))
+        missing = [partition for partition in window if partition not in written]
+        if missing:
+            raise ConfigurationError(
+                f"The source of {data_set.name} has nothing for {', '.join(missing[:3])}"
+                f"{' and more' if len(missing) > 3 else ''}.",
+                hint="Choose a window that it has.",
+            )
+        for outlet in self.outlets:
+            context["outlet_events"][outlet].add_partitions(sorted(written))
+        return written

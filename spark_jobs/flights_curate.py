@@ -1,0 +1,86 @@
+"""Flights of New York, one row each, with the weather of their hour and the plane that flew them."""
+
+from collections.abc import Sequence
+
+from data_sets import PLANES, WEATHER
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.types import DoubleType, IntegerType, StringType, StructField, StructType, TimestampType
+
+from trilake.spark.job import Job
+
+
+def _field(name: str, kind: type, *, required: bool = False) -> StructField:
+    return StructField(name, kind(), nullable=not required)
+
+
+FLIGHTS_CSV = StructType(
+    [
+        _field("year", IntegerType, required=True),
+        _field("month", IntegerType, required=True),
+        _field("day", IntegerType, required=True),
+        _field("dep_time", IntegerType),
+        _field("sched_dep_time", IntegerType, required=True),
+        _field("dep_delay", IntegerType),
+        _field("arr_time", IntegerType),
+        _field("sched_arr_time", IntegerType, required=True),
+        _field("arr_delay", IntegerType),
+        _field("carrier", StringType, required=True),
+        _field("flight", IntegerType, required=True),
+        _field("tailnum", StringType),
+        _field("origin", StringType, required=True),
+        _field("dest", StringType, required=True),
+        _field("air_time", IntegerType),
+        _field("distance", IntegerType, required=True),
+        _field("hour", IntegerType, required=True),
+        _field("minute", IntegerType, required=True),
+        _field("time_hour", TimestampType, required=True),
+    ]
+)
+
+WEATHER_CSV = StructType(
+    [
+        _field("origin", StringType, required=True),
+        _field("year", IntegerType, required=True),
+        _field("month", IntegerType, required=True),
+        _field("day", IntegerType, required=True),
+        _field("hour", IntegerType, required=True),
+        *(_field(name, DoubleType) for name in ("temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust")),
+        *(_field(name, DoubleType) for name in ("precip", "pressure", "visib")),
+        _field("time_hour", TimestampType, required=True),
+    ]
+)
+
+
+def curate(flights: DataFrame, weather: DataFrame, planes: DataFrame) -> DataFrame:
+    """Every flight, whether or not its weather or its plane is known."""
+    hourly = weather.dropDuplicates(["origin", "time_hour"])
+    known = planes.dropDuplicates(["tailnum"]).withColumnRenamed("year", "plane_year")
+    return (
+        flights.withColumn("flight_date", F.make_date("year", "month", "day"))
+        .withColumn("cancelled", F.col("dep_time").isNull())
+        .join(
+            F.broadcast(hourly.select("origin", "time_hour", "temp", "wind_speed", "precip", "visib")),
+            on=["origin", "time_hour"],
+            how="left",
+        )
+        .join(
+            F.broadcast(known.select("tailnum", "plane_year", "manufacturer", "model", "seats")),
+            on="tailnum",
+            how="left",
+        )
+        .select(
+            *FLIGHTS_CSV.fieldNames(),
+            *("flight_date", "cancelled", "temp", "wind_speed", "precip", "visib"),
+            *("plane_year", "manufacturer", "model", "seats"),
+        )
+    )
+
+
+def main(arguments: Sequence[str]) -> None:
+    with Job(arguments) as job:
+        # the airlines' own calendar is New York's, time_hour is UTC: a row's month comes from the former
+        day = F.make_date("row.year", "row.month", "row.day")
+        flights = job.read(FLIGHTS_CSV, date=day)
+        weather = job.read(WEATHER_CSV, WEATHER, date=day)
+        job.commit(curate(flights.rows, weather.rows, job.table(PLANES)), flights)

@@ -1,0 +1,8 @@
+-- A dimension: whole on every shard.
+CREATE TABLE airlines
+(
+    carrier String,
+    name    String
+)
+ENGINE = MergeTree
+ORDER BY carrier

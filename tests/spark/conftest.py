@@ -1,0 +1,24 @@
+"""One local Spark session for the tests of jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from pyspark.sql import SparkSession
+
+# What every job's session has; a test that parses differently from production would prove nothing.
+from trilake.spark.application import SPARK_CONF
+
+_NO_CATALOG = {key: value for key, value in SPARK_CONF.items() if "catalog" not in key and "extensions" not in key}
+
+
+@pytest.fixture(scope="session")
+def spark() -> Iterator[SparkSession]:
+    builder = SparkSession.builder.master("local[1]").appName("tests")
+    for key, value in {**_NO_CATALOG, "spark.sql.shuffle.partitions": "1", "spark.ui.enabled": "false"}.items():
+        builder = builder.config(key, value)
+    session = builder.getOrCreate()
+    session.sparkContext.setLogLevel("ERROR")
+    yield session
+    session.stop()

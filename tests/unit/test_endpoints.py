@@ -1,0 +1,77 @@
+"""Endpoints are read from connections, and keep their secrets to themselves."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from trilake.endpoints import Endpoints, EnvironmentConnection
+from trilake.errors import ConfigurationError
+
+SECRET = "s3cr3t/+ @:%"
+ENVIRON = {
+    "AIRFLOW_CONN_AWS_DEFAULT": json.dumps(
+        {
+            "conn_type": "aws",
+            "login": "key",
+            "password": SECRET,
+            "extra": {"endpoint_url": "http://vps-1:7070/", "region_name": "us-east-1"},
+        }
+    ),
+    "AIRFLOW_CONN_POSTGRES_LAKE": json.dumps(
+        {"conn_type": "postgres", "host": "vps-1", "port": 5433, "login": "lake", "password": SECRET, "schema": "lake"}
+    ),
+    "AIRFLOW_CONN_POSTGRES_OLTP": json.dumps(
+        {"conn_type": "postgres", "host": "vps-1", "login": "oltp", "password": SECRET, "schema": "oltp"}
+    ),
+    "AIRFLOW_CONN_CLICKHOUSE_CLUSTER_DEFAULT": json.dumps(
+        {
+            "conn_type": "clickhouse_cluster",
+            "host": "vps-3",
+            "port": 8123,
+            "login": "etl_writer",
+            "password": SECRET,
+            "schema": "analytics",
+            "extra": json.dumps({"shards": [{"database": "shard_1"}, {"port": 8124, "database": "shard_2"}]}),
+        }
+    ),
+}
+
+
+def test_endpoints_are_read_from_connections_in_the_environment() -> None:
+    endpoints = Endpoints.from_environment(ENVIRON)
+    assert endpoints.s3.url == "http://vps-1:7070"
+    assert endpoints.lake.port == 5433
+    assert endpoints.oltp.port == 5432
+    assert [(s.number, s.host, s.port, s.database) for s in endpoints.clickhouse.shards] == [
+        (1, "vps-3", 8123, "shard_1"),
+        (2, "vps-3", 8124, "shard_2"),
+    ]
+    assert not endpoints.clickhouse.one_server
+
+
+def test_a_password_with_odd_characters_survives_the_address() -> None:
+    from sqlalchemy.engine import make_url
+
+    assert make_url(Endpoints.from_environment(ENVIRON).lake.uri).password == SECRET
+
+
+def test_no_representation_shows_a_secret() -> None:
+    connection = EnvironmentConnection.read("aws_default", ENVIRON)
+    assert SECRET not in f"{Endpoints.from_environment(ENVIRON)!r} {connection!r}"
+
+
+@pytest.mark.parametrize("text", ["{not json " + SECRET, f'["{SECRET}"]', '{"port": "' + SECRET + '"}'])
+def test_a_broken_connection_is_an_error_that_does_not_show_it(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="AIRFLOW_CONN_AWS_DEFAULT") as error:
+        EnvironmentConnection.read("aws_default", {"AIRFLOW_CONN_AWS_DEFAULT": text})
+    assert SECRET not in str(error.value)
+    assert error.value.__cause__ is None
+    assert error.value.__suppress_context__
+
+
+@pytest.mark.parametrize("missing", sorted(ENVIRON))
+def test_a_missing_connection_is_named(missing: str) -> None:
+    with pytest.raises(ConfigurationError, match=missing):
+        Endpoints.from_environment({key: value for key, value in ENVIRON.items() if key != missing})

@@ -1,0 +1,184 @@
+"""Job code in S3: what is pushed, what is fetched, what is refused."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import boto3
+import pytest
+from moto import mock_aws
+
+from trilake.errors import ConfigurationError
+from trilake.spark import versions
+
+PROJECT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with mock_aws():
+        client = boto3.client("s3", aws_access_key_id="test", aws_secret_access_key="test")
+        client.create_bucket(Bucket="artifacts")
+        yield client
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "spark_jobs").mkdir()
+    (tmp_path / "spark_jobs" / "greet.py").write_text("def main(arguments):\n    return ['greet', *arguments]\n")
+    core = tmp_path / "plugins" / "trilake"
+    for name in ("__init__.py", "errors.py", "lake/__init__.py", "operators/__init__.py", "cli.py"):
+        (core / name).parent.mkdir(parents=True, exist_ok=True)
+        (core / name).write_text(f"# {name}\n")
+    return tmp_path
+
+
+@pytest.fixture
+def run_job(monkeypatch: pytest.MonkeyPatch, s3: Any) -> Iterator[ModuleType]:
+    """The image's main file, with S3 behind it as a driver has it."""
+    spec = importlib.util.spec_from_file_location("run_job", PROJECT / "docker" / "spark" / "run_job.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    extra = {"endpoint_url": "https://s3.amazonaws.com", "region_name": "us-east-1"}  # where moto listens
+    connection = {"conn_type": "aws", "login": "test", "password": "open sesame", "extra": extra}
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection))
+    monkeypatch.setenv("TRILAKE_JOBS_ZIP", "")
+    path, modules = list(sys.path), set(sys.modules)
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    yield module
+    sys.path[:] = path
+    for name in set(sys.modules) - modules:
+        if name in ("greet", "broken"):
+            del sys.modules[name]
+
+
+def names_in(s3: Any, version: str) -> list[str]:
+    body = s3.get_object(Bucket="artifacts", Key=f"jobs/{version}/jobs.zip")["Body"].read()
+    return zipfile.ZipFile(io.BytesIO(body)).namelist()
+
+
+def test_same_files_are_the_same_version_wherever_they_lie(s3: Any, project: Path, tmp_path: Path) -> None:
+    first = versions.push(s3, project)
+    (project / "spark_jobs" / "greet.py").touch()
+    head = s3.head_object(Bucket="artifacts", Key=f"jobs/{first}/jobs.zip")
+    assert versions.push(s3, project) == first
+    again = s3.head_object(Bucket="artifacts", Key=f"jobs/{first}/jobs.zip")
+    assert head["LastModified"] == again["LastModified"], "what is there is not written again"
+    assert versions.current(s3) == first
+
+
+def test_a_changed_job_is_another_version_and_the_old_one_stays(s3: Any, project: Path) -> None:
+    first = versions.push(s3, project)
+    (project / "spark_jobs" / "greet.py").write_text("def main(arguments):\n    return 'changed'\n")
+    second = versions.push(s3, project)
+    assert second != first
+    assert versions.current(s3) == second
+    assert versions.exists(s3, first)
+    assert versions.exists(s3, second)
+
+
+def test_the_zip_holds_jobs_and_core_and_nothing_of_airflow(s3: Any, project: Path) -> None:
+    version = versions.push(s3, project)
+    assert names_in(s3, version) == ["greet.py", "trilake/__init__.py", "trilake/errors.py", "trilake/lake/__init__.py"]
+    assert versions.jobs(s3, version) == ["greet"]
+
+
+def test_the_data_sets_that_dags_and_jobs_share_go_along_and_are_no_job(s3: Any, project: Path) -> None:
+    (project / "dags").mkdir()
+    (project / "dags" / "data_sets.py").write_text("ORDERS = 1\n")
+    version = versions.push(s3, project)
+    assert "data_sets.py" in names_in(s3, version)
+    assert versions.jobs(s3, version) == ["greet"]
+
+
+def test_every_core_part_of_this_project_is_named(s3: Any, project: Path) -> None:
+    """The package's layers below Airflow, as the import contract lists them, are what a driver gets."""
+    core = PROJECT / "plugins" / "trilake"
+    face = {"operators", "hooks", "sensors", "transfers", "triggers", "embedded", "cli"}
+    face |= {"assets.py", "provider.py", "report.py", "tags.py"}
+    parts = {p.name for p in core.iterdir() if p.suffix == ".py" or (p / "__init__.py").is_file()}
+    assert parts - face <= set(versions.CORE)
+
+
+def test_unknown_versions_are_not_there(s3: Any, project: Path) -> None:
+    versions.push(s3, project)
+    for unknown in ("0" * 16, "", "../current", "current"):
+        assert not versions.exists(s3, unknown)
+        with pytest.raises(ConfigurationError, match="no job code of version"):
+            versions.jobs(s3, unknown)
+
+
+def test_no_pushed_code_says_how_to_push(s3: Any) -> None:
+    with pytest.raises(ConfigurationError, match="trilake jobs push"):
+        versions.current(s3)
+
+
+def test_a_folder_without_jobs_is_refused(s3: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="no job"):
+        versions.push(s3, tmp_path)
+
+
+def test_the_image_runs_a_job_of_that_version(s3: Any, project: Path, run_job: ModuleType) -> None:
+    version = versions.push(s3, project)
+    (project / "spark_jobs" / "greet.py").write_text("def main(arguments):\n    return 'newer'\n")
+    versions.push(s3, project)
+    result = run_job.main(["--version", version, "--job", "greet", "--", "--start", "2013-01", "--", "x"])
+    assert result == ["greet", "--start", "2013-01", "--", "x"]
+
+
+@pytest.mark.parametrize("name", ["jobs.zip", "manifest.json"])
+def test_changed_code_is_not_run(
+    s3: Any, project: Path, run_job: ModuleType, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    version = versions.push(s3, project)
+    key = f"jobs/{version}/{name}"
+    body = s3.get_object(Bucket="artifacts", Key=key)["Body"].read()
+    s3.put_object(Bucket="artifacts", Key=key, Body=body.replace(b"greet", b"gr33t"))
+    with pytest.raises(SystemExit) as stop:
+        run_job.main(["--version", version, "--job", "greet"])
+    assert stop.value.code == 3
+    assert "was changed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        (["--version", "0" * 16, "--job", "greet"], 3, "Was this version pushed"),
+        (["--version", "{version}", "--job", "absent"], 3, "has no job absent"),
+        (["--version", "latest", "--job", "greet"], 2, "is not a version"),
+        (["--version", "{version}", "--job", "../greet"], 2, "is not a job"),
+    ],
+)
+def test_what_cannot_run_says_so_in_a_line(
+    s3: Any, project: Path, run_job: ModuleType, case: tuple[list[str], int, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, code, message = case
+    version = versions.push(s3, project)
+    with pytest.raises(SystemExit) as stop:
+        run_job.main([argument.format(version=version) for argument in arguments])
+    assert stop.value.code == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_a_broken_connection_is_named_without_its_password(
+    run_job: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", '{"login": "x", "password": "open sesame"')
+    with pytest.raises(SystemExit):
+        run_job.main(["--version", "0" * 16, "--job", "greet"])
+    error = capsys.readouterr().err
+    assert "AIRFLOW_CONN_AWS_DEFAULT" in error
+    assert "sesame" not in error
