@@ -469,6 +469,17 @@ def test_a_query_is_known_by_its_clients_id(gateway: RunningGateway) -> None:
     assert gateway.sql("SELECT 'system.processes FROM system.query_log'") == "system.processes FROM system.query_log"
 
 
+def test_the_gateways_own_statements_are_not_seen(gateway: RunningGateway) -> None:
+    query_id = str(uuid.uuid4())
+    gateway.sql("SELECT 1", session_id=query_id, query_id=query_id, database="shard_1", max_threads=1)
+    gateway.sql("SYSTEM FLUSH LOGS")
+    assert (
+        gateway.sql(f"SELECT count(), any(query) FROM system.query_log WHERE query_id = '{query_id}'") == "2\tSELECT 1"
+    )
+    assert gateway.sql("SELECT count() FROM system.query_log WHERE query LIKE '/* gate%'") == "0"
+    assert gateway.sql("SELECT count() FROM system.processes") == "1"
+
+
 def test_a_query_id_is_no_header_of_the_clients_making(gateway: RunningGateway) -> None:
     assert code(gateway.post("SELECT 1", query_id="a\r\nX-Evil: 1")) == 36
     assert gateway.post("SELECT 1", query_id="ünï").headers["X-ClickHouse-Query-Id"] == "ünï"

@@ -260,6 +260,7 @@ class Engine:
         self._config = config
         block = str(config.max_memory_bytes // _BLOCKS_IN_MEMORY)
         self._settings = {
+            "log_queries": "1",
             # what differs between the engine as a library and as a server
             "implicit_select": "0",
             "allow_introspection_functions": "0",
@@ -290,7 +291,7 @@ class Engine:
         self._prepare()
 
     def _connect(self) -> Connection:
-        return Connection(self._chdb.connect(f"engine?config-file={self._config.engine_file.name}"))
+        return Connection(self._chdb.connect(f"engine?config-file={self._config.engine_file.name}&log_queries=0"))
 
     def _prepare(self) -> None:
         for database in (*self._config.shards, self._config.database, GATEWAY_DATABASE):

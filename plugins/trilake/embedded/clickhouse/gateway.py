@@ -52,7 +52,7 @@ class Exchange:
         self.query_string: bytes = scope["query_string"]
         self.http_version: str = scope["http_version"]
         self.headers: Mapping[str, str] = {
-            k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]
+            k.decode("latin-1").lower(): v.decode(errors="replace") for k, v in scope["headers"]
         }
         self._receive, self._send = receive, send
         self._loop = asyncio.get_running_loop()
@@ -189,7 +189,8 @@ class Gateway:
             pass
         exchange.gone.set()
         while exchange.cancel_when_gone:
-            await asyncio.to_thread(self._engine.kill, exchange.query_id)
+            with contextlib.suppress(QueryError):
+                await asyncio.to_thread(self._engine.kill, exchange.query_id)
             await asyncio.sleep(KILL_INTERVAL_SECONDS)
 
     def _serve(self, exchange: Exchange) -> None:

@@ -163,7 +163,7 @@ def decode_parameters(query_string: bytes) -> list[tuple[str, str]]:
     :raises QueryError: they are not UTF-8 (36).
     """
     try:
-        return parse_qsl(query_string.decode("ascii"), keep_blank_values=True, errors="strict")
+        return parse_qsl(query_string.decode(), keep_blank_values=True, errors="strict")
     except ValueError:
         raise QueryError(36, "The parameters of the URL are not percent-encoded UTF-8.") from None
 

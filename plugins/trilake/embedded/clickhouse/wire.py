@@ -96,7 +96,7 @@ def read_form(content_type: str, pieces: Iterable[bytes]) -> list[tuple[str, str
     :raises QueryError: it holds a file (48: external tables), is not UTF-8 (36), or is too long (62).
     """
     body = read_whole(b"", pieces)
-    header = f"Content-Type: {content_type}\r\n\r\n".encode("latin-1")
+    header = f"Content-Type: {content_type}\r\n\r\n".encode()
     message = email.parser.BytesParser().parsebytes(header + body)
     if not message.is_multipart():
         raise QueryError(36, "The body is not the multipart form that its Content-Type announces.")
