@@ -44,7 +44,7 @@ def connect(endpoint: PostgresEndpoint, *, autocommit: bool = False) -> Iterator
         )
     except psycopg2.OperationalError as e:
         raise UnreachableError(
-            f"PostgreSQL database {endpoint.database} ({endpoint.host}:{endpoint.port}): {str(e).strip()}",
+            f"PostgreSQL database {endpoint.database} ({endpoint.host}:{endpoint.port}): {' '.join(str(e).split())}",
             hint="Is PostgreSQL up? `trilake status` shows it.",
         ) from None
     connection.autocommit = autocommit

@@ -95,6 +95,14 @@ def test_the_zip_holds_jobs_and_core_and_nothing_of_airflow(s3: Any, project: Pa
     assert versions.jobs(s3, version) == ["greet"]
 
 
+def test_the_data_sets_that_dags_and_jobs_share_go_along_and_are_no_job(s3: Any, project: Path) -> None:
+    (project / "dags").mkdir()
+    (project / "dags" / "data_sets.py").write_text("ORDERS = 1\n")
+    version = versions.push(s3, project)
+    assert "data_sets.py" in names_in(s3, version)
+    assert versions.jobs(s3, version) == ["greet"]
+
+
 def test_a_driver_gets_the_layers_below_airflow() -> None:
     contracts = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     core = next(c["source_modules"] for c in contracts if c["name"] == "the core does not import Airflow")

@@ -23,7 +23,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "airflow-triggerer": ("triggerer", "--skip-serve-logs"),
     API_SERVER: ("api-server",),
 }
-# What the health document of the API server calls them.
+# Those with a heartbeat in the database, and what the API server's health document calls them.
 HEALTH_NAMES = {
     "airflow-scheduler": "scheduler",
     "airflow-dag-processor": "dag_processor",

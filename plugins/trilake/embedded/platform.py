@@ -24,7 +24,7 @@ from trilake.embedded import java as javas
 from trilake.embedded.home import LOOPBACK, PORT_NAMES, SERVICES, Home, port_is_free, write_private
 from trilake.embedded.processes import NEVER_STARTED, Program, Supervisor, last_lines
 from trilake.endpoints import Endpoints
-from trilake.errors import ConfigurationError, TrilakeError
+from trilake.errors import TrilakeError
 
 # A cold start takes half a minute on two cores; one that is not ready by then hangs.
 READY_TIMEOUT_S = 180
@@ -97,6 +97,19 @@ def _read_pid(file: IO[str]) -> str:
     return file.read(20).strip() or "unknown"
 
 
+def busy(home: Home) -> str:
+    """The process that is starting or ending the platform now; empty if none is."""
+    try:
+        with open(home.lock_file, "r+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return _read_pid(file)
+    except OSError:
+        pass
+    return ""
+
+
 def _quiet(_what: str, _how: str) -> None:
     pass
 
@@ -137,12 +150,13 @@ class _Start:
             *(_own_server(home, name) for name in ("clickhouse", "kubernetes")),
             *airflow.programs(home),
         ]
-        missing = self._supervise(programs)
-        self._check_ports(missing)
-        self._start(missing)
+        self._start(self._supervise(programs))
 
     def _supervise(self, programs: list[Program]) -> list[str]:
-        """Have a supervisord with these programs; gives the services that do not run."""
+        """Have a supervisord with these programs; gives the services that do not run.
+
+        :raises ServiceError: a service's port is in use by a stranger.
+        """
         home, supervisor = self._home, self._supervisor
         stamp = home.run / "configuration.sha256"
         digest = _digest(home, programs)
@@ -152,12 +166,19 @@ class _Start:
         if supervisor.pid is None:
             # whoever outlived a supervisord that was killed; drivers are found again by the Kubernetes API
             processes.end({p: s for p, s in processes.find(home).items() if s != processes.DRIVER})
+            self._check_ports(SERVICES)
             supervisor.start_daemon(programs, processes.base_environment(home))
             write_private(stamp, digest)
+            return list(SERVICES)
         states = supervisor.states()
         missing = [name for name in SERVICES if not states.get(name, NEVER_STARTED).running]
+        if "postgres" in missing:
+            # they do not outlive their database, and some take a while to find that out
+            supervisor.stop(airflow.HEALTH_NAMES)
+            missing = [name for name in SERVICES if name in missing or name in airflow.HEALTH_NAMES]
         # what a service that died has left behind
         processes.end({p: s for p, s in processes.find(home).items() if s in missing})
+        self._check_ports(missing)
         return missing
 
     def _check_ports(self, services: Collection[str]) -> None:
@@ -464,12 +485,6 @@ def is_up(home: Home) -> bool:
     """Whether every service runs."""
     states = Supervisor(home).states() if home.run.is_dir() else {}
     return all(states.get(name, NEVER_STARTED).running for name in SERVICES)
-
-
-def check_service(name: str) -> None:
-    """:raises ConfigurationError: there is no such service."""
-    if name not in SERVICES:
-        raise ConfigurationError(f"There is no service {name!r}.", hint=f"There are {', '.join(SERVICES)}.")
 
 
 def _proportional_memory(process: Any) -> int:

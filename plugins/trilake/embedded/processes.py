@@ -37,7 +37,7 @@ _OLDER_LOGS = 1
 _SUPERVISOR_START_S = 15
 _SUPERVISOR_STOP_S = 30
 # Between the request to end and the end by force. PostgreSQL writes a checkpoint, Airflow ends its tasks.
-_ORPHAN_GRACE_S = 8.0
+_ORPHAN_GRACE_S = 5.0
 _POLL_S = 0.05
 _RPC_TIMEOUT_S = 60
 # What a service gets of the caller's environment. The rest is the caller's own affair: another Airflow's settings, say.

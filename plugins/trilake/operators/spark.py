@@ -56,8 +56,8 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
     """Run a job of ``spark_jobs/`` as a SparkApplication.
 
     The job gets ``--run``, ``--data-set``, ``--start`` and ``--end`` (of the window that it works on), `arguments`, and
-    ``--result``. What it writes to ``--result`` (an object in S3, JSON) is in the task's XCom under ``result``, next to
-    ``application``, ``state`` and ``seconds``.
+    ``--result``. What it writes to ``--result`` (a JSON object, in S3) is in the task's XCom, key by key, beside
+    ``application``, ``state`` and ``seconds``: of a job that commits, ``task.output["snapshot_id"]`` is its snapshot.
 
     A submission is written down before it is made. A try that comes after a lost worker or scheduler adopts the
     application if it is still at work on the same inputs, and ends it otherwise; so no two run at a time. Whoever is
@@ -113,6 +113,7 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
         do_xcom_push: bool = True,
         **kwargs: Any,
     ) -> None:
+        kwargs.setdefault("multiple_outputs", True)
         super().__init__(
             data_set=data_set,
             start=start,
@@ -176,10 +177,10 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
             self._end(mine, wait=event["outcome"] != "failed")
             self._fail(mine, application, event)
         outcome = {
+            **self._result(mine.name),
             "application": mine.name,
             "state": event["state"],
             "seconds": _seconds(application),
-            "result": self._result(mine.name),
         }
         self._end(mine, wait=False)
         self._write_down(context, mine, done=True)
@@ -370,16 +371,18 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
             lines += ["The driver's last lines:", *(f"  {line}" for line in event["tail"])]
         raise SparkApplicationError("\n".join(lines))
 
-    def _result(self, name: str) -> Any:
-        """What the job wrote to --result; None if it wrote nothing."""
+    def _result(self, name: str) -> dict[str, Any]:
+        """What the job wrote to --result; empty if it wrote nothing."""
         client = self._s3
         bucket, _, key = _result_uri(name).removeprefix("s3://").partition("/")
         try:
-            return json.loads(client.get_object(Bucket=bucket, Key=key)["Body"].read())
+            return dict(json.loads(client.get_object(Bucket=bucket, Key=key)["Body"].read()))
         except client.exceptions.NoSuchKey:
-            return None
-        except ValueError:
-            raise TrilakeError(f"{_result_uri(name)} is not JSON.", hint="The job writes it by json.dumps.") from None
+            return {}
+        except (TypeError, ValueError):
+            raise TrilakeError(
+                f"{_result_uri(name)} is not a JSON object.", hint="The job writes it by json.dumps of a dictionary."
+            ) from None
 
     # --- connections
 

@@ -1,0 +1,64 @@
+# Trilake. `make help` lists what there is; what a target needs and is not there yet, it sets up first, once.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+LOCKS := docker/requirements/bootstrap.txt docker/requirements/development.txt docker/requirements/jdk.txt
+FETCHED := docker/spark/ivy.xml docker/spark/jars.sha256 docker/s3proxy/ivy.xml docker/s3proxy/jars.sha256
+# Set up is what these say: a stamp carries the digest of their content in its name, so neither a checkout's new times
+# nor a second `make` sets up again, and a changed lock does.
+STAMP := $(VENV)/.trilake/$(shell cat pyproject.toml $(LOCKS) $(FETCHED) docker/setup.sh 2>/dev/null | sha256sum | cut -c1-16)
+
+##@ The platform on this machine
+
+.PHONY: demo
+demo: $(STAMP) ## Start the platform, run a year of flights through it, tell what happened
+	@$(BIN)/trilake demo
+
+.PHONY: up
+up: $(STAMP) ## Start the platform; what runs is left alone
+	@$(BIN)/trilake up
+
+.PHONY: down
+down: ## End every process of the platform; its data is kept
+	@if [ -x $(BIN)/trilake ]; then $(BIN)/trilake down; fi
+
+.PHONY: clean
+clean: down ## End the platform and remove its data (.trilake) and what tools left; the set-up stays
+	@rm -rf "$${TRILAKE_HOME:-.trilake}" .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist
+	@find dags plugins spark_jobs tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+##@ Working on it
+
+.PHONY: setup
+setup: $(STAMP) ## Virtual environment, jars, Java: as locked, once
+
+.PHONY: test
+test: $(STAMP) ## Every test that needs neither Docker nor Kubernetes
+	@$(BIN)/python -m pytest $(PYTEST)
+
+.PHONY: lint
+lint: $(STAMP) ## ruff, mypy --strict, import layers
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+.PHONY: format
+format: $(STAMP) ## Let ruff format and mend what it can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+.PHONY: help
+help: ## This list
+	@awk 'BEGIN { FS = ":.*## " } \
+	  /^##@/ { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(STAMP):
+	@PYTHON="$(PYTHON)" docker/setup.sh "$(VENV)"
+	@mkdir -p $(dir $@) && rm -f $(dir $@)* && touch $@

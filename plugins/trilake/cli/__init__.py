@@ -1,0 +1,158 @@
+"""``trilake``: the platform's command line.
+
+Every command imports what it needs when it is called: ``trilake --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trilake.errors import TrilakeError
+
+if TYPE_CHECKING:
+    from trilake.embedded.home import Home
+    from trilake.endpoints import Endpoints
+
+DEBUG = "--debug"
+
+app = typer.Typer(
+    help="A data platform on three hosts, or in one folder of this machine.",
+    epilog="An error is one line that says what to do; --debug, anywhere, shows where it came from.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+jobs_app = typer.Typer(help="The Spark jobs' code in S3.", no_args_is_help=True)
+app.add_typer(jobs_app, name="jobs")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def main() -> None:
+    """The command `trilake`. Exit codes: 0 done, 1 an error (one line on stderr), 2 a wrong command line."""
+    debug = DEBUG in sys.argv[1:]
+    arguments = [argument for argument in sys.argv[1:] if argument != DEBUG]
+    try:
+        app(args=arguments, prog_name="trilake")
+    except Exception as e:
+        if debug:
+            raise
+        known = isinstance(e, TrilakeError)
+        text = str(e) if known else f"{type(e).__name__}: {e}. This was not foreseen: see it whole with {DEBUG}."
+        print(f"trilake: {text}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _home() -> Home:
+    from trilake.embedded.home import Home
+
+    return Home.locate()
+
+
+def _endpoints() -> Endpoints:
+    """Of the environment, if it names connections (on a host, in a container), else of the platform here."""
+    import os
+
+    from trilake.endpoints import S3_CONNECTION, Endpoints
+
+    if f"AIRFLOW_CONN_{S3_CONNECTION.upper()}" in os.environ:
+        return Endpoints.from_environment()
+    return Endpoints.from_environment(_home().environment())
+
+
+@app.command()
+def up() -> None:
+    """Start what does not run, and wait until all of it is ready."""
+    from trilake.cli.lifecycle import start
+
+    start(_home())
+
+
+@app.command()
+def down() -> None:
+    """End every process of the platform. Its data is kept."""
+    from trilake.cli.lifecycle import stop
+
+    stop(_home())
+
+
+@app.command()
+def status(json: Json = False) -> None:
+    """Show each service: its state, address, process, memory and version."""
+    from trilake.cli.lifecycle import show
+
+    show(_home(), as_json=json)
+
+
+@app.command()
+def logs(
+    service: Annotated[str, typer.Argument(help="As `trilake status` names it.")],
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with what is still to come.")] = False,
+    lines: Annotated[int, typer.Option("-n", "--lines", min=0, help="How many of the last lines.")] = 50,
+) -> None:
+    """Show a service's log."""
+    from trilake.cli.logs import show
+
+    show(_home(), service, lines=lines, follow=follow)
+
+
+@app.command()
+def sql(query: Annotated[str, typer.Argument(help="In ClickHouse's SQL.")], json: Json = False) -> None:
+    """Ask ClickHouse. A table on a terminal, tab-separated values in a pipe."""
+    from trilake.cli.query import clickhouse
+
+    clickhouse(_endpoints().clickhouse, query, as_json=json)
+
+
+@app.command()
+def psql(
+    query: Annotated[str, typer.Argument(help="In PostgreSQL's SQL.")],
+    json: Json = False,
+    lake: Annotated[bool, typer.Option("--lake", help="The lake's database (catalog, publications).")] = False,
+) -> None:
+    """Ask PostgreSQL (OLTP). A table on a terminal, tab-separated values in a pipe."""
+    from trilake.cli.query import postgres
+
+    endpoints = _endpoints()
+    postgres(endpoints.lake if lake else endpoints.oltp, query, as_json=json)
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """Say what is missing on this machine and how to mend it. Exit code 1 if something is."""
+    from trilake.cli.doctor import examine, show
+
+    healthy = show(examine(_home()), as_json=json)
+    raise typer.Exit(0 if healthy else 1)
+
+
+@app.command()
+def demo() -> None:
+    """Start the platform, run the DAGs over the flights of 2013, and tell what happened."""
+    from rich.console import Console
+
+    from trilake.cli import demo as flights
+    from trilake.cli.airflow_api import AirflowApi
+    from trilake.cli.lifecycle import administrator, start
+    from trilake.endpoints import Endpoints
+
+    home = _home()
+    start(home)
+    url, user, password = administrator(home)
+    with AirflowApi(url, user, password) as api:
+        flights.run(api, Endpoints.from_environment(home.environment()), Console(), home.path / "reports")
+    print(f"\nAirflow: {url}  user {user}, password {password}")
+
+
+@jobs_app.command("push")
+def jobs_push() -> None:
+    """Put the jobs' code into S3 and make it the current version, for runs that start from now on."""
+    from trilake import s3
+    from trilake.embedded.home import find_project
+    from trilake.spark import versions
+
+    print(versions.push(s3.client(_endpoints().s3), find_project()))

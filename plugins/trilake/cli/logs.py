@@ -1,0 +1,56 @@
+"""``trilake logs``."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from trilake.embedded.airflow import MIGRATION
+from trilake.embedded.home import SERVICES, Home
+from trilake.embedded.processes import last_lines
+from trilake.errors import ConfigurationError
+
+# Besides the services: what starts them, and what brings Airflow's database to its version.
+OTHER_LOGS = ("supervisord", MIGRATION)
+_POLL_S = 0.2
+
+
+def show(home: Home, service: str, *, lines: int, follow: bool) -> None:
+    """Print the log's last lines, and with `follow` whatever is added until interrupted.
+
+    :raises ConfigurationError: there is no such service, or it has said nothing yet.
+    """
+    if service not in (*SERVICES, *OTHER_LOGS):
+        raise ConfigurationError(
+            f"There is no service {service!r}.", hint=f"There are {', '.join((*SERVICES, *OTHER_LOGS))}."
+        )
+    path = home.log(service)
+    if not path.exists():
+        raise ConfigurationError(f"{service} has no log in {home.path} yet.", hint="Start it with `trilake up`.")
+    position = path.stat().st_size
+    for line in last_lines(path, lines):
+        print(line)
+    if follow:
+        try:
+            _follow(path, position)
+        except KeyboardInterrupt:
+            return
+
+
+def _follow(path: Path, position: int) -> None:
+    """Read on from `position`; a log that was rotated away is read to its end, and its successor from the start."""
+    file = open(path, errors="replace")  # noqa: SIM115  replaced when the log is rotated
+    file.seek(position)
+    while True:
+        if text := file.read():
+            print(text, end="", flush=True)
+            continue
+        try:
+            successor = os.stat(path).st_ino != os.fstat(file.fileno()).st_ino
+        except FileNotFoundError:
+            successor = False
+        if successor:
+            file.close()
+            file = open(path, errors="replace")  # noqa: SIM115
+        time.sleep(_POLL_S)

@@ -1,0 +1,54 @@
+"""A platform that tests use, and the command line as a user calls it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from trilake.embedded import platform as lifecycle
+from trilake.embedded.home import Home
+from trilake.endpoints import Endpoints
+
+PROJECT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Platform:
+    """A running platform.
+
+    :param env: what a process needs to use it: a shell's environment with ``connections.env`` in it.
+    """
+
+    home: Home
+    endpoints: Endpoints
+    env: dict[str, str]
+
+    def up(self) -> None:
+        lifecycle.up(self.home)
+
+    def down(self) -> bool:
+        return lifecycle.down(self.home)
+
+    def trilake(self, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        """The command line, as a user calls it: it knows the home and nothing else."""
+        return run_trilake(self.home.path, *arguments, timeout=timeout)
+
+
+def run_trilake(home: Path, *arguments: str, timeout: float = 120, **environ: str) -> subprocess.CompletedProcess[str]:
+    """``trilake ...`` in a process of its own."""
+    known = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "TRILAKE"))}
+    environment = known | {"TRILAKE_HOME": str(home), "TRILAKE_PROJECT": str(PROJECT)}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT / "plugins"), known.get("PYTHONPATH")]))
+    program = "from trilake.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        env=environment | environ,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        cwd="/",
+    )

@@ -1,0 +1,269 @@
+"""The platform's life: it comes up, stays private, loses nothing that was acknowledged, and goes without a trace."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+import time
+import urllib.request
+from pathlib import Path
+
+import psutil
+import psycopg2
+import pytest
+from running_platform import Platform
+
+from trilake import s3
+from trilake.clickhouse.cluster import Cluster
+from trilake.embedded import platform as lifecycle
+from trilake.embedded import processes
+from trilake.embedded.home import LOOPBACK, SERVICES
+from trilake.embedded.postgres import DATABASES
+from trilake.postgres import connect
+
+AIRFLOW = [service for service in SERVICES if service.startswith("airflow")]
+
+
+def pids(platform: Platform) -> dict[str, int | None]:
+    return {service.service: service.pid for service in lifecycle.status(platform.home, memory=False)}
+
+
+def states(platform: Platform) -> dict[str, str]:
+    return {service.service: service.state for service in lifecycle.status(platform.home, memory=False)}
+
+
+class Kept:
+    """A row in PostgreSQL, an object in S3, a row in each ClickHouse shard, an admin's login to Airflow."""
+
+    def __init__(self, platform: Platform) -> None:
+        self._platform = platform
+        self._mark = f"kept_{time.time_ns()}"
+        self._s3 = s3.client(platform.endpoints.s3)
+        self._cluster = Cluster(platform.endpoints.clickhouse)
+        with connect(platform.endpoints.oltp) as connection, connection.cursor() as cursor:
+            cursor.execute(f"CREATE TABLE {self._mark} AS SELECT 42 AS answer")
+        self._s3.put_object(Bucket="artifacts", Key=f"test/{self._mark}", Body=b"42")
+        for shard in platform.endpoints.clickhouse.shards:
+            table = f"{shard.database}.{self._mark}"
+            self._run(f"CREATE TABLE {table} (answer UInt8) ENGINE = MergeTree ORDER BY answer")
+            self._run(f"INSERT INTO {table} VALUES (42)")
+
+    def _run(self, statement: str) -> object:
+        port = self._platform.endpoints.clickhouse.shards[0].port
+        endpoint = self._platform.endpoints.clickhouse
+        request = urllib.request.Request(
+            f"http://{LOOPBACK}:{port}/",
+            data=statement.encode(),
+            headers={"X-ClickHouse-User": endpoint.user, "X-ClickHouse-Key": endpoint.password},
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.read().decode().strip()
+
+    def check(self) -> None:
+        with connect(self._platform.endpoints.oltp) as connection, connection.cursor() as cursor:
+            cursor.execute(f"SELECT answer FROM {self._mark}")
+            assert cursor.fetchall() == [(42,)]
+        assert self._s3.get_object(Bucket="artifacts", Key=f"test/{self._mark}")["Body"].read() == b"42"
+        for shard in self._platform.endpoints.clickhouse.shards:
+            assert self._run(f"SELECT answer FROM {shard.database}.{self._mark}") == "42"
+
+    def drop(self) -> None:
+        with connect(self._platform.endpoints.oltp) as connection, connection.cursor() as cursor:
+            cursor.execute(f"DROP TABLE {self._mark}")
+        self._s3.delete_object(Bucket="artifacts", Key=f"test/{self._mark}")
+        for shard in self._platform.endpoints.clickhouse.shards:
+            self._run(f"DROP TABLE {shard.database}.{self._mark}")
+
+
+@pytest.fixture
+def kept(platform: Platform):
+    platform.up()  # whatever a test before this one has left
+    kept = Kept(platform)
+    yield kept
+    platform.up()
+    kept.drop()
+
+
+def test_every_service_runs_and_a_second_up_starts_nothing(platform: Platform) -> None:
+    platform.up()
+    assert states(platform) == dict.fromkeys(SERVICES, "running")
+    before = pids(platform)
+    platform.up()
+    assert pids(platform) == before
+
+
+def test_status_tells_state_address_process_memory_and_version(platform: Platform) -> None:
+    platform.up()
+    done = platform.trilake("status", "--json")
+    document = json.loads(done.stdout)
+    services = {service["service"]: service for service in document["services"]}
+    assert list(services) == list(SERVICES)
+    assert all(service["pid"] and service["version"] for service in services.values())
+    assert all(service["memory"] > 1 << 20 for service in services.values())
+    assert services["clickhouse"]["address"] == f"http://127.0.0.1:{platform.endpoints.clickhouse.shards[0].port}"
+    assert document["memory"] < 2.5 * (1 << 30), "the idle platform is to stay below 2.5 GiB"
+
+
+@pytest.mark.parametrize("service", ["postgres", "s3", "clickhouse", "kubernetes"])
+def test_a_killed_store_comes_back_with_everything_acknowledged(platform: Platform, kept: Kept, service: str) -> None:
+    pid = pids(platform)[service]
+    assert pid
+    os.kill(pid, signal.SIGKILL)
+    psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=10)
+    platform.up()
+    assert states(platform) == dict.fromkeys(SERVICES, "running")
+    assert pids(platform)[service] != pid
+    kept.check()
+
+
+def test_killed_airflow_processes_come_back_and_leave_no_orphan(platform: Platform, kept: Kept) -> None:
+    before = pids(platform)
+    for service in AIRFLOW:
+        os.kill(before[service] or 0, signal.SIGKILL)
+    old = {process.pid for process, service in processes.find(platform.home).items() if service in AIRFLOW}
+    platform.up()
+    assert states(platform) == dict.fromkeys(SERVICES, "running")
+    assert not old & {process.pid for process in processes.find(platform.home)}
+    assert {name: pid for name, pid in pids(platform).items() if name not in AIRFLOW} == {
+        name: pid for name, pid in before.items() if name not in AIRFLOW
+    }
+
+
+def test_services_whose_supervisor_was_killed_are_shown_ended_and_started_anew(platform: Platform, kept: Kept) -> None:
+    supervisor = int((platform.home.run / "supervisord.pid").read_text())
+    os.kill(supervisor, signal.SIGKILL)
+    assert "orphaned" in set(states(platform).values())
+    before = set(processes.find(platform.home))
+    platform.up()
+    assert states(platform) == dict.fromkeys(SERVICES, "running")
+    assert not before & set(processes.find(platform.home))
+    kept.check()
+
+
+@pytest.mark.parametrize("supervisor_is_gone", [False, True])
+def test_down_leaves_no_process_and_up_finds_the_data(platform: Platform, kept: Kept, supervisor_is_gone: bool) -> None:
+    ports = platform.home.ports()
+    # what outlives its parent: a driver, in a session of its own
+    driver = psutil.Popen(
+        ["sleep", "1000"],
+        env={"PATH": os.defpath, "TRILAKE_HOME": str(platform.home.path), "TRILAKE_SERVICE": processes.DRIVER},
+        start_new_session=True,
+    )
+    assert driver.pid in {process.pid for process in processes.find(platform.home)}
+    supervisor = int((platform.home.run / "supervisord.pid").read_text())
+    if supervisor_is_gone:
+        os.kill(supervisor, signal.SIGKILL)
+    assert platform.down()
+    driver.wait(5)
+    assert processes.find(platform.home) == {}
+    assert not psutil.pid_exists(supervisor) or psutil.Process(supervisor).status() == psutil.STATUS_ZOMBIE
+    for port in ports.values():
+        with socket.socket() as probe:
+            assert probe.connect_ex((LOOPBACK, port)) != 0
+    assert not platform.down(), "there was something left to end"
+    platform.up()
+    assert platform.home.ports() == ports
+    kept.check()
+
+
+def test_no_database_user_enters_anothers_database(platform: Platform) -> None:
+    platform.up()
+    secrets, port = platform.home.secrets(), platform.home.ports()["postgres"]
+    for user in DATABASES:
+        for database in (*DATABASES, "postgres", "template1"):
+
+            def enter(password: str, user: str = user, database: str = database) -> None:
+                psycopg2.connect(host=LOOPBACK, port=port, user=user, password=password, dbname=database).close()
+
+            if user == database:
+                enter(secrets[f"postgres_{user}"])
+                with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
+                    enter("wrong")
+            else:
+                with pytest.raises(psycopg2.OperationalError, match="permission denied for database"):
+                    enter(secrets[f"postgres_{user}"])
+
+
+def test_secrets_are_in_no_command_line_and_no_log(platform: Platform) -> None:
+    platform.up()
+    secrets = [secret for name, secret in platform.home.secrets().items() if name != "s3_access_key_id"]
+    for process in psutil.process_iter():
+        try:
+            told = "\0".join(process.cmdline())
+        except psutil.Error:
+            continue
+        assert not any(secret in told for secret in secrets), f"a secret is in the arguments of {process.name()}"
+    logs = [path for path in (platform.home.path / "logs").rglob("*") if path.is_file()]
+    assert len(logs) >= len(SERVICES)
+    for log in logs:
+        text = log.read_text(errors="replace")
+        assert not any(secret in text for secret in secrets), f"a secret is in {log.name}"
+
+
+def test_what_holds_secrets_is_closed_to_others(platform: Platform) -> None:
+    home = platform.home
+    assert stat.S_IMODE(home.connections_file.stat().st_mode) == 0o600
+    for path in home.config("").iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+    for folder in (home.config(""), home.run, home.path / "logs", home.data("s3"), home.data("kubernetes")):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700, folder
+    assert not home.path.stat().st_mode & 0o066
+
+
+def test_a_shell_reads_the_connections(platform: Platform) -> None:
+    import subprocess
+
+    script = f'set -a; . "{platform.home.connections_file}"; exec "$0" -c "$1"'
+    program = "import json, os; print(json.dumps(dict(os.environ)))"
+    done = subprocess.run(
+        ["/bin/sh", "-c", script, os.sys.executable, program], capture_output=True, text=True, check=True, env={}
+    )
+    read = json.loads(done.stdout)
+    assert platform.home.environment().items() <= read.items()
+
+
+def test_queries_answer_in_a_pipe_and_in_json(platform: Platform) -> None:
+    platform.up()
+    assert platform.trilake("sql", "SELECT number, NULL FROM numbers(2)").stdout == "0\t\\N\n1\t\\N\n"
+    assert json.loads(platform.trilake("sql", "SELECT 1 AS one", "--json").stdout) == [{"one": 1}]
+    assert platform.trilake("sql", "SELECT 1 AS one FORMAT CSVWithNames").stdout == '"one"\n1\n'
+    assert platform.trilake("psql", "SELECT 1, NULL, true, 'a' || chr(9)").stdout == "1\t\\N\ttrue\ta\\t\n"
+    assert json.loads(platform.trilake("psql", "SELECT 1 AS one", "--json").stdout) == [{"one": 1}]
+    assert platform.trilake("psql", "SELECT current_database()", "--lake").stdout == "lake\n"
+    for command in ("sql", "psql"):
+        refused = platform.trilake(command, "SELEC")
+        assert refused.returncode == 1
+        assert refused.stderr.startswith("trilake: ")
+        assert refused.stderr.count("\n") == 1
+
+
+def test_logs_show_the_last_lines(platform: Platform) -> None:
+    done = platform.trilake("logs", "postgres", "-n", "2")
+    assert done.returncode == 0
+    assert done.stdout.count("\n") == 2
+    refused = platform.trilake("logs", "postgresql")
+    assert refused.returncode == 1
+    assert "There is no service 'postgresql'. There are postgres, s3" in refused.stderr
+
+
+def test_a_second_command_waits_its_turn(platform: Platform) -> None:
+    with lifecycle.exclusive(platform.home):
+        for command in ("up", "down"):
+            refused = platform.trilake(command)
+            assert refused.returncode == 1
+            assert f"(process {os.getpid()}) is starting or ending the platform" in refused.stderr
+
+
+def test_the_services_environment_is_not_the_callers(platform: Platform) -> None:
+    """A variable that happens to be set in the shell does not reach the services; the secrets reach those meant."""
+    platform.up()
+    password = platform.home.secrets()["postgres_airflow"]
+    for process, service in processes.find(platform.home).items():
+        if process.name() == "postgres":
+            continue
+        told = Path(f"/proc/{process.pid}/environ").read_text(errors="replace")
+        assert "PYTEST_CURRENT_TEST" not in told
+        assert (password in told) == (service in AIRFLOW), service
