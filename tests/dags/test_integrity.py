@@ -24,13 +24,15 @@ for name in json.loads(sys.argv[2]):
 official = set(sys.modules)
 spec = importlib.util.spec_from_file_location("parsed", sys.argv[1])
 module = importlib.util.module_from_spec(spec)
+from airflow.sdk.definitions._internal.contextmanager import DagContext
+DagContext.current_autoregister_module_name = "parsed"
+sys.modules["parsed"] = module
 spec.loader.exec_module(module)
 loaded = sorted(set(sys.modules) - official)
-from airflow.sdk import DAG
 from airflow.serialization.serialized_objects import DagSerialization
 from trilake.tags import Tag
 dags = []
-for dag in [value for value in vars(module).values() if isinstance(value, DAG)]:
+for dag, _ in DagContext.autoregistered_dags:
     DagSerialization.to_dict(dag)
     dag.check_cycle()
     dags.append({
