@@ -331,7 +331,7 @@ def test_a_worker_that_was_cut_off_ends_what_it_submits_too_late(
         return await create(self, manifest)
 
     monkeypatch.setattr(SparkApplicationHook, "create", meanwhile)
-    with pytest.raises(SparkApplicationError, match="another try of this task has gone on"):
+    with pytest.raises(SparkApplicationError, match="another try of this task has gone on while it was submitted"):
         task.operator("sleep", "600").execute(task.context)
     left = shared.request("GET", shared.applications()).json()["items"]
     assert not [
@@ -362,6 +362,21 @@ def test_a_task_killed_in_a_worker_ends_its_application(task: Task, shared: Kube
 
 def test_a_task_killed_before_it_submitted_ends_nothing(task: Task) -> None:
     task.operator().on_kill()
+
+
+def test_a_task_killed_while_it_submits_ends_what_it_submits(
+    task: Task, shared: KubernetesServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operator, create = task.operator("sleep", "600"), SparkApplicationHook.create
+
+    async def killed(self: SparkApplicationHook, manifest: Any) -> Any:
+        operator.on_kill()
+        return await create(self, manifest)
+
+    monkeypatch.setattr(SparkApplicationHook, "create", killed)
+    with pytest.raises(SparkApplicationError, match="this task was killed while it was submitted"):
+        operator.execute(task.context)
+    assert nothing_left(shared, task.name)
 
 
 def test_a_kill_that_meets_an_adoption_ends_nothing(

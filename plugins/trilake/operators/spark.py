@@ -138,6 +138,7 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
         self.aws_conn_id = aws_conn_id
         self.run_timeout_seconds = run_timeout_seconds
         self._submission: Submission | None = None
+        self._killed = False
 
     # --- the task
 
@@ -187,6 +188,8 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
 
     def on_kill(self) -> None:
         """End this submission's application; one that another try has adopted stays."""
+        # The signal's handler returns to where it came: what is being created is created, and seen to then.
+        self._killed = True
         submission = self._submission
         if submission is None:
             return
@@ -269,13 +272,12 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
         return False
 
     def _check_still_ours(self, context: Context, submission: Submission) -> None:
-        """A worker that was cut off may come back after its successor: then what it has submitted is one too many."""
+        """A worker that was cut off may come back after its successor, or be killed: then this one is one too many."""
         record = self._read_record(context)
-        if record and record.get("owner") != submission.owner:
+        if self._killed or (record and record.get("owner") != submission.owner):
             asyncio.run(self.applications.end(submission.name, owner=submission.owner))
-            raise SparkApplicationError(
-                f"SparkApplication {submission.name} was ended: another try of this task has gone on meanwhile."
-            )
+            why = "this task was killed" if self._killed else "another try of this task has gone on"
+            raise SparkApplicationError(f"SparkApplication {submission.name} was ended: {why} while it was submitted.")
 
     def _manifest(
         self, context: Context, submission: Submission, version: str, arguments: Sequence[str]
