@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowFailException
 
 from trilake.errors import ConfigurationError
 from trilake.lake.window import Grain, Window, parse_partition, partition_name
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 # A DAG without these params, or with None as their default, gives the empty string: the run decides.
 START = "{{ params.get('start') or '' }}"
 END = "{{ params.get('end') or '' }}"
+
+
+class WrongWindowError(ConfigurationError, AirflowFailException):
+    """A window that nobody can run: the task fails at once, since another try would read the same."""
 
 
 class WindowedOperator(BaseOperator):
@@ -57,7 +62,8 @@ class WindowedOperator(BaseOperator):
     def window(self, context: Context) -> Window:
         """The partitions of this run.
 
-        :raises ConfigurationError: there is no data set, it has no grain, or nothing says which partitions.
+        :raises WrongWindowError: nothing says which partitions, or what says it is no window.
+        :raises ConfigurationError: there is no data set, or it has no grain.
         """
         if self.data_set is None or self.data_set.grain is None:
             name = f"data set {self.data_set.name}" if self.data_set else "no data set"
@@ -65,7 +71,10 @@ class WindowedOperator(BaseOperator):
                 f"Task {self.task_id} asks for a window, but has {name} without a grain.",
                 hint="Give the data set a grain (day or month), or run the task without a window.",
             )
-        return find_window(self.data_set.grain, self.start, self.end, context)
+        try:
+            return find_window(self.data_set.grain, self.start, self.end, context)
+        except ConfigurationError as e:
+            raise WrongWindowError(e.message, hint=e.hint) from None
 
     def render_template_fields(self, context: Context, jinja_env: Environment | None = None) -> None:
         """Render, and show in the UI which partitions the run stands for where nobody named them."""
