@@ -103,6 +103,8 @@ def main(command_line: list[str]) -> Any:
             if e.name != options.job:
                 raise
             refuse(f"Version {options.version} has no job {options.job}.")
+        if not str(job.__file__).startswith(str(path)):
+            refuse(f"Version {options.version} has no job {options.job}: that is another module, {job.__file__}.")
         sys.argv = [options.job, *theirs]
         return job.main(theirs)
 

@@ -55,3 +55,9 @@ def platform() -> Iterator[Platform]:
             del os.environ["PYTHONPATH"]
         else:
             os.environ["PYTHONPATH"] = before
+
+
+@pytest.fixture(scope="session")
+def endpoints(platform: Platform) -> Endpoints:
+    """Where the running platform's services are."""
+    return platform.endpoints

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import sys
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,12 +95,19 @@ def test_the_zip_holds_jobs_and_core_and_nothing_of_airflow(s3: Any, project: Pa
     assert versions.jobs(s3, version) == ["greet"]
 
 
-def test_every_core_part_of_this_project_is_named(s3: Any, project: Path) -> None:
-    """The package's layers below Airflow, as the import contract lists them, are what a driver gets."""
-    core = PROJECT / "plugins" / "trilake"
-    face = {"operators", "hooks", "sensors", "transfers", "triggers", "embedded", "cli", "cli.py", "provider.py"}
-    parts = {p.name for p in core.iterdir() if p.suffix == ".py" or (p / "__init__.py").is_file()}
-    assert parts - face <= set(versions.CORE)
+def test_the_data_sets_that_dags_and_jobs_share_go_along_and_are_no_job(s3: Any, project: Path) -> None:
+    (project / "dags").mkdir()
+    (project / "dags" / "data_sets.py").write_text("ORDERS = 1\n")
+    version = versions.push(s3, project)
+    assert "data_sets.py" in names_in(s3, version)
+    assert versions.jobs(s3, version) == ["greet"]
+
+
+def test_a_driver_gets_the_layers_below_airflow() -> None:
+    contracts = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    core = next(c["source_modules"] for c in contracts if c["name"] == "the core does not import Airflow")
+    parts = {part.removesuffix(".py") for part in versions.CORE} - {"__init__"}
+    assert {f"trilake.{part}" for part in parts} == set(core)
 
 
 def test_unknown_versions_are_not_there(s3: Any, project: Path) -> None:
@@ -118,6 +126,13 @@ def test_no_pushed_code_says_how_to_push(s3: Any) -> None:
 def test_a_folder_without_jobs_is_refused(s3: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="no job"):
         versions.push(s3, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["calendar", "trilake"])
+def test_a_job_named_like_a_module_that_others_need_is_refused(s3: Any, project: Path, name: str) -> None:
+    (project / "spark_jobs" / f"{name}.py").touch()
+    with pytest.raises(ConfigurationError, match=rf"{name}.py has the name of a module"):
+        versions.push(s3, project)
 
 
 def test_the_image_runs_a_job_of_that_version(s3: Any, project: Path, run_job: ModuleType) -> None:
@@ -147,6 +162,7 @@ def test_changed_code_is_not_run(
     [
         (["--version", "0" * 16, "--job", "greet"], 3, "Was this version pushed"),
         (["--version", "{version}", "--job", "absent"], 3, "has no job absent"),
+        (["--version", "{version}", "--job", "calendar"], 3, "has no job calendar: that is another module"),
         (["--version", "latest", "--job", "greet"], 2, "is not a version"),
         (["--version", "{version}", "--job", "../greet"], 2, "is not a job"),
     ],

@@ -71,6 +71,11 @@ def test_operators_own_window_comes_before_params() -> None:
     assert task.execute({}) == "2012-03..2012-04"
 
 
+def test_a_start_of_the_operators_own_takes_no_end_from_the_run() -> None:
+    task = rendered({"params": {"start": "2013-01", "end": "2013-02"}}, start="2013-05")
+    assert task.execute({}) == "2013-05"
+
+
 def test_run_that_names_no_partition_is_refused_with_what_to_do() -> None:
     context = {"run_id": "manual__7", "logical_date": None, "data_interval_start": None, "partition_key": None}
     with pytest.raises(ConfigurationError, match=r"manual__7.*params such as .*2013-02"):

@@ -135,8 +135,8 @@ def demo() -> None:
     """Start the platform, run the DAGs over the flights of 2013, and tell what happened."""
     from rich.console import Console
 
-    from trilake.cli import demo as flights
     from trilake.cli.airflow_api import AirflowApi
+    from trilake.cli.demo import run
     from trilake.cli.lifecycle import administrator, start
     from trilake.endpoints import Endpoints
 
@@ -144,8 +144,31 @@ def demo() -> None:
     start(home)
     url, user, password = administrator(home)
     with AirflowApi(url, user, password) as api:
-        flights.run(api, Endpoints.from_environment(home.environment()), Console(), home.path / "reports")
+        run(api, Endpoints.from_environment(home.environment()), Console(), home.path / "reports")
     print(f"\nAirflow: {url}  user {user}, password {password}")
+
+
+@app.command()
+def migrate(
+    plan: Annotated[bool, typer.Option("--plan", help="Only say what would be done.")] = False, json: Json = False
+) -> None:
+    """Apply the files of sql/ to PostgreSQL and to every shard of ClickHouse."""
+    from trilake.cli import ledger
+    from trilake.embedded.home import find_project
+
+    ledger.migrate(_endpoints(), find_project() / "sql", dry_run=plan, as_json=json)
+
+
+@app.command()
+def publications(
+    finish: Annotated[bool, typer.Option("--finish", help="Complete what was decided.")] = False,
+    clean: Annotated[bool, typer.Option("--clean", help="Drop what dead publishers left behind.")] = False,
+    json: Json = False,
+) -> None:
+    """Show which snapshot of each partition ClickHouse shows."""
+    from trilake.cli import ledger
+
+    ledger.publications(_endpoints(), finish=finish, clean=clean, as_json=json)
 
 
 @jobs_app.command("push")

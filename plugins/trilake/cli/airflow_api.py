@@ -115,8 +115,7 @@ class AirflowApi:
         """The end of a task's log."""
         path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task.task_id}/logs/{max(task.tries, 1)}"
         content = self._call("GET", path, params={"full_content": True}).get("content") or []
-        texts = [str(entry.get("event", entry)) if isinstance(entry, dict) else str(entry) for entry in content]
-        return [line for text in texts for line in text.splitlines()][-lines:]
+        return [line for entry in content for line in _text(entry).splitlines()][-lines:]
 
     def _call(self, method: str, path: str, **arguments: Any) -> Any:
         import httpx
@@ -135,6 +134,15 @@ class AirflowApi:
                 detail = ""
             raise AirflowError(f"Airflow refused {method} {path}: {answer.status_code} {detail}".strip())
         return answer.json()
+
+
+def _text(entry: Any) -> str:
+    """A structured log line as a person reads it: what happened and, of an error, what kind and why."""
+    if not isinstance(entry, dict):
+        return str(entry)
+    lines = [str(entry.get("event", ""))]
+    lines += [f"{error.get('exc_type')}: {error.get('exc_value')}" for error in entry.get("error_detail") or ()]
+    return "\n".join(line for line in lines if not line.startswith("::"))
 
 
 def _seconds(task: Mapping[str, Any]) -> float:

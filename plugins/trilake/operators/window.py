@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowFailException
 
 from trilake.errors import ConfigurationError
 from trilake.lake.window import Grain, Window, parse_partition, partition_name
@@ -22,6 +23,10 @@ START = "{{ params.get('start') or '' }}"
 END = "{{ params.get('end') or '' }}"
 
 
+class WrongWindowError(ConfigurationError, AirflowFailException):
+    """A window that nobody can run: the task fails at once, since another try would read the same."""
+
+
 class WindowedOperator(BaseOperator):
     """An operator that works on a window of its data set's partitions.
 
@@ -35,7 +40,7 @@ class WindowedOperator(BaseOperator):
 
     :param data_set: whose partitions; None for an operator that runs without a window.
     :param start: first partition, such as ``2013-02`` or ``2013-02-28``; empty: the run decides.
-    :param end: last partition, included; empty: the one that `start` names.
+    :param end: last partition, included; None: the run's with the run's start, else the one that `start` names.
     """
 
     template_fields: Sequence[str] = ("start", "end")
@@ -45,18 +50,20 @@ class WindowedOperator(BaseOperator):
         *,
         data_set: DataSet | None = None,
         start: str | None = START,
-        end: str | None = END,
+        end: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.data_set = data_set
         self.start = start
-        self.end = end
+        # A start of the operator's own has nothing to do with the run's end.
+        self.end = end if end is not None else END if start == START else ""
 
     def window(self, context: Context) -> Window:
         """The partitions of this run.
 
-        :raises ConfigurationError: there is no data set, it has no grain, or nothing says which partitions.
+        :raises WrongWindowError: nothing says which partitions, or what says it is no window.
+        :raises ConfigurationError: there is no data set, or it has no grain.
         """
         if self.data_set is None or self.data_set.grain is None:
             name = f"data set {self.data_set.name}" if self.data_set else "no data set"
@@ -64,7 +71,10 @@ class WindowedOperator(BaseOperator):
                 f"Task {self.task_id} asks for a window, but has {name} without a grain.",
                 hint="Give the data set a grain (day or month), or run the task without a window.",
             )
-        return find_window(self.data_set.grain, self.start, self.end, context)
+        try:
+            return find_window(self.data_set.grain, self.start, self.end, context)
+        except ConfigurationError as e:
+            raise WrongWindowError(e.message, hint=e.hint) from None
 
     def render_template_fields(self, context: Context, jinja_env: Environment | None = None) -> None:
         """Render, and show in the UI which partitions the run stands for where nobody named them."""

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
@@ -62,10 +63,49 @@ SPARK_CONF: Mapping[str, str] = MappingProxyType(
         "spark.sql.adaptive.enabled": "true",
         "spark.sql.execution.arrow.pyspark.enabled": "true",
         "spark.hadoop.fs.s3a.path.style.access": "true",
-        # Lines of a progress bar are noise in a task's log.
+        # A task's log shows the job's own lines; Spark's are some hundred a minute, and its progress bar is noise.
+        "spark.log.level": "WARN",
         "spark.ui.showConsoleProgress": "false",
     }
 )
+
+
+class State(StrEnum):
+    """Every state that spark-operator gives an application (v1beta2, 2.5)."""
+
+    NEW = ""
+    SUBMITTED = "SUBMITTED"
+    RUNNING = "RUNNING"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    SUBMISSION_FAILED = "SUBMISSION_FAILED"
+    PENDING_RERUN = "PENDING_RERUN"
+    INVALIDATING = "INVALIDATING"
+    SUCCEEDING = "SUCCEEDING"
+    FAILING = "FAILING"
+    SUSPENDING = "SUSPENDING"
+    SUSPENDED = "SUSPENDED"
+    RESUMING = "RESUMING"
+    UNKNOWN = "UNKNOWN"
+
+    @classmethod
+    def of(cls, application: Mapping[str, Any]) -> State:
+        """An application's state. One that a later operator may bring is UNKNOWN: neither begun nor over."""
+        text = ((application.get("status") or {}).get("applicationState") or {}).get("state") or ""
+        try:
+            return cls(text)
+        except ValueError:
+            return cls.UNKNOWN
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more becomes of an application that is not to be restarted (as ours are)."""
+        return self in (State.COMPLETED, State.FAILED, State.SUBMISSION_FAILED)
+
+    @property
+    def started(self) -> bool:
+        """Whether its driver has been seen running."""
+        return self in (State.RUNNING, State.SUCCEEDING, State.FAILING, State.COMPLETED, State.FAILED)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,9 @@ from trilake.spark.application import SPARK_CONF
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+
+# Where docker/spark/run_job.py has put the job's code.
+JOBS_ZIP = "TRILAKE_JOBS_ZIP"
 
 
 def endpoint_conf(endpoints: Endpoints) -> dict[str, str]:
@@ -44,4 +48,8 @@ def build_session(endpoints: Endpoints, name: str, conf: Mapping[str, str] | Non
         spark_conf.setIfMissing(key, value)
     for key, value in {**endpoint_conf(endpoints), **(conf or {})}.items():
         spark_conf.set(key, value)
-    return SparkSession.builder.config(conf=spark_conf).getOrCreate()
+    session = SparkSession.builder.config(conf=spark_conf).getOrCreate()
+    if code := os.environ.get(JOBS_ZIP):
+        # the driver has the job's code on its path; the Python workers of a UDF get it this way
+        session.sparkContext.addPyFile(code)
+    return session

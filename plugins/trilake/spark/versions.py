@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import re
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +38,9 @@ CORE = (
     "spark",
 )
 
+# The data sets that DAGs and jobs share, beside the DAGs.
+DATA_SETS = "data_sets.py"
+
 _VERSION = re.compile(r"[0-9a-f]{16}")
 # A zip's files carry a time; one for all keeps the zip's bytes a function of its content alone.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -54,7 +58,7 @@ def push(s3: S3Client, project_folder: Path) -> str:
     manifest = json.dumps(
         {
             "files": {name: _digest(content) for name, content in files.items()},
-            "jobs": sorted(name[:-3] for name in files if "/" not in name),
+            "jobs": sorted(name[:-3] for name in files if "/" not in name and name != DATA_SETS),
             "sha256": _digest(archive),
             "size": len(archive),
         },
@@ -128,8 +132,12 @@ def _files(project_folder: Path) -> Iterator[tuple[str, bytes]]:
     found = {path.name: path for path in jobs_folder.glob("*.py") if path.name != "__init__.py"}
     if not found:
         raise ConfigurationError(f"There is no job in {jobs_folder}.", hint="A job is a file spark_jobs/<name>.py.")
-    if "trilake.py" in found:
-        raise ConfigurationError(f"{found['trilake.py']} would hide the package trilake.", hint="Rename the job.")
+    if (data_sets := project_folder / "dags" / DATA_SETS).is_file():
+        found[DATA_SETS] = data_sets
+    # In the driver a job is a module among all others: `import calendar` must find what it always finds.
+    for path in found.values():
+        if path.stem == "trilake" or path.stem in sys.stdlib_module_names:
+            raise ConfigurationError(f"{path} has the name of a module that the job's code needs.", hint="Rename it.")
     for part in CORE:
         path = package / part
         for source in sorted(path.rglob("*.py")) if path.is_dir() else [path] if path.is_file() else []:

@@ -34,6 +34,7 @@ class PostgresToIcebergOperator(BaseOperator):
         postgres_conn_id: str = OLTP_CONNECTION,
         **kwargs: Any,
     ) -> None:
+        kwargs.setdefault("multiple_outputs", True)
         super().__init__(**kwargs)
         if data_set.grain is not None:
             raise ConfigurationError(f"Data set {data_set.name} has a grain: this operator replaces whole tables.")

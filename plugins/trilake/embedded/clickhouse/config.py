@@ -100,6 +100,8 @@ class GatewayConfig:
         for key in ("host", "port", "data", "users"):
             if key not in document:
                 raise ConfigurationError(f"The configuration {path} has no {key}.")
+        if not isinstance(document["host"], str):
+            raise wrong("host", "an address")
         port = document["port"]
         if not isinstance(port, int) or not 0 < port < 65536:
             raise wrong("port", "a number from 1 to 65535")
@@ -114,8 +116,9 @@ class GatewayConfig:
         collections = document.get("named_collections", {})
         if not all(isinstance(n, str) and _IDENTIFIER.fullmatch(n) for n in [*names, *collections]):
             raise wrong("Each of shards, database, cluster and named_collections", "a plain identifier")
-        if not all(_IDENTIFIER.fullmatch(key) for values in collections.values() for key in values):
-            raise wrong("Each key of named_collections", "a plain identifier")
+        for values in collections.values():
+            if not all(_IDENTIFIER.fullmatch(key) and isinstance(value, str) for key, value in values.items()):
+                raise wrong("Each of named_collections", "an object of plain keys and strings")
         memory = document.get("max_memory_bytes", DEFAULT_MEMORY_BYTES)
         if not isinstance(memory, int) or memory < MINIMUM_MEMORY_BYTES:
             raise wrong("max_memory_bytes", f"at least {MINIMUM_MEMORY_BYTES}")

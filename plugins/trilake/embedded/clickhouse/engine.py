@@ -19,19 +19,30 @@ from typing import Any
 
 from trilake.embedded.clickhouse.config import GatewayConfig
 from trilake.embedded.clickhouse.protocol import QueryError, Session, identifier, quoted
-from trilake.embedded.clickhouse.statement import GATEWAY_DATABASE, QUERY_ID, QUERY_ID_SETTING, STREAMED_FORMATS, VIEWS
-from trilake.embedded.clickhouse.wire import MAX_SPOOL_BYTES, PIECE_BYTES, joined_arrow_streams
+from trilake.embedded.clickhouse.statement import (
+    GATEWAY_DATABASE,
+    QUERY_ID,
+    QUERY_ID_SETTING,
+    STREAMED_FORMATS,
+    STREAMED_INPUTS,
+    VIEWS,
+    Head,
+)
+from trilake.embedded.clickhouse.wire import (
+    MAX_SPOOL_BYTES,
+    PIECE_BYTES,
+    arrow_stream_of_file,
+    joined_arrow_streams,
+    spool,
+)
 from trilake.errors import ConfigurationError
 
 MAX_SESSIONS = 1000
 """Sessions kept at the same time; each holds a connection (about 80 KiB) until its timeout."""
 
-# What differs between the engine as a library and as a server, and what would acknowledge an insert in another way.
-_SERVER_LIKE = {
-    "implicit_select": "0",
-    "allow_introspection_functions": "0",
-    "async_insert": "0",
-}
+_BLOCKS_IN_MEMORY = 16
+"""An insert gathers rows into blocks of this part of the memory limit: a few are in work at the same time."""
+
 _OURS = b"/* gateway */ "
 """Begins every statement of the gateway itself; the view of the query log leaves them out."""
 
@@ -91,7 +102,7 @@ class Connection:
         """The present database (under an empty name) and values of settings; None where it is the default."""
         names = ", ".join(map(quoted, settings)) or "''"
         found = self._command(
-            "SELECT '' AS name, currentDatabase() AS value, true AS changed UNION ALL "  # noqa: S608  quoted
+            "SELECT '' AS name, currentDatabase() AS value, true AS changed UNION ALL "
             f"SELECT name, value, changed::Bool FROM system.settings WHERE name IN ({names}) FORMAT JSONCompactEachRow"
         )
         rows = [json.loads(line) for line in found.splitlines()]
@@ -175,12 +186,28 @@ class Connection:
             if rows:
                 self._raw.streaming_cancel_query(handle)
 
-    def insert(self, sql: bytes, format_: str, data: Iterable[bytes], summary: Summary) -> None:
-        """Insert data while it comes. If `data` raises, the insert is aborted.
+    def insert(self, head: Head, data: Iterable[bytes], spool_path: str, summary: Summary) -> None:
+        """Insert data while it comes, or from a file once it is whole, as its format allows.
 
-        What is aborted: everything that the engine has not yet made a part of the table. It makes parts of about
-        min_insert_block_size_bytes (256 MiB) or min_insert_block_size_rows (1M rows); those stay, as in a server.
+        If `data` raises, the insert is aborted: everything that the engine has not yet made a part of the table is
+        dropped. It makes parts of min_insert_block_size_bytes or _rows (1M); those stay, as in a server.
+
+        :param spool_path: a new file for the data, relative to the data folder.
         """
+        format_ = head.format.lower()
+        if format_ == "arrow":
+            self._insert_stream(head.insert, "ArrowStream", arrow_stream_of_file(data), summary)
+        elif format_ in STREAMED_INPUTS:
+            self._insert_stream(head.insert, head.format, data, summary)
+        else:
+            try:
+                spool(data, Path(spool_path))
+                with self._failing():
+                    summary.add(self._raw.query(head.from_file(spool_path), "TabSeparated"))
+            finally:
+                Path(spool_path).unlink(missing_ok=True)
+
+    def _insert_stream(self, sql: bytes | None, format_: str, data: Iterable[bytes], summary: Summary) -> None:
         with self._failing():
             handle = self._raw.send_insert(sql, format_)
         done = False
@@ -231,6 +258,19 @@ class Engine:
 
     def __init__(self, config: GatewayConfig) -> None:
         self._config = config
+        block = str(config.max_memory_bytes // _BLOCKS_IN_MEMORY)
+        self._settings = {
+            "log_queries": "1",
+            # what differs between the engine as a library and as a server
+            "implicit_select": "0",
+            "allow_introspection_functions": "0",
+            "storage_file_read_method": "pread",
+            # acknowledged is written, by the insert itself
+            "async_insert": "0",
+            # by default a block of wide rows may be as large as the memory limit
+            "max_insert_block_size_bytes": block,
+            "min_insert_block_size_bytes": block,
+        }
         self._sessions: dict[str, _Held] = {}
         self._guard = threading.Lock()
         # the engine takes its time zone from the process, not from its configuration
@@ -251,7 +291,7 @@ class Engine:
         self._prepare()
 
     def _connect(self) -> Connection:
-        return Connection(self._chdb.connect(f"engine?config-file={self._config.engine_file.name}"))
+        return Connection(self._chdb.connect(f"engine?config-file={self._config.engine_file.name}&log_queries=0"))
 
     def _prepare(self) -> None:
         for database in (*self._config.shards, self._config.database, GATEWAY_DATABASE):
@@ -260,7 +300,7 @@ class Engine:
         replaced = f"if(Settings['{QUERY_ID_SETTING}'] = '', {{0}}, {QUERY_ID}) AS {{0}}"
         for table in sorted(VIEWS):
             self.run(
-                f"CREATE OR REPLACE VIEW {GATEWAY_DATABASE}.{table} AS SELECT * REPLACE "  # noqa: S608  constants
+                f"CREATE OR REPLACE VIEW {GATEWAY_DATABASE}.{table} AS SELECT * REPLACE "
                 f"({replaced.format('query_id')}, {replaced.format('initial_query_id')}) "
                 f"FROM system.{table} WHERE NOT startsWith(query, {quoted(_OURS.decode().strip())})"
             )
@@ -295,7 +335,7 @@ class Engine:
         if session is None:
             connection = self._connect()
             try:
-                connection.configure(database, {**_SERVER_LIKE, **settings})
+                connection.configure(database, {**self._settings, **settings})
                 yield connection
             finally:
                 connection.close()
@@ -327,7 +367,7 @@ class Engine:
                 if len(self._sessions) >= MAX_SESSIONS:
                     raise QueryError(202, f"Too many sessions: {MAX_SESSIONS} are open.")
                 connection = self._connect()
-                connection.configure("", _SERVER_LIKE)
+                connection.configure("", self._settings)
                 held = self._sessions[session.id] = _Held(connection)
             if held.busy:
                 raise QueryError(373, "Session is locked by a concurrent client.")

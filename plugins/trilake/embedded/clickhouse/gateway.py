@@ -52,7 +52,7 @@ class Exchange:
         self.query_string: bytes = scope["query_string"]
         self.http_version: str = scope["http_version"]
         self.headers: Mapping[str, str] = {
-            k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]
+            k.decode("latin-1").lower(): v.decode(errors="replace") for k, v in scope["headers"]
         }
         self._receive, self._send = receive, send
         self._loop = asyncio.get_running_loop()
@@ -189,7 +189,8 @@ class Gateway:
             pass
         exchange.gone.set()
         while exchange.cancel_when_gone:
-            await asyncio.to_thread(self._engine.kill, exchange.query_id)
+            with contextlib.suppress(QueryError):
+                await asyncio.to_thread(self._engine.kill, exchange.query_id)
             await asyncio.sleep(KILL_INTERVAL_SECONDS)
 
     def _serve(self, exchange: Exchange) -> None:
@@ -282,14 +283,23 @@ class Gateway:
     def _run(self, exchange: Exchange, query: Query, connection: Connection, rest: Iterator[bytes]) -> Iterator[bytes]:
         """Run a query; its answer piece by piece."""
         request, head = query.request, query.head
-        # parameters are filled in by the engine's parser, which has to see the whole statement then
-        if head.insert is not None and not request.parameters:
-            _permit(request, *connection.classify(query.start[: head.data_at]))
-            connection.insert(head.insert, head.format, _data(query.start[head.data_at :], rest), query.summary)
+        path = f"{self._config.spool.name}/{secrets.token_hex(16)}"
+        if head.insert is not None:
+            if request.parameters:  # the engine's parser fills them in: it has to see all of it
+                text = wire.read_whole(query.start, rest)
+                _permit(request, *connection.classify(text))
+                yield from connection.query(text, request.default_format, request.parameters, query.summary)
+            else:
+                _permit(request, *connection.classify(query.start[: head.data_at]))
+                connection.insert(head, _data(query.start[head.data_at :], rest), path, query.summary)
             return
-        sql = wire.read_whole(query.start, rest)
-        statement = understand(sql)
-        count, reads = connection.classify(sql)
+        text = wire.read_whole(query.start, rest)
+        statement = understand(text)
+        count, reads = connection.classify(text)
+        if not statement.first_word:
+            raise QueryError(62, "Syntax error: Empty query.")
+        if statement.inserts_input:
+            raise QueryError(48, "INSERT through input() is not implemented by this gateway: INSERT the data itself.")
         if statement.file:
             code = 358 if statement.file == "OUTFILE" else 78
             raise QueryError(code, f"{statement.file} is for clients with files; this is a server.")
@@ -306,7 +316,6 @@ class Gateway:
             elif streams and can_stream(format_):
                 yield from connection.stream(statement.sql, format_, request.parameters, query.summary)
             else:
-                path = f"{self._config.spool.name}/{secrets.token_hex(16)}"
                 sql = statement.into_file(path, format_)
                 yield from connection.to_file(sql, path, request.parameters, query.summary)
         finally:

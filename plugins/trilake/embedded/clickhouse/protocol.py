@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 import uuid
 from collections.abc import Iterable, Mapping
@@ -20,6 +19,7 @@ ERRORS = {
     73: "UNKNOWN_FORMAT",
     78: "UNKNOWN_TYPE_OF_QUERY",
     115: "UNKNOWN_SETTING",
+    117: "INCORRECT_DATA",
     164: "READONLY",
     202: "TOO_MANY_SIMULTANEOUS_QUERIES",
     216: "QUERY_WITH_SAME_ID_IS_ALREADY_RUNNING",
@@ -163,7 +163,7 @@ def decode_parameters(query_string: bytes) -> list[tuple[str, str]]:
     :raises QueryError: they are not UTF-8 (36).
     """
     try:
-        return parse_qsl(query_string.decode("ascii"), keep_blank_values=True, errors="strict")
+        return parse_qsl(query_string.decode(), keep_blank_values=True, errors="strict")
     except ValueError:
         raise QueryError(36, "The parameters of the URL are not percent-encoded UTF-8.") from None
 
@@ -186,7 +186,7 @@ def credentials(parameters: Iterable[tuple[str, str]], headers: Mapping[str, str
         scheme, _, encoded = basic.partition(" ")
         try:
             name, colon, password = base64.b64decode(encoded.strip(), validate=True).decode().partition(":")
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:
             colon = ""
         if scheme.lower() != "basic" or not colon:
             raise QueryError(516, "Authentication failed: only Basic authentication is available here.")

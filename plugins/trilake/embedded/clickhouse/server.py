@@ -23,9 +23,12 @@ from trilake.embedded.clickhouse.protocol import QueryError
 from trilake.errors import ConfigurationError
 
 GRACE_SECONDS = 2
-"""On SIGTERM, how long running queries may go on."""
+"""On SIGTERM, how long running queries may go on; then they are killed."""
 
-END_SECONDS = 2
+CUT_SECONDS = 3
+"""On SIGTERM, when connections are cut that are still open: clients that send or read slowly."""
+
+END_SECONDS = 1.5
 """How long the engine may take to end after that. Whatever was acknowledged is in its files already."""
 
 log = logging.getLogger("trilake.clickhouse")
@@ -94,14 +97,23 @@ def serve(config: GatewayConfig) -> None:
             access_log=False,
             server_header=False,
             timeout_keep_alive=60,
-            timeout_graceful_shutdown=GRACE_SECONDS,
+            timeout_graceful_shutdown=CUT_SECONDS,
         )
     )
 
+    def kill_all() -> None:
+        with contextlib.suppress(QueryError):
+            engine.kill_all()
+
     async def run() -> None:
         loop = asyncio.get_running_loop()
+
+        def stop() -> None:
+            server.should_exit = True
+            loop.call_later(GRACE_SECONDS, loop.run_in_executor, None, kill_all)
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, setattr, server, "should_exit", True)
+            loop.add_signal_handler(number, stop)
         log.info("ClickHouse %s ready on %s:%d", engine.version, config.host, config.port)
         await server._serve([listener])
 

@@ -22,26 +22,22 @@ QUERY_ID = f"CAST(Settings['{QUERY_ID_SETTING}'] AS String)"
 
 VIEWS = frozenset({"processes", "query_log"})
 
-# Formats whose pieces follow each other without header, footer or separator (ArrowStream: once spliced).
+# Formats whose answers' pieces follow each other without header, footer or separator (ArrowStream: once spliced).
 STREAMED_FORMATS = frozenset(
-    {
-        "arrowstream",
-        "csv",
-        "jsoncompacteachrow",
-        "jsoneachrow",
-        "jsonlines",
-        "jsonstringseachrow",
-        "linesasstring",
-        "native",
-        "ndjson",
-        "null",
-        "raw",
-        "rowbinary",
-        "tabseparated",
-        "tabseparatedraw",
-        "tsv",
-        "tsvraw",
-    }
+    """
+    ArrowStream CSV JSONCompactEachRow JSONEachRow JSONLines JSONStringsEachRow LineAsString Native NDJSON Null Raw
+    RowBinary TabSeparated TabSeparatedRaw TSV TSVRaw
+    """.lower().split()
+)
+# Formats that the engine reads while they come; of others it would gather the whole in memory, beyond any limit.
+STREAMED_INPUTS = frozenset(
+    """
+    Arrow ArrowStream Avro CSV CSVWithNames CSVWithNamesAndTypes JSONAsObject JSONAsString JSONCompactEachRow
+    JSONCompactEachRowWithNames JSONCompactEachRowWithNamesAndTypes JSONEachRow JSONLines JSONStringsEachRow
+    LineAsString MsgPack Native NDJSON RawBLOB RowBinary RowBinaryWithDefaults RowBinaryWithNames
+    RowBinaryWithNamesAndTypes TabSeparated TabSeparatedRaw TabSeparatedWithNames TabSeparatedWithNamesAndTypes TSKV
+    TSV TSVRaw TSVWithNames TSVWithNamesAndTypes Values
+    """.lower().split()
 )
 # Settings that put something before, between or after the rows of those formats.
 UNSTREAMABLE_SETTINGS = frozenset({"extremes", "output_format_json_array_of_rows"})
@@ -110,11 +106,22 @@ class Head:
     :param insert: the INSERT without its FORMAT or VALUES; None if the whole text is a statement.
     :param format: the format of its data.
     :param data_at: where the data begins.
+    :param file_at: where FROM INFILE may be put in the INSERT.
     """
 
     insert: bytes | None = None
     format: str = ""
     data_at: int = 0
+    file_at: int = 0
+
+    def from_file(self, path: str) -> bytes:
+        """The INSERT with its data coming from a file of the engine's.
+
+        :param path: a plain path, without quotes.
+        """
+        insert = self.insert or b""
+        clause = f" FROM INFILE '{path}' ".encode()
+        return insert[: self.file_at] + clause + insert[self.file_at :] + f" FORMAT {self.format}".encode()
 
 
 class _Cursor:
@@ -155,16 +162,20 @@ def read_head(text: bytes, *, complete: bool) -> Head | None:
 
 
 def _find_data(cursor: _Cursor, text: bytes) -> Head | None:
+    settings_at = 0
     while (token := cursor.now) is not None:
         cursor.step()
         following = cursor.now
         if token.depth:
             continue
+        if token.word == "SETTINGS":
+            settings_at = settings_at or token.start
         if token.word == "VALUES":
-            return Head(text[: token.start], "Values", token.end)
+            return Head(text[: token.start], "Values", token.end, settings_at or token.start)
         if token.word == "FORMAT" and following is not None and following.kind == "word":
             end = _AFTER_FORMAT.match(text, following.end)
-            return Head(text[: token.start], following.text, end.end() if end else following.end)
+            data_at = end.end() if end else following.end
+            return Head(text[: token.start], following.text, data_at, settings_at or token.start)
         inner = following is not None and token.word == "(" and following.word in _SELECTS
         if inner or token.word in ("SELECT", "WITH", "FROM", "WATCH", ";"):
             return Head()
@@ -191,7 +202,9 @@ class Statement:
     :param select: it is a SELECT.
     :param streams: nothing in it keeps the rows of its answer from being the whole answer.
     :param file: OUTFILE or INFILE if it names a file of the client's.
+    :param inserts_input: it is an INSERT SELECT with data behind it, which the engine would answer with OK and lose.
     :param file_at: where INTO OUTFILE may be put.
+    :param end: where only comments and semicolons are left.
     """
 
     sql: bytes
@@ -200,7 +213,9 @@ class Statement:
     select: bool
     streams: bool
     file: str
+    inserts_input: bool
     file_at: int
+    end: int
 
     def into_file(self, path: str, format_: str) -> bytes:
         """The statement with its answer going to a file of the engine's, in its own format or another.
@@ -208,7 +223,7 @@ class Statement:
         :param path: a plain path, without quotes.
         """
         clause = f" INTO OUTFILE '{path}' " + ("" if self.format else f"FORMAT {format_}")
-        return self.sql[: self.file_at] + clause.encode() + self.sql[self.file_at :]
+        return self.sql[: self.file_at] + clause.encode() + self.sql[self.file_at : self.end]
 
 
 def understand(text: bytes) -> Statement:
@@ -219,16 +234,17 @@ def understand(text: bytes) -> Statement:
     pairs = set(itertools.pairwise(words))
     outermost = {token.word for token in seen if not token.depth}
     format_ = _named_format(seen)
-    ends = [token.end for token in seen if token.text != ";"]
+    end = max((token.end for token in seen if token.text != ";"), default=0)
     return Statement(
-        # what follows the last token is comments and semicolons
-        sql=sql[: ends[-1]] if ends else b"",
-        first_word=words[0] if words else "",
+        sql=sql,
+        first_word=words[0] if end else "",
         format=format_[1] if format_ else None,
         select=bool(words) and words[0] in _SELECTS and "INSERT" not in outermost,
         streams=("WITH", "TOTALS") not in pairs and not any(token.text in UNSTREAMABLE_SETTINGS for token in seen),
         file="OUTFILE" if ("INTO", "OUTFILE") in pairs else "INFILE" if ("FROM", "INFILE") in pairs else "",
-        file_at=format_[0] if format_ else ends[-1] if ends else 0,
+        inserts_input="INSERT" in outermost and ("INPUT", "(") in pairs,
+        file_at=format_[0] if format_ else end,
+        end=end,
     )
 
 

@@ -19,8 +19,13 @@ PIECE_BYTES = 1 << 20
 MAX_STATEMENT_BYTES = 16 << 20
 """SQL that is not an INSERT's data is held in memory as a whole. The engine's own max_query_size is far below."""
 
+MAX_INSERT_BYTES = 1 << 18
+"""An INSERT's data begins within this many bytes: the engine's own max_query_size."""
+
 MAX_SPOOL_BYTES = 8 << 30
-"""Largest answer that is kept on disk until it is whole."""
+"""Largest answer or insert that is kept on disk until it is whole."""
+
+_ARROW_MAGIC_BYTES = 8  # ARROW1 and padding
 
 
 def decompressed(pieces: Iterable[bytes]) -> Iterator[bytes]:
@@ -59,13 +64,39 @@ def joined_arrow_streams(pieces: Iterable[bytes]) -> Iterator[bytes]:
         yield b"\xff\xff\xff\xff\0\0\0\0"
 
 
+def arrow_stream_of_file(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The stream inside an Arrow file: what is between its magic and its footer; the footer only speeds up seeking.
+
+    The engine reads a stream while it comes, and of a file the whole first. It ignores what follows a stream's end.
+
+    :raises QueryError: it is not an Arrow file, or not all of it (117).
+    """
+    magic = b"ARROW1"
+    start, end = b"", b""
+    for piece in pieces:
+        if len(start) < _ARROW_MAGIC_BYTES:
+            start += piece
+            if len(start) < _ARROW_MAGIC_BYTES:
+                continue
+            if not start.startswith(magic):
+                break
+            content = start[_ARROW_MAGIC_BYTES:]
+        else:
+            content = piece
+        end = (end + content)[-len(magic) :]
+        if content:
+            yield content
+    if end != magic:
+        raise QueryError(117, "Not an Arrow file: missing magic at its start or its end.")
+
+
 def read_form(content_type: str, pieces: Iterable[bytes]) -> list[tuple[str, str]]:
     """The fields of a multipart form, which clients use for parameters that are too long for a URL.
 
     :raises QueryError: it holds a file (48: external tables), is not UTF-8 (36), or is too long (62).
     """
     body = read_whole(b"", pieces)
-    header = f"Content-Type: {content_type}\r\n\r\n".encode("latin-1")
+    header = f"Content-Type: {content_type}\r\n\r\n".encode()
     message = email.parser.BytesParser().parsebytes(header + body)
     if not message.is_multipart():
         raise QueryError(36, "The body is not the multipart form that its Content-Type announces.")
@@ -86,6 +117,19 @@ def read_form(content_type: str, pieces: Iterable[bytes]) -> list[tuple[str, str
     return fields
 
 
+def spool(pieces: Iterable[bytes], path: Path) -> None:
+    """Put a body into a file.
+
+    :raises QueryError: it is larger than `MAX_SPOOL_BYTES` (396).
+    """
+    size = 0
+    with path.open("xb") as file:
+        for piece in pieces:
+            size += file.write(piece)
+            if size > MAX_SPOOL_BYTES:
+                raise QueryError(396, f"An insert in this format may have {MAX_SPOOL_BYTES} bytes here: stream it.")
+
+
 def read_whole(start: bytes, pieces: Iterable[bytes]) -> bytes:
     """A statement that is not followed by data.
 
@@ -103,20 +147,22 @@ def read_whole(start: bytes, pieces: Iterable[bytes]) -> bytes:
 def read_statement(pieces: Iterator[bytes]) -> tuple[Head, bytes]:
     """Read until it is known whether data follows; what was read comes back with the finding.
 
-    :raises QueryError: nothing was found within `MAX_STATEMENT_BYTES` (62).
+    :raises QueryError: nothing was found within `MAX_INSERT_BYTES` (62).
     """
-    text = b""
+    text, look_at = bytearray(), 0
     for piece in pieces:
         text += piece
-        head = read_head(text, complete=False)
+        if len(text) < look_at:
+            continue
+        head = read_head(bytes(text), complete=False)
         if head is not None:
-            return head, text
-        if len(text) > MAX_STATEMENT_BYTES:
+            return head, bytes(text)
+        if len(text) > MAX_INSERT_BYTES:
             raise QueryError(
-                62, f"Max query size exceeded: an INSERT's data must begin within {MAX_STATEMENT_BYTES} bytes."
+                62, f"Max query size exceeded: an INSERT's data begins within {MAX_INSERT_BYTES} bytes here."
             )
-    head = read_head(text, complete=True)
-    return head or Head(), text
+        look_at = 2 * len(text)  # looking starts at the beginning: not for every byte of a slow sender
+    return read_head(bytes(text), complete=True) or Head(), bytes(text)
 
 
 class Outlet(Protocol):

@@ -35,8 +35,18 @@ _CORE = "/api/v1/namespaces/{namespace}"
 _APPLICATIONS = f"/apis/{GROUP}/{VERSION}/namespaces/{{namespace}}/{PLURAL}"
 _OPEN_PATHS = ("/readyz", "/livez", "/healthz", "/version")
 _KINDS = {"sparkapplications": KIND, "pods": "Pod", "events": "Event", "secrets": "Secret"}
-# Of Kubernetes, whose API this speaks a part of.
-_KUBERNETES = {"major": "1", "minor": "34", "gitVersion": "v1.34.0+trilake", "platform": "linux/amd64"}
+# Of Kubernetes, a part of whose API this speaks; clients insist on every field.
+_KUBERNETES = {
+    "major": "1",
+    "minor": "34",
+    "gitVersion": "v1.34.0+trilake",
+    "gitCommit": "none",
+    "gitTreeState": "clean",
+    "buildDate": "1970-01-01T00:00:00Z",
+    "goVersion": "none",
+    "compiler": "none",
+    "platform": "linux",
+}
 _LONGEST_WATCH_SECONDS = 600
 _MERGE_PATCHES = ("application/merge-patch+json", "application/strategic-merge-patch+json")
 _JSON_PATCH = "application/json-patch+json"

@@ -32,7 +32,7 @@ def apply(document: Any, operations: Any) -> Any:
     for operation in operations:
         try:
             changed = _operate(changed, operation)
-        except (LookupError, TypeError, ValueError) as e:
+        except (AttributeError, LookupError, TypeError, ValueError) as e:
             path, name = operation.get("path"), operation.get("op")
             raise StatusError(
                 422, f"the server rejected our request: {name} at {path!r} does not apply ({e})"

@@ -90,8 +90,8 @@ def _properties(
     conf = {key: value for key, value in (spec.get("sparkConf") or {}).items() if not _of_kubernetes(key)}
     conf |= {f"spark.hadoop.{key}": value for key, value in (spec.get("hadoopConf") or {}).items()}
     executors = int(executor.get("instances") or 1)
-    cores = max(int(driver["cores"]), executors * int(executor["cores"]))
-    # One JVM does the driver's and the executors' work.
+    # One JVM does the driver's and the executors' work, and gets the cores of them all as far as there are any.
+    cores = int(driver["cores"]) + executors * int(executor["cores"])
     memory = memory_bytes(driver["memory"]) + executors * memory_bytes(executor["memory"])
     memory = max(_LEAST_MEMORY, min(memory, memory_bytes(configuration.driver_memory_cap)))
     options = " ".join(text for text in (driver.get("javaOptions"), conf.get("spark.driver.extraJavaOptions")) if text)
@@ -142,7 +142,6 @@ def _own_environment(
         "PYTHONUNBUFFERED": "1",
         "SPARK_LOCAL_IP": "127.0.0.1",
         "SPARK_LOCAL_HOSTNAME": "localhost",
-        "SPARK_LOCAL_DIRS": str(folder / _SCRATCH),
         "SPARK_USER": "spark",
         "SPARK_APPLICATION_ID": application_id,
         "SPARK_DRIVER_BIND_ADDRESS": "127.0.0.1",

@@ -1,0 +1,60 @@
+"""What the command line tells of publications and migrations."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from trilake.clickhouse.cluster import Cluster
+from trilake.clickhouse.ledger import Ledger
+from trilake.clickhouse.publication import Publisher
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from trilake.endpoints import Endpoints
+
+
+def publications(endpoints: Endpoints, *, finish: bool, clean: bool, as_json: bool) -> None:
+    """Show the current publication of every partition; first complete or clear up what was left behind."""
+    ledger = Ledger(endpoints.lake)
+    if finish or clean:
+        with Cluster(endpoints.clickhouse, comment={"by": "trilake publications"}) as cluster:
+            publisher = Publisher(cluster, ledger)
+            if finish:
+                for done in publisher.finish():
+                    print(f"finished {done.partition} of {done.table}", file=sys.stderr)
+            if clean:
+                for attempt in publisher.clean():
+                    print(f"cleaned up attempt {attempt}", file=sys.stderr)
+    rows = [asdict(publication) for publication in ledger.publications()]
+    columns = ("table", "partition", "state", "fence", "rows", "snapshot_id", "run_id", "decided_at")
+    _print(columns, rows, as_json=as_json)
+
+
+def migrate(endpoints: Endpoints, sql_folder: Path, *, dry_run: bool, as_json: bool) -> None:
+    """Apply what is not applied yet; or only say what that is."""
+    from trilake import migrations
+
+    rows = [
+        {"step": f"sql/{planned.step.path}", "target": planned.target, "state": planned.state}
+        for planned in migrations.migrate(endpoints, sql_folder, dry_run=dry_run)
+        if planned.state == "pending" or dry_run
+    ]
+    if not dry_run:
+        for row in rows:
+            row["state"] = "applied now"
+    _print(("step", "target", "state"), rows, as_json=as_json)
+
+
+def _print(columns: Sequence[str], rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([{name: row[name] for name in columns} for row in rows], default=str))
+        return
+    cells = [tuple(columns), *(tuple(str(row[name]) for name in columns) for row in rows)]
+    widths = [max(len(row[index]) for row in cells) for index in range(len(columns))]
+    for row in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -1,0 +1,346 @@
+"""SparkApplications of one namespace, asynchronously: what the operator and its trigger do with them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import tenacity
+from aiohttp import ClientError
+from airflow.providers.cncf.kubernetes.hooks.kubernetes import AsyncKubernetesHook
+from kubernetes_asyncio.client import CoreV1Api, CustomObjectsApi
+from kubernetes_asyncio.client.exceptions import ApiException
+
+from trilake.errors import TrilakeError, UnreachableError
+from trilake.spark.application import API_GROUP, API_VERSION, NAMESPACE, PLURAL, State
+
+DRIVER_CONTAINER = "spark-kubernetes-driver"
+
+# Who may end an application: whoever's token this is. An adopted application gets its adopter's.
+OWNER = "trilake/owner"
+# What an application was asked to do; one that was asked the same can be adopted.
+INPUTS = "trilake/inputs"
+# How far the driver's log was read into the task's: the time of its last line.
+LOG_READ = "trilake/log-read"
+# Stands for the task instance, whatever its try.
+INSTANCE = "trilake/instance"
+
+# On every pod of an application; the operator puts it there.
+_APPLICATION_LABEL = f"{API_GROUP}/app-name"
+
+# A pod gets 30 s to end and the operator some to notice; what takes longer needs a person.
+GONE_SECONDS = 120.0
+_GONE_POLL_SECONDS = 0.5
+# Enough for an API server that is being restarted; about 15 s in all.
+_ATTEMPTS = 6
+_CHUNK = 64 * 1024
+_TAIL_LINES = 30
+
+_TRANSIENT = (429, 500, 502, 503, 504)
+_LOG_LINE = re.compile(r"(?P<time>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d)) (?P<text>.*)", re.DOTALL)
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One application that a task has asked for. It is written down before the application is created.
+
+    :param number: counts the task instance's submissions, over its tries.
+    :param owner: the token of whoever may end it.
+    :param inputs: digest of what it was asked to do.
+    """
+
+    name: str
+    namespace: str
+    number: int
+    owner: str
+    inputs: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may go well in a moment."""
+    if isinstance(error, ApiException):
+        return error.status in _TRANSIENT
+    return isinstance(error, (ClientError, TimeoutError, OSError))
+
+
+class SparkApplicationHook(AsyncKubernetesHook):
+    """Create, find, adopt, read and end SparkApplications; each request is repeated where that may help.
+
+    :param kubernetes_conn_id: its extra names the namespace, unless `namespace` does.
+    :param connection_extras: the connection's, where it was read already: then nothing asks Airflow for it.
+    """
+
+    def __init__(
+        self,
+        kubernetes_conn_id: str = "kubernetes_default",
+        *,
+        namespace: str | None = None,
+        connection_extras: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(conn_id=kubernetes_conn_id, connection_extras=connection_extras)
+        self._namespace = namespace
+
+    async def find_namespace(self) -> str:
+        """Where the applications are."""
+        return str(self._namespace or await self._get_field("namespace") or NAMESPACE)  # type: ignore[no-untyped-call]
+
+    async def _ask(self, request: Callable[[Any], Awaitable[Result]]) -> Result:
+        """:raises UnreachableError: the API server does not answer, also when asked again."""
+        retrying = tenacity.AsyncRetrying(
+            stop=tenacity.stop_after_attempt(_ATTEMPTS),
+            wait=tenacity.wait_exponential_jitter(multiplier=0.5, max=8),
+            retry=tenacity.retry_if_exception(is_transient),
+            reraise=True,
+        )
+        try:
+            async for attempt in retrying:
+                with attempt:
+                    async with self.get_conn() as connection:
+                        return await request(connection)
+        except ApiException:
+            raise
+        except (ClientError, TimeoutError, OSError) as e:
+            raise UnreachableError(
+                f"The Kubernetes API of connection {self.conn_id} does not answer ({type(e).__name__}: {e}).",
+                hint="See that the cluster (`trilake status`) and the way to it are up.",
+            ) from e
+        raise AssertionError("tenacity either returns or raises")
+
+    async def _of_applications(self, method: str, *arguments: Any, **options: Any) -> Any:
+        namespace = await self.find_namespace()
+
+        async def request(connection: Any) -> Any:
+            call = getattr(CustomObjectsApi(connection), f"{method}_namespaced_custom_object")
+            return await call(API_GROUP, API_VERSION, namespace, PLURAL, *arguments, **options)
+
+        return await self._ask(request)
+
+    # --- applications
+
+    async def get(self, name: str) -> dict[str, Any] | None:
+        """The application, or None if there is none of that name."""
+        try:
+            application: dict[str, Any] = await self._of_applications("get", name)
+        except ApiException as e:
+            if e.status == 404:
+                return None
+            raise
+        return application
+
+    async def find(self, selector: str) -> list[dict[str, Any]]:
+        """The applications whose labels `selector` selects."""
+        found: list[dict[str, Any]] = (await self._of_applications("list", label_selector=selector))["items"]
+        return found
+
+    async def create(self, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The application as it was taken in; None if another has its name.
+
+        A request whose answer was lost finds its own application and takes it for what it is.
+        """
+        try:
+            created: dict[str, Any] = await self._of_applications("create", manifest)
+        except ApiException as e:
+            if e.status != 409:
+                raise
+            found = await self.get(manifest["metadata"]["name"])
+            if found and _annotation(found, OWNER) == _annotation(manifest, OWNER):
+                return found
+            return None
+        return created
+
+    async def adopt(self, application: Mapping[str, Any], owner: str) -> bool:
+        """Make it `owner`'s, so that its former owner no longer ends it. False if it has changed or gone meanwhile."""
+        metadata = application["metadata"]
+        change = {"metadata": {"annotations": {OWNER: owner}, "resourceVersion": metadata["resourceVersion"]}}
+        return await self._patch(metadata["name"], change)
+
+    async def note_log_read(self, name: str, moment: str) -> bool:
+        """Write down how far the driver's log was read."""
+        return await self._patch(name, {"metadata": {"annotations": {LOG_READ: moment}}})
+
+    async def _patch(self, name: str, change: dict[str, Any]) -> bool:
+        try:
+            await self._of_applications("patch", name, change, _content_type="application/merge-patch+json")
+        except ApiException as e:
+            if e.status in (404, 409):
+                return False
+            raise
+        return True
+
+    async def end(
+        self, name: str, *, owner: str | None = None, wait: bool = True, seconds: float = GONE_SECONDS
+    ) -> bool:
+        """Delete an application, if it is there. False if it is another's.
+
+        :param owner: delete it only while it is this one's.
+        :param wait: until its pods are gone.
+        :raises TrilakeError: something of it is still there after `seconds`.
+        """
+        until = time.monotonic() + seconds
+        while (application := await self.get(name)) is not None:
+            metadata = application["metadata"]
+            if owner is not None and _annotation(application, OWNER) != owner:
+                return False
+            if "deletionTimestamp" in metadata:
+                break
+            # Between our look and this it may have been adopted: then its version is another.
+            seen = {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]}
+            try:
+                await self._of_applications("delete", name, body={"preconditions": seen})
+                break
+            except ApiException as e:
+                if e.status not in (404, 409):
+                    raise
+            if time.monotonic() > until:
+                raise TrilakeError(f"SparkApplication {name} changes too often to be deleted.", hint="Try again.")
+        if wait:
+            await self._await_nothing(lambda: self._left_of(name), until)
+        return True
+
+    async def await_no_pods(self, selector: str, *, others_than: str = "", seconds: float = GONE_SECONDS) -> None:
+        """Wait until no pod that `selector` selects is at work, but for those of application `others_than`.
+
+        :raises TrilakeError: one still is after `seconds`.
+        """
+
+        async def at_work() -> list[str]:
+            return [
+                pod.metadata.name
+                for pod in await self.pods(selector)
+                if pod.status.phase not in ("Succeeded", "Failed")
+                and pod.metadata.labels.get(_APPLICATION_LABEL) != others_than
+            ]
+
+        await self._await_nothing(at_work, time.monotonic() + seconds)
+
+    async def _left_of(self, name: str) -> list[str]:
+        application = [f"SparkApplication {name}"] if await self.get(name) is not None else []
+        return application + [pod.metadata.name for pod in await self.pods(f"{_APPLICATION_LABEL}={name}")]
+
+    async def _await_nothing(self, look: Callable[[], Awaitable[list[str]]], until: float) -> None:
+        while left := await look():
+            if time.monotonic() > until:
+                raise TrilakeError(
+                    f"Still there, though deleted: {', '.join(left)}.",
+                    hint="See `kubectl describe` on them; a node that does not answer keeps its pods.",
+                )
+            await asyncio.sleep(_GONE_POLL_SECONDS)
+
+    # --- pods
+
+    async def pods(self, selector: str) -> list[Any]:
+        """The pods whose labels `selector` selects."""
+        namespace = await self.find_namespace()
+
+        async def request(connection: Any) -> Any:
+            return await CoreV1Api(connection).list_namespaced_pod(namespace, label_selector=selector)
+
+        return list((await self._ask(request)).items)
+
+    async def troubles(self, name: str) -> list[str]:
+        """Why pods do not start or ended, in Kubernetes' own words: waiting and ended containers, warnings."""
+        namespace, found = await self.find_namespace(), []
+        for pod in await self.pods(f"{_APPLICATION_LABEL}={name}"):
+            for status in pod.status.container_statuses or ():
+                waiting, ended = status.state.waiting, status.state.terminated
+                if waiting and waiting.reason not in ("ContainerCreating", "PodInitializing"):
+                    found.append(f"{pod.metadata.name}: {waiting.reason}: {waiting.message or ''}".rstrip(": "))
+                if ended and ended.exit_code:
+                    found.append(f"{pod.metadata.name}: {ended.reason}, exit code {ended.exit_code}")
+            if pod.status.phase == "Pending":
+                found += await self._warnings(namespace, pod.metadata.name)
+        return list(dict.fromkeys(found))
+
+    async def _warnings(self, namespace: str, pod: str) -> list[str]:
+        async def request(connection: Any) -> Any:
+            selector = f"involvedObject.name={pod},type=Warning"
+            return await CoreV1Api(connection).list_namespaced_event(namespace, field_selector=selector)
+
+        events = (await self._ask(request)).items
+        return [f"{pod}: {event.reason}: {event.message}" for event in events[-3:]]
+
+    # --- the driver's log
+
+    async def log_lines(self, pod: str, after: str = "") -> AsyncIterator[tuple[str, str]]:
+        """Time and text of the lines that came after the line of time `after`; nothing while there is no log.
+
+        A line that is not finished is left for the next time.
+        """
+        namespace = await self.find_namespace()
+        asked = [("container", DRIVER_CONTAINER), ("timestamps", "true"), *([("sinceTime", after)] if after else [])]
+        async with self.get_conn() as connection:
+            # The client's own method has no sinceTime; by seconds, two clocks would decide what is read twice.
+            answer = await connection.call_api(
+                "/api/v1/namespaces/{namespace}/pods/{name}/log",
+                "GET",
+                path_params={"namespace": namespace, "name": pod},
+                query_params=asked,
+                auth_settings=["BearerToken"],
+                _preload_content=False,
+                _return_http_data_only=True,
+            )
+            if answer.status in (400, 404):
+                return  # it has no container yet, or no longer
+            if answer.status >= 400:
+                raise ApiException(status=answer.status, reason=answer.reason)
+            rest = b""
+            async for chunk in answer.content.iter_chunked(_CHUNK):
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    match = _LOG_LINE.match(line.decode(errors="replace"))
+                    if match and match["time"] > after:
+                        yield match["time"], match["text"]
+
+    async def last_lines(self, pod: str) -> list[str]:
+        """The last lines of the driver's log, if there are any."""
+        namespace = await self.find_namespace()
+
+        async def request(connection: Any) -> str:
+            read = CoreV1Api(connection).read_namespaced_pod_log
+            return str(await read(pod, namespace, container=DRIVER_CONTAINER, tail_lines=_TAIL_LINES))
+
+        try:
+            return (await self._ask(request)).splitlines()
+        except ApiException:
+            return []
+
+
+def log_read(application: Mapping[str, Any]) -> str:
+    """How far the driver's log was read, as `note_log_read` wrote it."""
+    return _annotation(application, LOG_READ)
+
+
+def driver_pod(application: Mapping[str, Any]) -> str:
+    """The name of the driver's pod; empty while there is none."""
+    status = application.get("status") or {}
+    return str((status.get("driverInfo") or {}).get("podName") or "")
+
+
+def error_message(application: Mapping[str, Any]) -> str:
+    """Why it failed, as the operator says it."""
+    state = (application.get("status") or {}).get("applicationState") or {}
+    return str(state.get("errorMessage") or "")
+
+
+def is_adoptable(application: Mapping[str, Any], name: str, inputs: str) -> bool:
+    """Whether it is the one that was asked for, at work or done, and not on its way out."""
+    metadata = application["metadata"]
+    return bool(
+        metadata["name"] == name
+        and "deletionTimestamp" not in metadata
+        and _annotation(application, INPUTS) == inputs
+        and State.of(application) not in (State.FAILED, State.FAILING, State.SUBMISSION_FAILED)
+    )
+
+
+def _annotation(application: Mapping[str, Any], key: str) -> str:
+    return str((application["metadata"].get("annotations") or {}).get(key) or "")

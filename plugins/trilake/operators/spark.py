@@ -1,0 +1,426 @@
+"""Runs a Spark job on Kubernetes: once for each try that needs it, never two at a time, and nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from airflow.providers.cncf.kubernetes.operators.spark_kubernetes import SparkKubernetesOperator
+from airflow.sdk import BaseHook
+from airflow.sdk.exceptions import AirflowException
+from kubernetes_asyncio.client.exceptions import ApiException
+
+from trilake import s3
+from trilake.endpoints import KUBERNETES_CONNECTION, S3_CONNECTION, S3Endpoint
+from trilake.errors import ConfigurationError, TrilakeError
+from trilake.hooks.spark import INPUTS, INSTANCE, OWNER, SparkApplicationHook, Submission, is_adoptable
+from trilake.lake.data_set import ARTIFACTS_BUCKET
+from trilake.operators.window import START, WindowedOperator
+from trilake.spark import versions
+from trilake.spark.application import SparkApplication, State, application_name, instance_digest
+from trilake.triggers.spark import SparkApplicationTrigger
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from trilake.lake.data_set import DataSet
+
+# Where a task instance keeps its submission between tries.
+STATE_KEY = "spark_application"
+
+# As the official operator has it: image pull and a place on a node.
+STARTUP_TIMEOUT_SECONDS = 600
+# A window that takes longer than a day never catches up with its schedule.
+RUN_TIMEOUT_SECONDS = 24 * 3600
+# Airflow's own time limit on a deferred task, after ours: it fails the task without asking anybody to clean up.
+_DEFER_SLACK_SECONDS = 300
+# on_kill is called while a process is being ended: the rest goes by itself once the application is deleted.
+_KILL_SECONDS = 20.0
+
+Result = TypeVar("Result")
+
+
+class SparkApplicationError(TrilakeError, AirflowException):
+    """A Spark job that failed, was ended or never started: what is known of it, in one message."""
+
+
+class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
+    """Run a job of ``spark_jobs/`` as a SparkApplication.
+
+    The job gets ``--run``, ``--data-set``, ``--start`` and ``--end`` (of the window that it works on), `arguments`, and
+    ``--result``. What it writes to ``--result`` (a JSON object, in S3) is in the task's XCom, key by key, beside
+    ``application``, ``state`` and ``seconds``: of a job that commits, ``task.output["snapshot_id"]`` is its snapshot.
+
+    A submission is written down before it is made. A try that comes after a lost worker or scheduler adopts the
+    application if it is still at work on the same inputs, and ends it otherwise; so no two run at a time. Whoever is
+    killed ends its own submission alone.
+
+    :param job: the module's name.
+    :param data_set: what the job makes; with a grain, the task works on a window of its partitions.
+    :param arguments: more for the job. They can be read by everyone who may read the application: never a secret.
+    :param profile: small, medium or large, see `trilake.spark.application.PROFILES`.
+    :param jobs_version: of the job code; None: the one pushed last.
+    :param namespace: None: the one of the connection.
+    :param spark_conf: settings over the usual ones. Never a secret.
+    :param startup_timeout_seconds: for its driver to run.
+    :param run_timeout_seconds: for all of it; `execution_timeout`, if shorter, comes first.
+    :param delete_on_termination: False keeps the application, with its pod and log, for its time to live (24 h).
+    """
+
+    template_fields: Sequence[str] = (  # type: ignore[assignment]
+        "job",
+        "arguments",
+        "profile",
+        "jobs_version",
+        "spark_conf",
+        "namespace",
+        "kubernetes_conn_id",
+        "aws_conn_id",
+        *WindowedOperator.template_fields,
+    )
+    template_fields_renderers = {"arguments": "json", "spark_conf": "json"}
+    # An argument that ends in .json is an argument, not a file of ours.
+    template_ext: Sequence[str] = ()  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        *,
+        job: str,
+        data_set: DataSet | None = None,
+        arguments: Sequence[str] = (),
+        start: str | None = START,
+        end: str | None = None,
+        profile: str = "small",
+        jobs_version: str | None = None,
+        namespace: str | None = None,
+        spark_conf: Mapping[str, str] | None = None,
+        kubernetes_conn_id: str = KUBERNETES_CONNECTION,
+        aws_conn_id: str = S3_CONNECTION,
+        deferrable: bool = True,
+        poll_interval: float = 2,
+        startup_timeout_seconds: int = STARTUP_TIMEOUT_SECONDS,
+        run_timeout_seconds: int = RUN_TIMEOUT_SECONDS,
+        get_logs: bool = True,
+        delete_on_termination: bool = True,
+        do_xcom_push: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("multiple_outputs", True)
+        super().__init__(
+            data_set=data_set,
+            start=start,
+            end=end,
+            kubernetes_conn_id=kubernetes_conn_id,
+            deferrable=deferrable,
+            poll_interval=poll_interval,
+            startup_timeout_seconds=startup_timeout_seconds,
+            get_logs=get_logs,
+            delete_on_termination=delete_on_termination,
+            do_xcom_push=do_xcom_push,
+            **kwargs,
+        )
+        self.job = job
+        self.arguments = arguments  # type: ignore[assignment]
+        self.profile = profile
+        self.jobs_version = jobs_version
+        # the official operator's default is a namespace that we do not use
+        self.namespace = namespace
+        self.kubernetes_conn_id: str = kubernetes_conn_id
+        self.spark_conf = spark_conf
+        self.aws_conn_id = aws_conn_id
+        self.run_timeout_seconds = run_timeout_seconds
+        self._submission: Submission | None = None
+        self._killed = False
+
+    # --- the task
+
+    def execute(self, context: Context) -> Any:
+        """Submit, and wait outside the worker (or here, with ``deferrable=False``).
+
+        :raises SparkApplicationError: the job failed, was ended or did not start.
+        :raises ConfigurationError: no such version, window, profile or connection; nothing was submitted.
+        """
+        submission = self._submit(context)
+        now = time.time()
+        end_by = now + self.run_timeout_seconds
+        started = context["ti"].start_date
+        if self.execution_timeout is not None and started is not None:
+            end_by = min(end_by, started.timestamp() + self.execution_timeout.total_seconds())
+        trigger = SparkApplicationTrigger(
+            submission=submission.to_dict(),
+            kubernetes_conn_id=self.kubernetes_conn_id,
+            poll_interval=self.poll_interval,
+            start_by=now + self.startup_timeout_seconds,
+            end_by=end_by,
+            get_logs=self.get_logs,
+            connection_extras=self._connection_extras,
+        )
+        if self.deferrable:
+            limit = timedelta(seconds=max(0.0, end_by - now) + _DEFER_SLACK_SECONDS)
+            self.defer(trigger=trigger, method_name="execute_complete", timeout=limit)
+        return self.execute_complete(context, asyncio.run(trigger.wait()))
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
+        """Read what the job made of it, and clear up."""
+        mine = self._submission = Submission(**event["submission"])
+        application = asyncio.run(self.applications.get(mine.name))
+        if event["outcome"] != "completed":
+            # one that failed by itself is over; what we end is waited for
+            self._end(mine, wait=event["outcome"] != "failed")
+            self._fail(mine, application, event)
+        outcome = {
+            **self._result(mine.name),
+            "application": mine.name,
+            "state": event["state"],
+            "seconds": _seconds(application),
+        }
+        self._end(mine, wait=False)
+        self._write_down(context, mine, done=True)
+        return outcome
+
+    def on_kill(self) -> None:
+        """End this submission's application; one that another try has adopted stays."""
+        # The signal's handler returns to where it came: what is being created is created, and seen to then.
+        self._killed = True
+        submission = self._submission
+        if submission is None:
+            return
+        # In a thread: the signal may have come while this one runs an event loop of its own.
+        with ThreadPoolExecutor(1) as pool:
+            ended = pool.submit(
+                asyncio.run, self.applications.end(submission.name, owner=submission.owner, seconds=_KILL_SECONDS)
+            ).result()
+        if ended:
+            self.log.info("SparkApplication %s was deleted with its task", submission.name)
+
+    # --- submission
+
+    def _submit(self, context: Context) -> Submission:
+        version = self._version()
+        arguments = self._arguments(context)
+        inputs = self._inputs(arguments)
+        record = self._read_record(context)
+        adopted = self._clear_the_way(context, record, inputs)
+        if adopted is not None:
+            return adopted
+        namespace = asyncio.run(self.applications.find_namespace())
+        number = int(record.get("number", 0))
+        while True:
+            number += 1
+            submission = self._submission = Submission(
+                application_name(**_instance(context), number=number),
+                namespace,
+                number,
+                owner=uuid.uuid4().hex,
+                inputs=inputs,
+            )
+            # Written down first: whoever comes after us knows what to look for, whether or not it came to be.
+            self._write_down(context, submission)
+            manifest = self._manifest(context, submission, version, arguments)
+            if asyncio.run(self.applications.create(manifest)) is not None:
+                self.log.info(
+                    "SparkApplication %s is submitted: job %s, version %s", submission.name, self.job, version
+                )
+                self._check_still_ours(context, submission)
+                return submission
+            self.log.warning("There is another SparkApplication %s; taking the next number", submission.name)
+
+    def _clear_the_way(self, context: Context, record: Mapping[str, Any], inputs: str) -> Submission | None:
+        """Adopt the predecessor if it is at work on the same, and end all others of this task instance."""
+        adopted = None
+        selector = f"{INSTANCE}={instance_digest(**_instance(context))}"
+        for application in asyncio.run(self.applications.find(selector)):
+            name, state = application["metadata"]["name"], State.of(application)
+            if not record.get("done") and is_adoptable(application, str(record.get("name")), inputs):
+                submission = Submission(
+                    name,
+                    application["metadata"]["namespace"],
+                    int(record["number"]),
+                    owner=uuid.uuid4().hex,
+                    inputs=inputs,
+                )
+                self._submission = submission
+                self._write_down(context, submission)
+                if self._adopt(submission):
+                    self.log.info("SparkApplication %s is %s: this try goes on with it", name, state or "new")
+                    adopted = submission
+                    continue
+            if state.over and not self.delete_on_termination:
+                continue
+            self.log.info("SparkApplication %s of an earlier try is %s: it is ended first", name, state or "new")
+            asyncio.run(self.applications.end(name))
+        # The application of a try that was killed may be gone before its pods are.
+        others_than = adopted.name if adopted else ""
+        asyncio.run(self.applications.await_no_pods(selector, others_than=others_than))
+        return adopted
+
+    def _adopt(self, submission: Submission) -> bool:
+        # its status changes under our hands; if it is gone, or on its way out, there is nothing to adopt
+        while (application := asyncio.run(self.applications.get(submission.name))) is not None:
+            if not is_adoptable(application, submission.name, submission.inputs):
+                return False
+            if asyncio.run(self.applications.adopt(application, submission.owner)):
+                return True
+        return False
+
+    def _check_still_ours(self, context: Context, submission: Submission) -> None:
+        """A worker that was cut off may come back after its successor, or be killed: then this one is one too many."""
+        record = self._read_record(context)
+        if self._killed or (record and record.get("owner") != submission.owner):
+            asyncio.run(self.applications.end(submission.name, owner=submission.owner))
+            why = "this task was killed" if self._killed else "another try of this task has gone on"
+            raise SparkApplicationError(f"SparkApplication {submission.name} was ended: {why} while it was submitted.")
+
+    def _manifest(
+        self, context: Context, submission: Submission, version: str, arguments: Sequence[str]
+    ) -> dict[str, Any]:
+        instance = _instance(context)
+        labels = {
+            "trilake/dag": instance["dag_id"],
+            "trilake/task": instance["task_id"],
+            "trilake/run": instance["run_id"],
+            INSTANCE: instance_digest(**instance),
+        }
+        if instance["map_index"] >= 0:
+            labels["trilake/map-index"] = str(instance["map_index"])
+        return SparkApplication(
+            name=submission.name,
+            job=self.job,
+            version=version,
+            arguments=[*arguments, "--result", _result_uri(submission.name)],
+            profile=self.profile,
+            labels=labels,
+            annotations={OWNER: submission.owner, INPUTS: submission.inputs},
+            namespace=submission.namespace,
+            spark_conf=self.spark_conf or {},
+        ).manifest()
+
+    def _arguments(self, context: Context) -> list[str]:
+        arguments = ["--run", str(context["run_id"])]
+        if self.data_set is not None:
+            arguments += ["--data-set", self.data_set.to_json()]
+            if self.data_set.grain is not None:
+                partitions = self.window(context).partitions
+                arguments += ["--start", partitions[0], "--end", partitions[-1]]
+        return arguments + [str(argument) for argument in self.arguments]
+
+    def _inputs(self, arguments: Sequence[str]) -> str:
+        """Digest of what is asked for. The version pushed last does not count: a run in flight keeps its code."""
+        asked = [self.job, self.jobs_version or "", self.profile, dict(self.spark_conf or {}), list(arguments)]
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _version(self) -> str:
+        client = self._s3
+        version = self.jobs_version or versions.current(client)
+        known = versions.jobs(client, version)
+        if self.job not in known:
+            raise ConfigurationError(
+                f"Version {version} of the job code has no job {self.job!r}.",
+                hint=f"It has {', '.join(known)}. Push the new one with `trilake jobs push`.",
+            )
+        return version
+
+    # --- what is kept between tries
+
+    def _read_record(self, context: Context) -> dict[str, Any]:
+        store = context.get("task_state_store")
+        record = store.get(STATE_KEY) if store is not None else None
+        return record if isinstance(record, dict) else {}
+
+    def _write_down(self, context: Context, submission: Submission, *, done: bool = False) -> None:
+        store = context.get("task_state_store")
+        if store is not None:
+            store.set(STATE_KEY, {**submission.to_dict(), "done": done})
+
+    # --- the end
+
+    def _end(self, submission: Submission, *, wait: bool) -> None:
+        """Delete the application. That it cannot be is no reason to forget what became of the job."""
+        if not self.delete_on_termination:
+            self.log.info("SparkApplication %s is kept", submission.name)
+            return
+        try:
+            if not asyncio.run(self.applications.end(submission.name, owner=submission.owner, wait=wait)):
+                self.log.warning("SparkApplication %s is another try's by now: it stays", submission.name)
+        except (TrilakeError, ApiException) as e:
+            self.log.warning("SparkApplication %s could not be cleared away: %s", submission.name, e)
+
+    def _fail(self, submission: Submission, application: dict[str, Any] | None, event: Mapping[str, Any]) -> NoReturn:
+        seconds = _seconds(application)
+        after = f" after {seconds} s" if seconds is not None else ""
+        what = {
+            "failed": f"is {event['state']}{after}",
+            "gone": f"is gone: it was deleted by somebody else while it was {event['state'] or 'new'}",
+            "not_started": f"did not start within {self.startup_timeout_seconds} s: it is {event['state'] or 'new'}",
+            "too_long": f"took too long: it was {event['state'] or 'new'} when its time was over",
+            "error": "cannot be waited for",
+        }[event["outcome"]]
+        lines = [f"SparkApplication {submission.name} (job {self.job}, namespace {submission.namespace}) {what}."]
+        if event["error"]:
+            lines.append(f"Reason: {event['error']}")
+        lines += [f"Pod {trouble}" for trouble in event["troubles"]]
+        if event["tail"]:
+            lines += ["The driver's last lines:", *(f"  {line}" for line in event["tail"])]
+        raise SparkApplicationError("\n".join(lines))
+
+    def _result(self, name: str) -> dict[str, Any]:
+        """What the job wrote to --result; empty if it wrote nothing."""
+        client = self._s3
+        bucket, _, key = _result_uri(name).removeprefix("s3://").partition("/")
+        try:
+            return dict(json.loads(client.get_object(Bucket=bucket, Key=key)["Body"].read()))
+        except client.exceptions.NoSuchKey:
+            return {}
+        except (TypeError, ValueError):
+            raise TrilakeError(
+                f"{_result_uri(name)} is not a JSON object.", hint="The job writes it by json.dumps of a dictionary."
+            ) from None
+
+    # --- connections
+
+    @cached_property
+    def _s3(self) -> Any:
+        return s3.client(S3Endpoint.from_connection(BaseHook.get_connection(self.aws_conn_id)))
+
+    @cached_property
+    def _connection_extras(self) -> dict[str, Any]:
+        extras: dict[str, Any] = BaseHook.get_connection(self.kubernetes_conn_id).extra_dejson
+        return extras
+
+    @cached_property
+    def applications(self) -> SparkApplicationHook:
+        """The connection's applications. It needs nothing more of Airflow, so that on_kill can use it at any time."""
+        return SparkApplicationHook(
+            self.kubernetes_conn_id, namespace=self.namespace, connection_extras=self._connection_extras
+        )
+
+
+def _instance(context: Context) -> dict[str, Any]:
+    ti = context["ti"]
+    return {
+        "dag_id": ti.dag_id,
+        "task_id": ti.task_id,
+        "run_id": str(context["run_id"]),
+        "map_index": ti.map_index if ti.map_index is not None else -1,
+    }
+
+
+def _result_uri(name: str) -> str:
+    return f"s3://{ARTIFACTS_BUCKET}/runs/{name}/result.json"
+
+
+def _seconds(application: Mapping[str, Any] | None) -> float | None:
+    """From submission to the driver's end."""
+    status = (application or {}).get("status") or {}
+    first, last = status.get("lastSubmissionAttemptTime"), status.get("terminationTime")
+    if not first or not last:
+        return None
+    return (datetime.fromisoformat(last) - datetime.fromisoformat(first)).total_seconds()

@@ -1,0 +1,185 @@
+"""Waits for a SparkApplication outside a worker, and brings its driver's log into the task's."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any, Literal
+
+from aiohttp import ClientError
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+from kubernetes_asyncio.client.exceptions import ApiException
+
+from trilake.errors import TrilakeError
+from trilake.hooks.spark import (
+    SparkApplicationHook,
+    Submission,
+    driver_pod,
+    error_message,
+    is_transient,
+    log_read,
+)
+from trilake.spark.application import State
+
+Outcome = Literal["completed", "failed", "gone", "not_started", "too_long", "error"]
+
+# An API server that is down for less (a restart, an upgrade) is waited for; the job needs it less than we do.
+_UNREACHABLE_SECONDS = 900.0
+# How much of the driver's log may come twice into the task's if the triggerer is killed.
+_NOTE_SECONDS = 30.0
+# Airflow gives on_kill 30 s in all.
+_KILL_SECONDS = 25.0
+
+
+class SparkApplicationTrigger(BaseTrigger):
+    """Fires once: when the application is over, gone, or out of time.
+
+    :param submission: `Submission.to_dict` of the application.
+    :param poll_interval: seconds between two looks.
+    :param start_by: it is to run by then; in seconds since 1970.
+    :param end_by: it is to be over by then; in seconds since 1970; None: whenever.
+    :param get_logs: bring the driver's log into the task's.
+    :param connection_extras: of the connection, where it is known; not kept with the trigger.
+    """
+
+    def __init__(
+        self,
+        *,
+        submission: dict[str, Any],
+        kubernetes_conn_id: str,
+        poll_interval: float,
+        start_by: float,
+        end_by: float | None = None,
+        get_logs: bool = True,
+        connection_extras: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.submission = submission
+        self.kubernetes_conn_id = kubernetes_conn_id
+        self.poll_interval = poll_interval
+        self.start_by = start_by
+        self.end_by = end_by
+        self.get_logs = get_logs
+        self._hook = SparkApplicationHook(
+            kubernetes_conn_id, namespace=submission["namespace"], connection_extras=connection_extras
+        )
+        self._read = ""
+        self._noted = ""
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        return (
+            f"{type(self).__module__}.{type(self).__qualname__}",
+            {
+                "submission": self.submission,
+                "kubernetes_conn_id": self.kubernetes_conn_id,
+                "poll_interval": self.poll_interval,
+                "start_by": self.start_by,
+                "end_by": self.end_by,
+                "get_logs": self.get_logs,
+            },
+        )
+
+    @property
+    def name(self) -> str:
+        return Submission(**self.submission).name
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        yield TriggerEvent(await self.wait())  # type: ignore[no-untyped-call]
+
+    async def wait(self) -> dict[str, Any]:
+        """What became of it: an event's payload, see `_event`."""
+        answered = time.monotonic()
+        state: State | None = None
+        noted_at = time.monotonic()
+        while True:
+            try:
+                application = await self._hook.get(self.name)
+                if application is None:
+                    return self._event("gone", state)
+                if state is None:
+                    self._read = self._noted = log_read(application)  # another triggerer may have begun
+                before, state = state, State.of(application)
+                await self._bring_log(application, state)
+                if state != before:
+                    self.log.info("SparkApplication %s is %s", self.name, state or "new")
+                answered = time.monotonic()
+                if state.over:
+                    return await self._over(application, state)
+                if late := self._late(state):
+                    return self._event(late, state, troubles=await self._hook.troubles(self.name))
+                if time.monotonic() - noted_at > _NOTE_SECONDS:
+                    await self._note_log_read()
+                    noted_at = time.monotonic()
+            except (TrilakeError, ApiException, ClientError, OSError) as e:
+                if isinstance(e, ApiException) and not is_transient(e):
+                    # a right that is missing, a token that is no longer taken: time does not mend these
+                    return self._event("error", state, error=f"Kubernetes refuses: {e.status} {e.reason}")
+                if time.monotonic() - answered > _UNREACHABLE_SECONDS:
+                    return self._event("error", state, error=str(e))
+                self.log.warning("SparkApplication %s cannot be seen for now: %s", self.name, e)
+            await asyncio.sleep(self.poll_interval)
+
+    def _late(self, state: State) -> Outcome | None:
+        if self.end_by is not None and time.time() > self.end_by:
+            return "too_long"
+        return "not_started" if not state.started and time.time() > self.start_by else None
+
+    async def _over(self, application: dict[str, Any], state: State) -> dict[str, Any]:
+        await self._note_log_read()
+        if state is State.COMPLETED:
+            return self._event("completed", state)
+        pod = driver_pod(application)
+        return self._event(
+            "failed",
+            state,
+            error=error_message(application),
+            tail=await self._hook.last_lines(pod) if pod else [],
+            troubles=await self._hook.troubles(self.name),
+        )
+
+    def _event(
+        self,
+        outcome: Outcome,
+        state: State | None,
+        *,
+        error: str = "",
+        tail: list[str] | None = None,
+        troubles: list[str] | None = None,
+    ) -> dict[str, Any]:
+        """What the operator goes on with; every part is small."""
+        return {
+            "submission": self.submission,
+            "outcome": outcome,
+            "state": str(state or ""),
+            "error": error,
+            "tail": tail or [],
+            "troubles": troubles or [],
+        }
+
+    # --- the log
+
+    async def _bring_log(self, application: dict[str, Any], state: State) -> None:
+        pod = driver_pod(application)
+        if not self.get_logs or not pod or not state.started:
+            return
+        async for moment, text in self._hook.log_lines(pod, self._read):
+            self.log.info("%s", text)
+            self._read = moment
+
+    async def _note_log_read(self) -> None:
+        """Keep on the application how far its log was read: another triggerer goes on from there."""
+        if self._read != self._noted and await self._hook.note_log_read(self.name, self._read):
+            self._noted = self._read
+
+    async def cleanup(self) -> None:
+        try:
+            await self._note_log_read()
+        except Exception as e:  # it costs some lines of log twice, and must not stop a triggerer that ends
+            self.log.warning("How far the driver's log was read could not be noted: %s", e)
+
+    async def on_kill(self) -> None:
+        """A person ended the task: end its application, if it is still this submission's."""
+        submission = Submission(**self.submission)
+        if await self._hook.end(submission.name, owner=submission.owner, seconds=_KILL_SECONDS):
+            self.log.info("SparkApplication %s was deleted with its task", submission.name)

@@ -1,0 +1,115 @@
+"""Every DAG can be parsed, cheaply, and says what it is. No server, no database."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[2]
+FILES = sorted(PROJECT.glob("dags/*.py"))
+# What a parse may not load: each costs more than the rest of the DAG together, on every parse of every file.
+HEAVY = ("pyspark", "pandas", "pyarrow", "chdb", "pyiceberg", "matplotlib", "clickhouse_connect", "boto3")
+
+_PARSE = """
+import importlib.util, json, sys
+before = set(sys.modules)
+for name in json.loads(sys.argv[2]):
+    importlib.import_module(name)
+official = set(sys.modules)
+spec = importlib.util.spec_from_file_location("parsed", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+from airflow.sdk.definitions._internal.contextmanager import DagContext
+DagContext.current_autoregister_module_name = "parsed"
+sys.modules["parsed"] = module
+spec.loader.exec_module(module)
+loaded = sorted(set(sys.modules) - official)
+from airflow.serialization.serialized_objects import DagSerialization
+from trilake.tags import Tag
+dags = []
+for dag, _ in DagContext.autoregistered_dags:
+    DagSerialization.to_dict(dag)
+    dag.check_cycle()
+    dags.append({
+        "dag_id": dag.dag_id,
+        "doc": dag.doc_md,
+        "tags": sorted(dag.tags),
+        "unknown_tags": sorted(set(dag.tags) - {tag.value for tag in Tag}),
+        "catchup": dag.catchup,
+        "tasks": {task.task_id: task.retries for task in dag.tasks},
+    })
+print("\\n" + json.dumps({"dags": dags, "loaded": loaded}))
+"""
+
+
+def parse(file: Path, *official: str) -> dict[str, Any]:
+    """Parse one DAG file in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", _PARSE, str(file), json.dumps(official)],
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(str(PROJECT / folder) for folder in ("plugins", "dags")),
+            "AIRFLOW__CORE__UNIT_TEST_MODE": "false",
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "false",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+@pytest.fixture(scope="module")
+def parsed() -> dict[str, dict[str, Any]]:
+    return {file.name: parse(file) for file in FILES}
+
+
+def test_there_are_the_dags_of_the_flights_pipeline(parsed: dict[str, dict[str, Any]]) -> None:
+    found = {dag["dag_id"] for result in parsed.values() for dag in result["dags"]}
+    assert {"reference_snapshot", "flights", "flights_report"} <= found
+
+
+def test_a_file_holds_at_most_one_dag_named_as_the_file(parsed: dict[str, dict[str, Any]]) -> None:
+    for name, result in parsed.items():
+        assert [dag["dag_id"] for dag in result["dags"]] in ([], [name.removesuffix(".py")])
+
+
+def test_every_dag_has_a_runbook_tags_and_retries_and_never_catches_up_by_itself(
+    parsed: dict[str, dict[str, Any]],
+) -> None:
+    for result in parsed.values():
+        for dag in result["dags"]:
+            assert "**When it fails:**" in (dag["doc"] or ""), dag["dag_id"]
+            assert dag["tags"], dag["dag_id"]
+            assert not dag["unknown_tags"], dag["dag_id"]
+            assert not dag["catchup"], dag["dag_id"]
+            assert all(dag["tasks"].values()), f"{dag['dag_id']}: a task without retries: {dag['tasks']}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_parsing_loads_nothing_heavy_beyond_the_official_operators(file: Path) -> None:
+    # Making any Asset has Airflow load every provider's handler of asset addresses; Amazon's brings boto3.
+    official = (
+        "airflow.sdk",
+        "airflow.providers.amazon.aws.assets.s3",
+        "airflow.timetables.interval",
+        "airflow.providers.cncf.kubernetes.operators.spark_kubernetes",
+        "airflow.providers.common.sql.operators.sql",
+        "airflow.providers.clickhousedb.hooks.clickhouse",
+    )
+    loaded = parse(file, *official)["loaded"]
+    assert not [name for name in loaded if name.split(".")[0] in HEAVY]
+
+
+def test_a_parse_loads_no_data_library_at_all(parsed: dict[str, dict[str, Any]]) -> None:
+    """Not even through an official operator, as long as the official ones keep to it."""
+    for name, result in parsed.items():
+        found = {module.split(".")[0] for module in result["loaded"]} & {"pyspark", "pandas", "pyarrow", "chdb"}
+        assert not found, f"{name} loads {found}"

@@ -1,0 +1,293 @@
+"""Write, audit, publish: what readers see, whatever happens in between. On a real ClickHouse, PostgreSQL and S3."""
+
+from __future__ import annotations
+
+import io
+import secrets
+from collections.abc import Iterator
+from datetime import date
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from trilake import s3
+from trilake.clickhouse.checks import Check, CheckFailedError
+from trilake.clickhouse.cluster import ClickHouseError, Cluster, Statement
+from trilake.clickhouse.ledger import Ledger, Publication
+from trilake.clickhouse.publication import AuditError, Publisher, SwitchIncompleteError
+from trilake.endpoints import Endpoints
+from trilake.lake import DataSet
+from trilake.lake.catalog import DataFile, PartitionPlan, SnapshotPlan
+from trilake.postgres import connect
+
+MONTH = "2013-01"
+
+
+class Table:
+    """A table of one test: its data set, and plans of snapshots that hold what the test says."""
+
+    def __init__(self, endpoints: Endpoints, cluster: Cluster) -> None:
+        self.endpoints = endpoints
+        self.cluster = cluster
+        self.data_set = DataSet(f"t_{secrets.token_hex(4)}", grain="month", date="d", shard_by="k")
+        self.ledger = Ledger(endpoints.lake)
+        self.s3 = s3.client(endpoints.s3)
+        self.snapshots = 0
+        for shard in cluster.shards:
+            cluster.on_shard(
+                shard,
+                Statement(
+                    f"CREATE TABLE {{shard}}.{self.data_set.local_table} (k Int32, d Date, note Nullable(String)) "
+                    "ENGINE = MergeTree PARTITION BY toYYYYMM(d) ORDER BY k"
+                ),
+            )
+
+    def drop(self) -> None:
+        for shard in self.cluster.shards:
+            for (name,) in self.cluster.on_shard(shard, Statement("SHOW TABLES FROM {shard}")):
+                if name.startswith(self.data_set.name):
+                    self.cluster.on_shard(shard, Statement(f"DROP TABLE {{shard}}.{name} SYNC"))
+        with connect(self.endpoints.lake) as connection, connection.cursor() as cursor:
+            for table in ("publications", "publication_attempts"):
+                cursor.execute(f"DELETE FROM {table} WHERE table_name = %s", (self.data_set.table,))
+
+    def publisher(self, *checks: Check) -> Publisher:
+        return Publisher(self.cluster, self.ledger, checks=checks)
+
+    def file(self, bucket: int, *rows: tuple[int, date, str | None], claimed: int | None = None) -> DataFile:
+        schema = pa.schema([("d", pa.date32()), ("k", pa.int32()), ("note", pa.string())])  # not in the table's order
+        content = io.BytesIO()
+        columns = {"d": [row[1] for row in rows], "k": [row[0] for row in rows], "note": [row[2] for row in rows]}
+        pq.write_table(pa.table(columns, schema=schema), content)
+        key = f"warehouse/test/{self.data_set.name}/{secrets.token_hex(8)}.parquet"
+        self.s3.put_object(Bucket="lake", Key=key, Body=content.getvalue())
+        return DataFile(key, len(rows) if claimed is None else claimed, content.tell(), bucket)
+
+    def plan(self, *files: DataFile, partition: str = MONTH, sequence: int | None = None) -> SnapshotPlan:
+        self.snapshots += 1
+        sequence = self.snapshots if sequence is None else sequence
+        return SnapshotPlan(self.data_set, 1000 + sequence, sequence, 2, (PartitionPlan(partition, files),))
+
+    def seen(self) -> list[tuple[Any, ...]]:
+        """(shard, k, note) of what readers see."""
+        rows = self.cluster.every_shard(
+            Statement(f"SELECT k, note FROM {{shard}}.{self.data_set.local_table} ORDER BY k")
+        )
+        return [(number, *row) for number, found in sorted(rows.items()) for row in found]
+
+    def staging(self) -> list[str]:
+        tables = self.cluster.every_shard(Statement("SHOW TABLES FROM {shard}"))
+        return [
+            name for found in tables.values() for (name,) in found if name.startswith(f"{self.data_set.name}_staging")
+        ]
+
+
+@pytest.fixture
+def table(endpoints: Endpoints) -> Iterator[Table]:
+    with Cluster(endpoints.clickhouse) as cluster:
+        made = Table(endpoints, cluster)
+        yield made
+        made.drop()
+
+
+DAY = date(2013, 1, 5)
+
+
+def die(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt  # as abrupt as a test can be: no `except Exception` on the way holds it up
+
+
+def test_each_shard_gets_the_rows_of_its_bucket_once(table: Table) -> None:
+    plan = table.plan(table.file(0, (1, DAY, "a"), (2, DAY, None)), table.file(1, (3, DAY, "c")))
+    report = table.publisher().publish(plan, run_id="r")
+    assert report.published == (MONTH,)
+    assert report.rows == {MONTH: {1: 2, 2: 1}}
+    assert table.seen() == [(1, 1, "a"), (1, 2, None), (2, 3, "c")]
+    again = table.publisher().publish(plan, run_id="r")
+    assert (again.published, again.current) == ((), (MONTH,))
+    assert table.seen() == [(1, 1, "a"), (1, 2, None), (2, 3, "c")]
+    assert not table.staging()
+    assert not table.ledger.attempts(table.data_set.table)
+
+
+def test_a_later_snapshot_replaces_an_earlier_one_and_not_the_other_way_round(table: Table) -> None:
+    old, new = table.plan(table.file(0, (1, DAY, "old"))), table.plan(table.file(0, (1, DAY, "new")))
+    table.publisher().publish(new, run_id="r")
+    assert table.publisher().publish(old, run_id="r").current == (MONTH,)
+    assert table.seen() == [(1, 1, "new")]
+    assert table.publisher().publish(old, run_id="r", force=True).published == (MONTH,)
+    assert table.seen() == [(1, 1, "old")]
+
+
+def test_an_empty_partition_is_published_and_others_stay(table: Table) -> None:
+    table.publisher().publish(table.plan(table.file(0, (1, DAY, "a"))), run_id="r")
+    table.publisher().publish(table.plan(table.file(1, (2, date(2013, 2, 1), "b")), partition="2013-02"), run_id="r")
+    table.publisher().publish(table.plan(), run_id="r")
+    assert table.seen() == [(2, 2, "b")]
+
+
+@pytest.mark.parametrize(
+    ("rows", "claimed", "says"),
+    [
+        ([(1, DAY, "a")], 2, "the snapshot says 2 rows, staging holds 1"),
+        ([(1, DAY, "a"), (2, date(2013, 2, 1), "b")], None, "rows of other partitions: 201302"),
+    ],
+)
+def test_staging_that_is_not_the_snapshot_is_never_seen(
+    table: Table, rows: list[tuple[int, date, str | None]], claimed: int | None, says: str
+) -> None:
+    table.publisher().publish(table.plan(table.file(0, (9, DAY, "before"))), run_id="r")
+    with pytest.raises((AuditError, ClickHouseError), match=says):
+        table.publisher().publish(table.plan(table.file(0, *rows, claimed=claimed)), run_id="r")
+    assert table.seen() == [(1, 9, "before")]
+    assert not table.staging()
+
+
+def test_values_that_were_changed_on_the_way_are_found_even_beside_nulls(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = table.plan(table.file(0, (1, DAY, None), (2, DAY, None)))
+
+    def corrupt(self: Publisher, *arguments: Any) -> int:
+        client = arguments[-2]
+        command = client.command
+
+        def changed(sql: str, **options: Any) -> Any:
+            return command(sql.replace(") SELECT `k`,", ") SELECT `k` + 1,", 1), **options)
+
+        monkeypatch.setattr(client, "command", changed)
+        return original(self, *arguments)
+
+    original = Publisher._write_cell
+    monkeypatch.setattr(Publisher, "_write_cell", corrupt)
+    with pytest.raises(ClickHouseError, match="values in staging are not those"):
+        table.publisher().publish(plan, run_id="r")
+    assert table.seen() == []
+
+
+def test_a_null_where_the_table_has_none_is_an_error_and_no_zero(table: Table) -> None:
+    schema = pa.schema([("k", pa.int32()), ("d", pa.date32()), ("note", pa.string())])
+    content = io.BytesIO()
+    pq.write_table(pa.table({"k": [None], "d": [DAY], "note": ["a"]}, schema=schema), content)
+    key = f"warehouse/test/{table.data_set.name}/null.parquet"
+    table.s3.put_object(Bucket="lake", Key=key, Body=content.getvalue())
+    with pytest.raises(ClickHouseError):
+        table.publisher().publish(table.plan(DataFile(key, 1, 1, 0)), run_id="r")
+    assert table.seen() == []
+
+
+def test_a_blocking_check_stops_before_anyone_reads_and_a_warning_does_not(table: Table) -> None:
+    plan = table.plan(table.file(0, (1, DAY, "bad")), table.file(1, (2, DAY, "good")))
+    finds = "SELECT k FROM {table} WHERE note = 'bad'"
+    with pytest.raises(CheckFailedError, match=f"no_bad of {table.data_set.table} finds 1 rows in partition {MONTH}"):
+        table.publisher(Check("no_bad", finds)).publish(plan, run_id="r")
+    assert table.seen() == []
+    assert not table.staging()
+    report = table.publisher(Check("no_bad", finds, blocking=False)).publish(plan, run_id="r")
+    assert report.warnings == (f"check no_bad of {table.data_set.table} finds 1 rows in partition {MONTH}",)
+    assert len(table.seen()) == 2
+
+
+def test_a_publication_that_died_after_the_decision_is_finished_by_the_next(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = table.plan(table.file(0, (1, DAY, "a")), table.file(1, (2, DAY, "b")))
+    with monkeypatch.context() as dying:
+        dying.setattr(Publisher, "_switch", die)
+        dying.setattr(Publisher, "_sweep", lambda *_: None)
+        with pytest.raises(KeyboardInterrupt):
+            table.publisher().publish(plan, run_id="r")
+    assert table.seen() == []
+    assert [p.state for p in table.ledger.publications(table.data_set.table)] == ["switching"]
+    assert table.publisher().publish(plan, run_id="r").current == (MONTH,)
+    assert table.seen() == [(1, 1, "a"), (2, 2, "b")]
+    assert [p.state for p in table.ledger.publications(table.data_set.table)] == ["done"]
+    table.publisher().clean(table.data_set.table)
+    assert not table.staging()
+    assert not table.ledger.attempts(table.data_set.table)
+
+
+def test_what_died_between_two_shards_is_finished_by_a_clean_up(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = table.plan(table.file(0, (1, DAY, "a")), table.file(1, (2, DAY, "b")))
+
+    def half(self: Publisher, publication: Publication) -> None:
+        data_set = table.data_set
+        table.cluster.on_shard(
+            table.cluster.shards[0],
+            Statement(
+                f"ALTER TABLE {{shard}}.{data_set.local_table} REPLACE PARTITION ID '201301' "
+                f"FROM {{shard}}.{data_set.staging_table(publication.attempt, MONTH)}"
+            ),
+        )
+        die()
+
+    with monkeypatch.context() as dying:
+        dying.setattr(Publisher, "_switch", half)
+        dying.setattr(Publisher, "_sweep", lambda *_: None)
+        with pytest.raises(KeyboardInterrupt):
+            table.publisher().publish(plan, run_id="r")
+    assert table.seen() == [(1, 1, "a")]
+    assert len(table.publisher().clean(table.data_set.table)) == 1
+    assert table.seen() == [(1, 1, "a"), (2, 2, "b")]
+    assert not table.staging()
+
+
+def test_what_died_before_the_decision_leaves_nothing_after_a_clean_up(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as dying:
+        dying.setattr(Ledger, "claim", die)
+        dying.setattr(Publisher, "_sweep", lambda *_: None)
+        with pytest.raises(KeyboardInterrupt):
+            table.publisher().publish(table.plan(table.file(0, (1, DAY, "a"))), run_id="r")
+    assert table.staging()
+    table.publisher().clean(table.data_set.table)
+    assert not table.staging()
+    assert table.seen() == []
+
+
+def test_a_publisher_that_wakes_up_too_late_cannot_bring_its_rows_back(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It decided, slept, and another published something newer meanwhile."""
+    old, new = table.plan(table.file(0, (1, DAY, "old"))), table.plan(table.file(0, (1, DAY, "new")))
+    switch = Publisher._switch
+
+    def sleep_first(self: Publisher, publication: Publication) -> None:
+        monkeypatch.setattr(Publisher, "_switch", switch)
+        assert table.publisher().publish(new, run_id="newer").published == (MONTH,)
+        switch(self, publication)
+
+    monkeypatch.setattr(Publisher, "_switch", sleep_first)
+    table.publisher().publish(old, run_id="late")
+    assert table.seen() == [(1, 1, "new")]
+    assert not table.staging()
+
+
+def test_a_publisher_at_work_is_left_alone_by_a_clean_up(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim = Ledger.claim
+
+    def interrupted(self: Ledger, *arguments: Any, **options: Any) -> Any:
+        assert table.publisher().clean(table.data_set.table) == []
+        return claim(self, *arguments, **options)
+
+    monkeypatch.setattr(Ledger, "claim", interrupted)
+    assert table.publisher().publish(table.plan(table.file(0, (1, DAY, "a"))), run_id="r").published == (MONTH,)
+
+
+def test_a_decided_publication_whose_staging_is_lost_says_so(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = table.plan(table.file(0, (1, DAY, "a")))
+    with monkeypatch.context() as dying:
+        dying.setattr(Publisher, "_switch", die)
+        dying.setattr(Publisher, "_sweep", lambda *_: None)
+        with pytest.raises(KeyboardInterrupt):
+            table.publisher().publish(plan, run_id="r")
+    for shard in table.cluster.shards:
+        for name in set(table.staging()):
+            table.cluster.on_shard(shard, Statement(f"DROP TABLE {{shard}}.{name} SYNC"))
+    with pytest.raises(SwitchIncompleteError, match="publish the snapshot again with force"):
+        table.publisher().publish(plan, run_id="r")
+    assert table.publisher().publish(plan, run_id="r", force=True).published == (MONTH,)
+    assert table.seen() == [(1, 1, "a")]
