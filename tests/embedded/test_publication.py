@@ -183,7 +183,7 @@ def test_a_null_where_the_table_has_none_is_an_error_and_no_zero(table: Table) -
 
 def test_a_blocking_check_stops_before_anyone_reads_and_a_warning_does_not(table: Table) -> None:
     plan = table.plan(table.file(0, (1, DAY, "bad")), table.file(1, (2, DAY, "good")))
-    finds = "SELECT k FROM {table} WHERE note = 'bad'"
+    finds = "SELECT k FROM {table} WHERE note = 'bad' -- what nobody may read"
     with pytest.raises(CheckFailedError, match=f"no_bad of {table.data_set.table} finds 1 rows in partition {MONTH}"):
         table.publisher(Check("no_bad", finds)).publish(plan, run_id="r")
     assert table.seen() == []
@@ -358,3 +358,17 @@ def test_a_publication_that_cannot_be_completed_does_not_hold_up_the_others(
         getattr(table.publisher(), verb)(table.data_set.table)
     assert table.seen() == [(2, 2, "b")]
     assert [p.partition for p in table.ledger.switching(table.data_set.table)] == [MONTH]
+
+
+def test_a_partition_of_more_files_than_one_statement_can_name_is_published(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publication_module, "MAX_SOURCE_CHARACTERS", 500)
+    files = [table.file(0, (number, DAY, "a" if number % 2 else None)) for number in range(1, 8)]
+    assert table.publisher().publish(table.plan(*files), run_id="r").rows == {MONTH: {1: 7, 2: 0}}
+    assert [row[1] for row in table.seen()] == list(range(1, 8))
+    many = [DataFile(f"warehouse/{number:0200}.parquet", 1, 1, 0) for number in range(2_000)]
+    monkeypatch.undo()
+    sources = publication_module._sources(many, publication_module._Columns(("k",), ("Int32",)))
+    assert max(len(source) for source in sources) < 200_000  # of the 262,144 bytes that ClickHouse parses by default
+    assert sum(source.count("s3(") for source in sources) == 2_000

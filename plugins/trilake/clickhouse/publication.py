@@ -54,6 +54,10 @@ STRICT = {
 # count was audited.
 REPLACE_SETTINGS = {"allow_replace_partition_from_empty_source": 1}
 
+# Files that are named in one statement, in characters of SQL: ClickHouse parses at most 262,144 bytes (max_query_size)
+# of a statement, and reads all that it names side by side.
+MAX_SOURCE_CHARACTERS = 100_000
+
 # Keys that s3() would read as a pattern, or that do not survive a URL, are not ours: Iceberg writes none.
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9/_.=+-]+")
 _STAGING_NAME = re.compile(r"(?P<table>[a-z][a-z0-9_]*)_staging_(?P<attempt>[0-9a-f]{12})_(?P<partition>all|\d{6,8})")
@@ -271,12 +275,12 @@ class Publisher:
         client.command(f"CREATE TABLE {staging} AS {local}")
         files = partition.of_shard(shard.number)
         pulled = 0, 0
-        if files:
-            source = _files(files, columns)
+        for source in _sources(files, columns):
             client.command(
                 f"INSERT INTO {staging} ({columns.listed}) SELECT {columns.listed} FROM {source}", settings=STRICT
             )
-            pulled = _sums(client, source, columns)
+            rows, checksum = _sums(client, source, columns)
+            pulled = pulled[0] + rows, (pulled[1] + checksum) % 2**64
         held = _sums(client, staging, columns)
         expected = sum(file.rows for file in files)
         where = f"{data_set.table}, partition {partition.partition}, {shard}"
@@ -420,17 +424,24 @@ def _kill_and_drop(name: str, client: Client, shard: ClickHouseShard) -> None:
     client.command(f"DROP TABLE IF EXISTS {quote_name(shard.database)}.{quote_name(name)} SYNC")
 
 
-def _files(files: Sequence[DataFile], columns: _Columns) -> str:
-    """The rows of exactly these files as a table expression: no pattern, no inferred type."""
+def _sources(files: Sequence[DataFile], columns: _Columns) -> list[str]:
+    """The rows of exactly these files as table expressions, each for a statement: no pattern, no inferred type."""
+    sources: list[str] = []
+    parts: list[str] = []
     for file in files:
         if not _PLAIN_KEY.fullmatch(file.key):
             raise AuditError(f"The key {file.key!r} cannot be named to ClickHouse without being read as a pattern.")
-    parts = " UNION ALL ".join(
-        f"SELECT {columns.listed} FROM s3({LAKE_COLLECTION}, filename = {quote_text(file.key)}, format = 'Parquet', "
-        f"structure = {quote_text(columns.structure)})"
-        for file in files
-    )
-    return f"({parts})"
+        part = (
+            f"SELECT {columns.listed} FROM s3({LAKE_COLLECTION}, filename = {quote_text(file.key)}, "
+            f"format = 'Parquet', structure = {quote_text(columns.structure)})"
+        )
+        if parts and sum(map(len, parts)) + len(part) > MAX_SOURCE_CHARACTERS:
+            sources.append(f"({' UNION ALL '.join(parts)})")
+            parts = []
+        parts.append(part)
+    if parts:
+        sources.append(f"({' UNION ALL '.join(parts)})")
+    return sources
 
 
 def _sums(client: Client, source: str, columns: _Columns) -> tuple[int, int]:
