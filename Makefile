@@ -29,7 +29,8 @@ down: ## End every process of the platform; its data is kept
 
 .PHONY: clean
 clean: down ## End the platform and remove its data (.trilake) and what tools left; the set-up stays
-	@rm -rf "$${TRILAKE_HOME:-.trilake}" .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist
+	@home="$${TRILAKE_HOME:-.trilake}"; if [ -d "$$home/run" ]; then rm -rf "$$home"; fi
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist
 	@find dags plugins spark_jobs tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 ##@ Working on it
