@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from trilake import s3
 from trilake.endpoints import Endpoints
@@ -146,7 +146,7 @@ class Job:
         from pyspark.sql import functions as F
         from pyspark.sql.types import StructType
 
-        fields: StructType = StructType.fromDDL(schema) if isinstance(schema, str) else schema
+        fields = cast("StructType", StructType.fromDDL(schema)) if isinstance(schema, str) else schema
         data_set = data_set or self.data_set
         pinned = inputs.pin(self._s3, data_set, self.window)
         inputs.check_header(self._s3, pinned, header_of(fields))
