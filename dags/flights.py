@@ -18,8 +18,8 @@ from airflow.providers.common.sql.operators.sql import SQLTableCheckOperator
 from airflow.sdk import DAG, Param
 from airflow.timetables.interval import CronDataIntervalTimetable
 from data_sets import FLIGHTS, WEATHER
-from trilake.operators.spark import SparkApplicationOperator
 
+from trilake.operators.spark import SparkApplicationOperator
 from trilake.sources import nycflights13
 from trilake.tags import Tag
 from trilake.transfers.clickhouse_to_postgres import ClickHouseToPostgresOperator

@@ -11,4 +11,5 @@ class Tag(StrEnum):
     FLIGHTS = "flights"
     REFERENCE = "reference"
     REPORT = "report"
+    WEATHER = "weather"
     MAINTENANCE = "maintenance"

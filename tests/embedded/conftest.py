@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running_platform import PROJECT, Platform
+from running_platform import PROJECT, Platform, copy_project
 
 from trilake.embedded import platform as lifecycle
 from trilake.embedded.home import Home
@@ -42,7 +42,7 @@ def platform() -> Iterator[Platform]:
     folder = Path(kept) if kept else Path(tempfile.mkdtemp(prefix="trilake-test-"))
     if not kept:
         folder.chmod(0o711)
-    home = Home(folder.resolve(), PROJECT)
+    home = Home(folder.resolve() / "home", copy_project(folder.resolve() / "project"))
     try:
         lifecycle.up(home)
         environment = home.environment()

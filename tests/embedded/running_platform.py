@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -33,8 +34,20 @@ class Platform:
         return lifecycle.down(self.home)
 
     def trilake(self, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        """The command line, as a user calls it: it knows the home and nothing else."""
-        return run_trilake(self.home.path, *arguments, timeout=timeout)
+        """The command line, as a user calls it: it knows the home and the project, and nothing else."""
+        return run_trilake(self.home.path, *arguments, timeout=timeout, TRILAKE_PROJECT=str(self.home.project))
+
+
+def copy_project(folder: Path) -> Path:
+    """A copy of what data engineers write (dags/, spark_jobs/, sql/), for tests to add to; the rest is linked."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("dags", "spark_jobs", "sql"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+        shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("plugins", "docker", "pyproject.toml"):
+        if not (folder / name).exists():
+            (folder / name).symlink_to(PROJECT / name)
+    return folder
 
 
 def run_trilake(home: Path, *arguments: str, timeout: float = 120, **environ: str) -> subprocess.CompletedProcess[str]:

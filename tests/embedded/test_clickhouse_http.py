@@ -469,6 +469,13 @@ def test_a_query_is_known_by_its_clients_id(gateway: RunningGateway) -> None:
     assert gateway.sql("SELECT 'system.processes FROM system.query_log'") == "system.processes FROM system.query_log"
 
 
+def test_a_query_id_and_a_session_are_free_as_soon_as_the_answer_is_there(gateway: RunningGateway) -> None:
+    with httpx.Client(base_url=gateway.url, auth=(USER, PASSWORD)) as client:
+        for rows in (1, 300_000) * 20:
+            sql = f"SELECT number, toString(number) FROM numbers({rows})"
+            assert client.post("/", content=sql, params={"query_id": "again", "session_id": "again"}).status_code == 200
+
+
 def test_the_gateways_own_statements_are_not_seen(gateway: RunningGateway) -> None:
     query_id = str(uuid.uuid4())
     gateway.sql("SELECT 1", session_id=query_id, query_id=query_id, database="shard_1", max_threads=1)

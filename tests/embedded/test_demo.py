@@ -9,8 +9,11 @@ import math
 import os
 import re
 import signal
+import threading
 import zipfile
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -18,6 +21,7 @@ from running_platform import Platform
 
 from trilake import s3
 from trilake.clickhouse.cluster import Cluster, Statement
+from trilake.embedded import platform as lifecycle
 from trilake.lake import DataSet, Window
 from trilake.lake.catalog import COUNTS_PROPERTY, load_table, open_catalog, plan, snapshot_summary
 from trilake.postgres import connect
@@ -77,6 +81,25 @@ def held(platform: Platform) -> dict[str, Any]:
         "tables": tables,
         "mart": mart,
     }
+
+
+@contextmanager
+def memory_watched(platform: Platform) -> Iterator[list[int]]:
+    """The platform's memory, task processes and Spark drivers included, every two seconds: bytes, sum of PSS."""
+    samples: list[int] = []
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(2):
+            samples.append(sum(service.memory for service in lifecycle.status(platform.home)))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_the_demo_tells_rows_stages_routes_mart_and_report(platform: Platform, demo: str) -> None:
@@ -139,12 +162,15 @@ def test_the_snapshot_says_which_run_made_it_and_what_became_of_every_row(platfo
     assert summary["trilake.run"].startswith("manual__")
 
 
-def test_a_second_demo_changes_no_count_anywhere(platform: Platform, demo: str) -> None:
+def test_a_second_demo_changes_no_count_anywhere_and_stays_below_4_gib(platform: Platform, demo: str) -> None:
     before = held(platform)
-    again = platform.trilake("demo", timeout=DEMO_TIMEOUT_S)
+    with memory_watched(platform) as samples:
+        again = platform.trilake("demo", timeout=DEMO_TIMEOUT_S)
     assert again.returncode == 0, again.stdout[-4000:] + again.stderr[-4000:]
     assert held(platform) == before
     assert not [name for found in before["tables"].values() for (name,) in found if "staging" in name]
+    assert len(samples) > 5
+    assert max(samples) < 4 * 1024**3, f"{max(samples) / 1024**2:.0f} MiB"
 
 
 def test_the_task_logs_lie_in_s3_and_hold_no_secret(platform: Platform, demo: str) -> None:

@@ -269,3 +269,24 @@ def test_the_services_environment_is_not_the_callers(platform: Platform) -> None
         told = Path(f"/proc/{process.pid}/environ").read_text(errors="replace")
         assert "PYTEST_CURRENT_TEST" not in told
         assert (password in told) == (service in AIRFLOW), service
+
+
+def test_s3_lists_what_was_put_and_nothing_else(platform: Platform) -> None:
+    platform.up()
+    client = s3.client(platform.endpoints.s3)
+    assert {bucket["Name"] for bucket in client.list_buckets()["Buckets"]} == {
+        "artifacts",
+        "backups",
+        "lake",
+        "logs",
+        "raw",
+    }
+    keys = {f"listing/{number % 2}/{number}" for number in range(5)}
+    for key in keys:
+        client.put_object(Bucket="backups", Key=key, Body=b"x")
+    pages = client.get_paginator("list_objects_v2").paginate(
+        Bucket="backups", Prefix="listing/", PaginationConfig={"PageSize": 2}
+    )
+    assert {entry["Key"] for page in pages for entry in page["Contents"]} == keys
+    client.delete_objects(Bucket="backups", Delete={"Objects": [{"Key": key} for key in keys]})
+    assert "Contents" not in client.list_objects_v2(Bucket="backups")

@@ -89,8 +89,8 @@ def test_queries_to_a_platform_that_is_down_say_how_to_start_it(fresh_home: Home
 
     fresh_home.prepare()
     connections.write(fresh_home, Java(Path("/usr"), 17), Path("/nowhere"))
-    for command in ("sql", "psql"):
-        told = refused(fresh_home.path, command, "SELECT 1")
+    for command in (("sql", "SELECT 1"), ("psql", "SELECT 1"), ("publications",), ("migrate",), ("jobs", "push")):
+        told = refused(fresh_home.path, *command)
         assert "`trilake status` shows it" in told
 
 

@@ -41,10 +41,16 @@ def main() -> None:
     except Exception as e:
         if debug:
             raise
-        known = isinstance(e, TrilakeError)
-        text = str(e) if known else f"{type(e).__name__}: {e}. This was not foreseen: see it whole with {DEBUG}."
-        print(f"trilake: {text}", file=sys.stderr)
+        print(f"trilake: {_one_line(e)}", file=sys.stderr)
         sys.exit(1)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, TrilakeError):
+        return str(error)
+    if type(error).__module__ == "botocore.exceptions":  # not imported for this: it costs as much as all else here
+        return f"S3: {error} Is it up? `trilake status` shows it, `trilake up` starts it."
+    return f"{type(error).__name__}: {error}. This was not foreseen: see it whole with {DEBUG}."
 
 
 def _home() -> Home:

@@ -216,8 +216,10 @@ class _Start:
         with ThreadPoolExecutor(len(steps)) as pool:
             for name, (work, needed) in steps.items():
                 done[name] = pool.submit(after, needed, work)
-            ended, _ = wait(done.values(), return_when=FIRST_EXCEPTION)
-            self._failed.set()  # whoever still waits for a service gives up, if one has failed
+            try:
+                ended, _ = wait(done.values(), return_when=FIRST_EXCEPTION)
+            finally:
+                self._failed.set()  # one has failed, or we are interrupted: whoever waits for a service gives up
             errors = [error for future in ended if (error := future.exception())]
         if errors:
             raise errors[0]

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from trilake import s3
 from trilake.endpoints import Endpoints
@@ -149,18 +149,21 @@ class Job:
 
     # --- reading
 
-    def read(self, schema: StructType, data_set: DataSet | None = None, *, date: Column | None = None) -> Batch:
+    def read(self, schema: StructType | str, data_set: DataSet | None = None, *, date: Column | None = None) -> Batch:
         """The raw CSV files of a data set in this run's window: good rows apart from refused ones, duplicates dropped.
 
+        :param schema: of a line, or its DDL (``id int NOT NULL, name string``); what is not nullable has to be there.
         :param data_set: by default the job's own.
         :param date: how a row's date follows from its columns, where it is not a column of the schema by itself.
         :raises trilake.spark.inputs.InputError: no file for a partition, or one with another header.
         """
         from pyspark.sql import functions as F
+        from pyspark.sql.types import StructType
 
+        fields = cast("StructType", StructType.fromDDL(schema)) if isinstance(schema, str) else schema
         data_set = data_set or self.data_set
         pinned = inputs.pin(self._s3, data_set, self.window)
-        inputs.check_header(self._s3, pinned, header_of(schema))
+        inputs.check_header(self._s3, pinned, header_of(fields))
         key = F.regexp_extract(F.col("_metadata.file_path"), "^[a-z0-9]+://[^/]+/(.*)$", 1)
         lines = (
             self.spark.read.option("lineSep", "\n")
@@ -168,8 +171,8 @@ class Job:
             .select(key.alias("file"), F.regexp_replace("value", "\r$", "").alias("raw"))
             .withColumn("partition", F.split_part("file", F.lit("/"), F.lit(2)))
         )
-        parsed = parse_lines(lines, schema)
-        if date is None and data_set.date in schema.fieldNames():
+        parsed = parse_lines(lines, fields)
+        if date is None and data_set.date in fields.fieldNames():
             date = F.col(f"{ROW}.{data_set.date}")
         if date is not None:
             # A partition is recomputed from its own prefix alone: a row that belongs to another one would vanish with

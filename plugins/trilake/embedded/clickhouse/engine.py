@@ -164,8 +164,8 @@ class Connection:
 
     def stream(self, sql: bytes, format_: str, parameters: Mapping[str, str], summary: Summary) -> Iterator[bytes]:
         """Run a SELECT; its answer is made while it is taken. Closing the iterator cancels it."""
-        pieces = self._blocks(sql, format_, parameters, summary)
-        return joined_arrow_streams(pieces) if format_.lower() == "arrowstream" else pieces
+        with contextlib.closing(self._blocks(sql, format_, parameters, summary)) as pieces:
+            yield from joined_arrow_streams(pieces) if format_.lower() == "arrowstream" else pieces
 
     def _blocks(self, sql: bytes, format_: str, parameters: Mapping[str, str], summary: Summary) -> Generator[bytes]:
         with self._failing():

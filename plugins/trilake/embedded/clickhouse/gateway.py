@@ -203,8 +203,7 @@ class Gateway:
                 exchange.end()
                 return
             exchange.query_id = request.query_id
-            with self._claimed(request.query_id):
-                self._answer(exchange, request)
+            self._answer(exchange, request)
         except ClientGoneError:
             log.info("query %s: the client is gone", exchange.query_id or "-")
         except QueryError as e:
@@ -266,13 +265,9 @@ class Gateway:
         hold = request.hold if exchange.http_version != "1.0" else None  # 1.0 has no chunks: a cut would look whole
         with contextlib.closing(wire.Answer(exchange, hold, self._config.spool, request.lz4_answer, headers)) as answer:
             try:
-                # the statement is read before it has a connection: a slow sender holds none
-                text = self._text(exchange, request)
-                query.head, query.start = wire.read_statement(text)
-                settings = {**request.settings, QUERY_ID_SETTING: request.query_id}
-                with self._engine.connection(request.session, request.database, settings) as connection:
-                    for piece in self._run(exchange, query, connection, text):
-                        answer.write(piece)
+                # its id and its session are free again before the client can know that it is over
+                with self._claimed(request.query_id):
+                    self._execute(exchange, query, answer)
                 answer.finish()
             except QueryError as e:
                 if not answer.started:
@@ -280,7 +275,20 @@ class Gateway:
                 log.info("query %s: error %d after its answer began", request.query_id, e.code)
                 answer.break_off(_last_word(str(e), tag))
 
-    def _run(self, exchange: Exchange, query: Query, connection: Connection, rest: Iterator[bytes]) -> Iterator[bytes]:
+    def _execute(self, exchange: Exchange, query: Query, answer: wire.Answer) -> None:
+        request = query.request
+        # the statement is read before it has a connection: a slow sender holds none
+        text = self._text(exchange, request)
+        query.head, query.start = wire.read_statement(text)
+        settings = {**request.settings, QUERY_ID_SETTING: request.query_id}
+        with (
+            self._engine.connection(request.session, request.database, settings) as connection,
+            contextlib.closing(self._run(exchange, query, connection, text)) as pieces,
+        ):
+            for piece in pieces:
+                answer.write(piece)
+
+    def _run(self, exchange: Exchange, query: Query, connection: Connection, rest: Iterator[bytes]) -> Generator[bytes]:
         """Run a query; its answer piece by piece."""
         request, head = query.request, query.head
         path = f"{self._config.spool.name}/{secrets.token_hex(16)}"
