@@ -21,7 +21,7 @@ class Store:
     def get_paginator(self, _operation: str) -> Store:
         return self
 
-    def paginate(self, *, Bucket: str, Prefix: str) -> list[dict[str, Any]]:  # noqa: N803 - boto3 names them so
+    def paginate(self, *, Bucket: str, Prefix: str) -> list[dict[str, Any]]:
         found = [{"Key": key, "ETag": "e", "Size": 1} for key in self.keys if key.startswith(Prefix)]
         return [{"Contents": found}]
 
