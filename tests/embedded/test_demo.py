@@ -139,6 +139,26 @@ def test_each_carriers_mean_arrival_delay_is_the_sources(
         assert math.isclose(mean, sum(delays[carrier]) / len(delays[carrier]), rel_tol=0, abs_tol=1e-9), carrier
 
 
+def test_the_mart_adds_up_to_the_sources_year(platform: Platform, demo: str, source: list[dict[str, str]]) -> None:
+    truth: dict[str, list[float]] = defaultdict(lambda: [0, 0, 0, 0])
+    for flight in source:
+        row = truth[flight["carrier"]]
+        row[0] += 1
+        row[1] += flight["dep_time"] == "NA"
+        if flight["arr_delay"] != "NA":
+            row[2] += 1
+            row[3] += int(flight["arr_delay"])
+    with connect(platform.endpoints.oltp) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT carrier, sum(flights), sum(cancelled), sum(arrivals), sum(mean_arr_delay * arrivals) "
+            "FROM marts.carrier_month GROUP BY carrier"
+        )
+        mart = {carrier: [float(value) for value in values] for carrier, *values in cursor.fetchall()}
+    assert mart.keys() == truth.keys()
+    for carrier, values in mart.items():
+        assert values == pytest.approx(truth[carrier], abs=1e-6), carrier
+
+
 def test_every_row_lies_on_the_shard_of_its_bucket(platform: Platform, demo: str) -> None:
     with Cluster(platform.endpoints.clickhouse) as cluster:
         strays = cluster.every_shard(
