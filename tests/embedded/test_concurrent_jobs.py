@@ -17,7 +17,7 @@ def test_a_run_that_pinned_its_input_earlier_cannot_replace_one_that_knew_more(p
         [sys.executable, str(Path(__file__).with_name("concurrent_jobs.py")), str(jars.folder_of(PROJECT, "spark"))],
         env={
             **platform.env,
-            "PYTHONPATH": os.pathsep.join([str(PROJECT / "plugins")]),
+            "PYTHONPATH": str(PROJECT / "plugins"),
             "PYSPARK_PYTHON": sys.executable,
         },
         capture_output=True,
