@@ -145,6 +145,15 @@ def test_services_whose_supervisor_was_killed_are_shown_ended_and_started_anew(p
     kept.check()
 
 
+def test_a_supervisor_that_nobody_reaches_is_ended_with_its_services(platform: Platform, kept: Kept) -> None:
+    platform.home.socket.unlink()
+    before = set(processes.find(platform.home))
+    platform.up()
+    assert states(platform) == dict.fromkeys(SERVICES, "running")
+    assert not before & set(processes.find(platform.home))
+    kept.check()
+
+
 @pytest.mark.parametrize("supervisor_is_gone", [False, True])
 def test_down_leaves_no_process_and_up_finds_the_data(platform: Platform, kept: Kept, supervisor_is_gone: bool) -> None:
     ports = platform.home.ports()
