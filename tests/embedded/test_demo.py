@@ -21,7 +21,7 @@ from running_platform import Platform
 
 from trilake import s3
 from trilake.clickhouse.cluster import Cluster, Statement
-from trilake.embedded import platform as lifecycle
+from trilake.embedded.status import status
 from trilake.lake import DataSet, Window
 from trilake.lake.catalog import COUNTS_PROPERTY, load_table, open_catalog, plan, snapshot_summary
 from trilake.postgres import connect
@@ -91,7 +91,7 @@ def memory_watched(platform: Platform) -> Iterator[list[int]]:
 
     def watch() -> None:
         while not stop.wait(2):
-            samples.append(sum(service.memory for service in lifecycle.status(platform.home)))
+            samples.append(sum(service.memory for service in status(platform.home)))
 
     thread = threading.Thread(target=watch)
     thread.start()

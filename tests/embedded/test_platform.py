@@ -22,17 +22,18 @@ from trilake.embedded import platform as lifecycle
 from trilake.embedded import processes
 from trilake.embedded.home import LOOPBACK, SERVICES
 from trilake.embedded.postgres import DATABASES
+from trilake.embedded.status import status
 from trilake.postgres import connect
 
 AIRFLOW = [service for service in SERVICES if service.startswith("airflow")]
 
 
 def pids(platform: Platform) -> dict[str, int | None]:
-    return {service.service: service.pid for service in lifecycle.status(platform.home, memory=False)}
+    return {service.service: service.pid for service in status(platform.home, memory=False)}
 
 
 def states(platform: Platform) -> dict[str, str]:
-    return {service.service: service.state for service in lifecycle.status(platform.home, memory=False)}
+    return {service.service: service.state for service in status(platform.home, memory=False)}
 
 
 class Kept:
