@@ -211,7 +211,9 @@ class _Start:
         for name in names:
             self._progress(name, "starting")
             self._supervisor.start(name)
-        for name in airflow.COMMANDS:
+        # First the one that tells the others' health: it may have been killed a moment ago and have counted as running
+        # when we looked, and while it is awaited it is started anew.
+        for name in sorted(airflow.COMMANDS, key=lambda name: name != airflow.API_SERVER):
             self._await(name, lambda name=name: self._airflow_is_healthy(name))  # type: ignore[misc]
 
     def _airflow_is_healthy(self, service: str) -> bool:
