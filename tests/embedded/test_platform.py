@@ -164,7 +164,11 @@ def test_down_leaves_no_process_and_up_finds_the_data(platform: Platform, kept: 
         env={"PATH": os.defpath, "TRILAKE_HOME": str(platform.home.path), "TRILAKE_SERVICE": processes.DRIVER},
         start_new_session=True,
     )
-    assert driver.pid in {process.pid for process in processes.find(platform.home)}
+    # for a moment after its start a process has no environment yet
+    until = time.monotonic() + 5
+    while driver.pid not in {process.pid for process in processes.find(platform.home)}:
+        assert time.monotonic() < until, "a driver is not known by its environment"
+        time.sleep(0.05)
     supervisor = int((platform.home.run / "supervisord.pid").read_text())
     if supervisor_is_gone:
         os.kill(supervisor, signal.SIGKILL)
