@@ -61,12 +61,12 @@ class Metrics:
     @classmethod
     def of_summary(cls, summary: Mapping[str, Any]) -> Metrics:
         """Of the summary that ends an HTTP answer."""
-        numbers = {name: int(summary.get(name) or 0) for name in _COUNTS}
+        numbers = {name: int(summary.get(name) or 0) for name in COUNTS}
         seconds = int(summary.get("elapsed_ns") or 0) / 1e9
         return cls(**numbers, memory_bytes=int(summary.get("memory_usage") or 0), seconds=seconds)
 
 
-_COUNTS = ("read_rows", "read_bytes", "written_rows", "written_bytes")
+COUNTS = ("read_rows", "read_bytes", "written_rows", "written_bytes")
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,13 @@ class Seen:
     metrics: Metrics = Metrics()
     error: str = ""
     code: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"state": str(self.state), "metrics": self.metrics.to_dict(), "error": self.error, "code": self.code}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Seen:
+        return cls(State(document["state"]), Metrics(**document["metrics"]), document["error"], document["code"])
 
 
 def look(cluster: Cluster, query_id: str, *, since: float) -> Seen:
@@ -96,7 +103,7 @@ def look(cluster: Cluster, query_id: str, *, since: float) -> Seen:
             return Seen(State.RUNNING)
         _flush(cluster, shard)
         log = Statement(
-            f"SELECT type, {', '.join(_COUNTS)}, memory_usage, query_duration_ms, exception, exception_code "
+            f"SELECT type, {', '.join(COUNTS)}, memory_usage, query_duration_ms, exception, exception_code "
             f"FROM system.query_log WHERE {mine} AND event_date >= toDate('{day}') AND type != 'QueryStart' "
             "ORDER BY event_time_microseconds DESC LIMIT 1"
         )

@@ -324,15 +324,17 @@ class ClickHouseHook(OfficialClickHouseHook):
     def _stream(self, method: str, sql: str, parameters: Mapping[str, Any] | None) -> Iterator[Any]:
         settings, left = self.identify(), False
         try:
-            with closing(self.get_client()) as client:
-                with getattr(client, method)(sql, parameters=dict(parameters or {}), settings=settings) as stream:
-                    try:
-                        yield from stream
-                    except GeneratorExit:
-                        # the client reads an answer to its end before it lets go of it: so the answer is ended
-                        left = True
-                        self.kill(settings["query_id"])
-                        raise
+            with (
+                closing(self.get_client()) as client,
+                getattr(client, method)(sql, parameters=dict(parameters or {}), settings=settings) as stream,
+            ):
+                try:
+                    yield from stream
+                except GeneratorExit:
+                    # the client reads an answer to its end before it lets go of it: so the answer is ended
+                    left = True
+                    self.kill(settings["query_id"])
+                    raise
         except Exception:
             if not left:
                 raise
