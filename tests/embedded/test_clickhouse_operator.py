@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -15,7 +18,7 @@ import pytest
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
 from airflow_task import Store
-from clickhouse_gateway import PASSWORD, USER, RunningGateway, wait_until
+from clickhouse_gateway import PASSWORD, PLUGINS, USER, RunningGateway, wait_until
 
 from trilake.clickhouse import queries
 from trilake.errors import ConfigurationError
@@ -202,6 +205,39 @@ def test_a_query_that_still_runs_is_waited_for_and_not_sent_again(
     assert (trigger.query_id, task.query_id) == (query_id, query_id)
     assert task.complete(trigger, sql, settings=SLOW)["query_ids"] == [query_id]
     assert count(gateway, table) == 20
+
+
+_WORKER = """
+import json, sys
+from pathlib import Path
+from test_clickhouse_operator import SLOW, Task
+task, file = Task(sys.argv[1]), Path(sys.argv[2])
+task.store.set = lambda key, value: file.write_text(json.dumps({key: value}))
+task.run(sys.argv[3], settings=SLOW, deferrable=False)
+"""
+
+
+def test_a_worker_that_is_killed_loses_nothing_and_doubles_nothing(
+    task: Task, gateway: RunningGateway, table: str, tmp_path: Path
+) -> None:
+    sql, file = slow_insert(table, 6), tmp_path / "store.json"
+    folders = os.pathsep.join([str(Path(__file__).parent), str(PLUGINS)])
+    worker = subprocess.Popen(
+        [sys.executable, "-c", _WORKER, task.run_id, str(file), sql], env={**os.environ, "PYTHONPATH": folders}
+    )
+
+    def sent() -> bool:
+        if not file.exists() or not (text := file.read_text()):
+            return False
+        task.store.update(json.loads(text))
+        return gateway.running(task.query_id)
+
+    wait_until(sent, 60)
+    worker.kill()
+    worker.wait()
+    query_id = task.query_id
+    assert task.run(sql, settings=SLOW, deferrable=False)["query_ids"] == [query_id]
+    assert count(gateway, table) == 60
 
 
 def test_a_query_that_has_finished_is_not_sent_again(task: Task, gateway: RunningGateway, table: str) -> None:

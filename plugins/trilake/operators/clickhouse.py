@@ -131,6 +131,8 @@ class ClickHouseOperator(ProjectOperator):
         statements = self._prepare(context)
         record = self._store.get(STATE_KEY) if self._store is not None else None
         self._record = dict(record or event["record"])
+        if self._record["query_id"] != event["query_id"]:
+            raise QueryFailedError(f"Another try of task {self.task_id} has gone on: this one ends.")
         if event["state"] == "unreachable":
             raise TrilakeError(f"What became of query {event['query_id']} cannot be seen. {event['error']}")
         self._settle(Seen.from_dict(event))
