@@ -33,7 +33,8 @@ def get_provider_info() -> dict[str, Any]:
                 "conn-fields": {
                     "shards": {
                         "label": "Shards (JSON)",
-                        "schema": {"type": ["array", "string", "null"]},
+                        # the form's editor for JSON; its field for an array is a list of lines
+                        "schema": {"type": ["object", "string", "null"]},
                         "description": "Each shard's host, port and database of local tables; host and port are the "
                         f"connection's where they are left out. Such as {_SHARDS}",
                     },
