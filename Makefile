@@ -6,6 +6,8 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
 VENV := .venv
+# Tests mostly wait for servers; the whole platform's share one worker (tests/conftest.py).
+WORKERS ?= 2
 BIN := $(VENV)/bin
 LOCKS := docker/requirements/bootstrap.txt docker/requirements/development.txt docker/requirements/jdk.txt
 FETCHED := docker/spark/ivy.xml docker/spark/jars.sha256 docker/s3proxy/ivy.xml docker/s3proxy/jars.sha256
@@ -29,7 +31,8 @@ down: ## End every process of the platform; its data is kept
 
 .PHONY: clean
 clean: down ## End the platform and remove its data (.trilake) and what tools left; the set-up stays
-	@rm -rf "$${TRILAKE_HOME:-.trilake}" .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist
+	@home="$${TRILAKE_HOME:-.trilake}"; if [ -d "$$home/run" ]; then rm -rf "$$home"; fi
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist
 	@find dags plugins spark_jobs tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 ##@ Working on it
@@ -39,7 +42,7 @@ setup: $(STAMP) ## Virtual environment, jars, Java: as locked, once
 
 .PHONY: test
 test: $(STAMP) ## Every test that needs neither Docker nor Kubernetes
-	@$(BIN)/python -m pytest $(PYTEST)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST)
 
 .PHONY: lint
 lint: $(STAMP) ## ruff, mypy --strict, import layers

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 
 from trilake.clickhouse.cluster import Cluster, Statement, quote_name, quote_text
 from trilake.endpoints import ClickHouseEndpoint, ClickHouseShard, Endpoints, PostgresEndpoint
-from trilake.errors import ConfigurationError, TrilakeError
+from trilake.errors import TrilakeError
 from trilake.lake import DataSet
 from trilake.postgres import connect
 from trilake.sources import nycflights13
@@ -82,12 +82,18 @@ class Planned:
 def read_steps(sql_folder: Path) -> list[Step]:
     """The steps in the order they are applied: every table's ``table.sql``, then the numbered ones by number.
 
-    :raises MigrationError: a folder without ``table.sql``, or a file that is no step.
+    :raises MigrationError: a folder without ``table.sql``, or a file with a number that is no step.
     """
     steps = []
     for kind in ("postgres", "clickhouse"):
         for folder in sorted(path for path in (sql_folder / kind).glob("*") if path.is_dir()):
             files = sorted(path for path in folder.glob("*.sql") if _STEP.fullmatch(path.name))
+            for path in folder.glob("[0-9]*.sql"):
+                if path not in files:
+                    raise MigrationError(
+                        f"{path.relative_to(sql_folder.parent)} is named like a step and is none.",
+                        hint="Name it like 001_what_changes.sql: three digits, then lower-case letters and digits.",
+                    )
             if not (folder / "table.sql").exists() and files:
                 raise MigrationError(f"{folder.relative_to(sql_folder.parent)} has no table.sql.")
             steps += [_read(sql_folder, kind, path) for path in files]
@@ -206,12 +212,8 @@ def _migrate_clickhouse(cluster: Cluster, steps: list[Step], *, dry_run: bool) -
                 "applied_at DateTime DEFAULT now()) ENGINE = MergeTree ORDER BY path"
             )
         )
-    changed: set[str] = set()
     for shard in cluster.shards:
-        applied: dict[str, str] = {}
-        if cluster.on_shard(shard, Statement(f"EXISTS TABLE {{shard}}.{record}"))[0][0]:
-            applied = dict(cluster.on_shard(shard, Statement(f"SELECT path, checksum FROM {{shard}}.{record}")))
-        ours = _plan(steps, str(shard), applied)
+        ours = _plan(steps, str(shard), _recorded(cluster, shard))
         planned += ours
         for item in ours:
             if dry_run or item.state == "applied":
@@ -219,14 +221,41 @@ def _migrate_clickhouse(cluster: Cluster, steps: list[Step], *, dry_run: bool) -
             # Not one transaction: a step can be applied and not recorded. It is applied again then, so CREATE says
             # IF NOT EXISTS (added here), and ALTER has to.
             cluster.on_shard(shard, Statement(local_ddl(item.step, shard)))
-            values = f"({quote_text(item.step.path)}, {quote_text(item.step.checksum)})"
-            cluster.on_shard(shard, Statement(f"INSERT INTO {{shard}}.{record} (path, checksum) VALUES {values}"))
-            changed.add(item.step.table)
-    for step in steps:
-        if step.first and step.table in changed:
-            for host in cluster.hosts:
-                cluster.on_shard(host, Statement(overall_ddl(step, cluster.endpoint, host)))
+            _record(cluster, shard, item.step.path, item.step.checksum)
+    if not dry_run:
+        for host in cluster.hosts:
+            _derive_overall(cluster, steps, host)
     return planned
+
+
+def _derive_overall(cluster: Cluster, steps: list[Step], host: ClickHouseShard) -> None:
+    """Bring the tables over all shards of one host up to their steps.
+
+    Recorded by itself: a migration may die between the last step of a local table and this.
+    """
+    recorded = _recorded(cluster, host)
+    for step in steps:
+        if step.first:
+            ddl = overall_ddl(step, cluster.endpoint, host)
+            parts = [ddl, *(other.checksum for other in steps if other.table == step.table)]
+            checksum = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+            path = f"{step.path} over all shards"
+            if recorded.get(path) != checksum:
+                cluster.on_shard(host, Statement(ddl))
+                _record(cluster, host, path, checksum)
+
+
+def _recorded(cluster: Cluster, shard: ClickHouseShard) -> dict[str, str]:
+    record = f"{{shard}}.{quote_name(RECORD)}"
+    if not cluster.on_shard(shard, Statement(f"EXISTS TABLE {record}"))[0][0]:
+        return {}
+    # the last record of a path holds
+    return dict(cluster.on_shard(shard, Statement(f"SELECT path, checksum FROM {record} ORDER BY applied_at")))
+
+
+def _record(cluster: Cluster, shard: ClickHouseShard, path: str, checksum: str) -> None:
+    values = f"({quote_text(path)}, {quote_text(checksum)})"
+    cluster.on_shard(shard, Statement(f"INSERT INTO {{shard}}.{quote_name(RECORD)} (path, checksum) VALUES {values}"))
 
 
 def local_ddl(step: Step, shard: ClickHouseShard) -> str:
@@ -264,16 +293,3 @@ def overall_ddl(step: Step, endpoint: ClickHouseEndpoint, host: ClickHouseShard)
         f"CREATE OR REPLACE TABLE {quote_name(endpoint.database)}.{quote_name(data_set.table)} "
         f"AS {quote_name(host.database)}.{quote_name(local)} ENGINE = {engine}"
     )
-
-
-def check_data_set(sql_folder: Path, data_set: DataSet) -> None:
-    """:raises ConfigurationError: the data set has no table, or one of another kind."""
-    path = sql_folder / "clickhouse" / data_set.table / "table.sql"
-    if not path.exists():
-        raise ConfigurationError(f"Data set {data_set.name} has no {path}.", hint="Write its CREATE TABLE there.")
-    partitioned = bool(_PARTITION_BY.search(_read(sql_folder, "clickhouse", path).statement))
-    if partitioned != (data_set.grain is not None):
-        raise ConfigurationError(
-            f"Data set {data_set.name} has {'a' if data_set.grain else 'no'} grain, its table "
-            f"{'is' if partitioned else 'is not'} partitioned."
-        )

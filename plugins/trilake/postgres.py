@@ -72,6 +72,7 @@ def replace_rows(
     Rows are streamed into a staging table first, so that readers wait for the swap alone and not for the source.
 
     :param table: `schema.table`, as written in SQL.
+    :param columns: of each row. May be empty where there is no row: ClickHouse names none then.
     :raises CountMismatchError: PostgreSQL does not hold what was sent.
     """
     from psycopg2.extras import execute_values
@@ -89,8 +90,10 @@ def replace_rows(
         # one writer of a mart at a time; readers are not held up
         cursor.execute(f"LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE")
         cursor.execute(f"DELETE FROM {table} WHERE {where}", tuple(parameters) or None)
-        cursor.execute(f"INSERT INTO {table} ({quoted}) SELECT {quoted} FROM {staging}")
-        written = cursor.rowcount
+        written = 0
+        if sent:
+            cursor.execute(f"INSERT INTO {table} ({quoted}) SELECT {quoted} FROM {staging}")
+            written = cursor.rowcount
         if written != sent:
             raise CountMismatchError(f"{table}: {sent} rows were sent, {written} were written.")
         cursor.execute(f"SELECT count(*) FROM {table} WHERE {where}", tuple(parameters) or None)

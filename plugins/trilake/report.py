@@ -151,7 +151,9 @@ def _draw(query: Query, result: Result) -> str:
             if query.chart == "line":
                 axes.plot(labels, column(name), marker="o", color=colour, label=name.replace("_", " "))
             else:
-                axes.bar(labels, column(name), color=colour, label=name.replace("_", " "))
+                # a missing value (no flight to take a mean of) is a gap, as it is in a line
+                heights = [float("nan") if value is None else value for value in column(name)]
+                axes.bar(labels, heights, color=colour, label=name.replace("_", " "))
         axes.set_ylabel(unit)
         axes.grid(axis="y", color="#e2e8f0")
         axes.set_axisbelow(True)

@@ -9,8 +9,11 @@ import math
 import os
 import re
 import signal
+import threading
 import zipfile
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -18,6 +21,7 @@ from running_platform import Platform
 
 from trilake import s3
 from trilake.clickhouse.cluster import Cluster, Statement
+from trilake.embedded.status import status
 from trilake.lake import DataSet, Window
 from trilake.lake.catalog import COUNTS_PROPERTY, load_table, open_catalog, plan, snapshot_summary
 from trilake.postgres import connect
@@ -79,6 +83,25 @@ def held(platform: Platform) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def memory_watched(platform: Platform) -> Iterator[list[int]]:
+    """The platform's memory, task processes and Spark drivers included, every two seconds: bytes, sum of PSS."""
+    samples: list[int] = []
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(2):
+            samples.append(sum(service.memory for service in status(platform.home)))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        stop.set()
+        thread.join()
+
+
 def test_the_demo_tells_rows_stages_routes_mart_and_report(platform: Platform, demo: str) -> None:
     assert re.search(r"2013\s+336,776\s+336,776\s+0\s+0\s", demo)
     for said in ("rows/s", "most delayed routes", "marts.carrier_month", "s3://artifacts/reports/flights/2013.html"):
@@ -116,6 +139,26 @@ def test_each_carriers_mean_arrival_delay_is_the_sources(
         assert math.isclose(mean, sum(delays[carrier]) / len(delays[carrier]), rel_tol=0, abs_tol=1e-9), carrier
 
 
+def test_the_mart_adds_up_to_the_sources_year(platform: Platform, demo: str, source: list[dict[str, str]]) -> None:
+    truth: dict[str, list[float]] = defaultdict(lambda: [0, 0, 0, 0])
+    for flight in source:
+        row = truth[flight["carrier"]]
+        row[0] += 1
+        row[1] += flight["dep_time"] == "NA"
+        if flight["arr_delay"] != "NA":
+            row[2] += 1
+            row[3] += int(flight["arr_delay"])
+    with connect(platform.endpoints.oltp) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT carrier, sum(flights), sum(cancelled), sum(arrivals), sum(mean_arr_delay * arrivals) "
+            "FROM marts.carrier_month GROUP BY carrier"
+        )
+        mart = {carrier: [float(value) for value in values] for carrier, *values in cursor.fetchall()}
+    assert mart.keys() == truth.keys()
+    for carrier, values in mart.items():
+        assert values == pytest.approx(truth[carrier], abs=1e-6), carrier
+
+
 def test_every_row_lies_on_the_shard_of_its_bucket(platform: Platform, demo: str) -> None:
     with Cluster(platform.endpoints.clickhouse) as cluster:
         strays = cluster.every_shard(
@@ -139,12 +182,15 @@ def test_the_snapshot_says_which_run_made_it_and_what_became_of_every_row(platfo
     assert summary["trilake.run"].startswith("manual__")
 
 
-def test_a_second_demo_changes_no_count_anywhere(platform: Platform, demo: str) -> None:
+def test_a_second_demo_changes_no_count_anywhere_and_stays_below_4_gib(platform: Platform, demo: str) -> None:
     before = held(platform)
-    again = platform.trilake("demo", timeout=DEMO_TIMEOUT_S)
+    with memory_watched(platform) as samples:
+        again = platform.trilake("demo", timeout=DEMO_TIMEOUT_S)
     assert again.returncode == 0, again.stdout[-4000:] + again.stderr[-4000:]
     assert held(platform) == before
     assert not [name for found in before["tables"].values() for (name,) in found if "staging" in name]
+    assert len(samples) > 5
+    assert max(samples) < 4 * 1024**3, f"{max(samples) / 1024**2:.0f} MiB"
 
 
 def test_the_task_logs_lie_in_s3_and_hold_no_secret(platform: Platform, demo: str) -> None:

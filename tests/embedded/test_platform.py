@@ -22,17 +22,18 @@ from trilake.embedded import platform as lifecycle
 from trilake.embedded import processes
 from trilake.embedded.home import LOOPBACK, SERVICES
 from trilake.embedded.postgres import DATABASES
+from trilake.embedded.status import status
 from trilake.postgres import connect
 
 AIRFLOW = [service for service in SERVICES if service.startswith("airflow")]
 
 
 def pids(platform: Platform) -> dict[str, int | None]:
-    return {service.service: service.pid for service in lifecycle.status(platform.home, memory=False)}
+    return {service.service: service.pid for service in status(platform.home, memory=False)}
 
 
 def states(platform: Platform) -> dict[str, str]:
-    return {service.service: service.state for service in lifecycle.status(platform.home, memory=False)}
+    return {service.service: service.state for service in status(platform.home, memory=False)}
 
 
 class Kept:
@@ -138,6 +139,15 @@ def test_services_whose_supervisor_was_killed_are_shown_ended_and_started_anew(p
     supervisor = int((platform.home.run / "supervisord.pid").read_text())
     os.kill(supervisor, signal.SIGKILL)
     assert "orphaned" in set(states(platform).values())
+    before = set(processes.find(platform.home))
+    platform.up()
+    assert states(platform) == dict.fromkeys(SERVICES, "running")
+    assert not before & set(processes.find(platform.home))
+    kept.check()
+
+
+def test_a_supervisor_that_nobody_reaches_is_ended_with_its_services(platform: Platform, kept: Kept) -> None:
+    platform.home.socket.unlink()
     before = set(processes.find(platform.home))
     platform.up()
     assert states(platform) == dict.fromkeys(SERVICES, "running")
@@ -269,3 +279,24 @@ def test_the_services_environment_is_not_the_callers(platform: Platform) -> None
         told = Path(f"/proc/{process.pid}/environ").read_text(errors="replace")
         assert "PYTEST_CURRENT_TEST" not in told
         assert (password in told) == (service in AIRFLOW), service
+
+
+def test_s3_lists_what_was_put_and_nothing_else(platform: Platform) -> None:
+    platform.up()
+    client = s3.client(platform.endpoints.s3)
+    assert {bucket["Name"] for bucket in client.list_buckets()["Buckets"]} == {
+        "artifacts",
+        "backups",
+        "lake",
+        "logs",
+        "raw",
+    }
+    keys = {f"listing/{number % 2}/{number}" for number in range(5)}
+    for key in keys:
+        client.put_object(Bucket="backups", Key=key, Body=b"x")
+    pages = client.get_paginator("list_objects_v2").paginate(
+        Bucket="backups", Prefix="listing/", PaginationConfig={"PageSize": 2}
+    )
+    assert {entry["Key"] for page in pages for entry in page["Contents"]} == keys
+    client.delete_objects(Bucket="backups", Delete={"Objects": [{"Key": key} for key in keys]})
+    assert "Contents" not in client.list_objects_v2(Bucket="backups")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import secrets
+import time
 from collections.abc import Iterator
 from datetime import date
 from typing import Any
@@ -13,11 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from trilake import s3
+from trilake.clickhouse import publication as publication_module
 from trilake.clickhouse.checks import Check, CheckFailedError
 from trilake.clickhouse.cluster import ClickHouseError, Cluster, Statement
-from trilake.clickhouse.ledger import Ledger, Publication
+from trilake.clickhouse.ledger import ATTEMPT_LOCKS, AttemptLostError, Ledger, Publication, _lock_key
 from trilake.clickhouse.publication import AuditError, Publisher, SwitchIncompleteError
-from trilake.endpoints import Endpoints
+from trilake.endpoints import ClickHouseShard, Endpoints
+from trilake.errors import UnreachableError
 from trilake.lake import DataSet
 from trilake.lake.catalog import DataFile, PartitionPlan, SnapshotPlan
 from trilake.postgres import connect
@@ -180,7 +183,7 @@ def test_a_null_where_the_table_has_none_is_an_error_and_no_zero(table: Table) -
 
 def test_a_blocking_check_stops_before_anyone_reads_and_a_warning_does_not(table: Table) -> None:
     plan = table.plan(table.file(0, (1, DAY, "bad")), table.file(1, (2, DAY, "good")))
-    finds = "SELECT k FROM {table} WHERE note = 'bad'"
+    finds = "SELECT k FROM {table} WHERE note = 'bad' -- what nobody may read"
     with pytest.raises(CheckFailedError, match=f"no_bad of {table.data_set.table} finds 1 rows in partition {MONTH}"):
         table.publisher(Check("no_bad", finds)).publish(plan, run_id="r")
     assert table.seen() == []
@@ -291,3 +294,81 @@ def test_a_decided_publication_whose_staging_is_lost_says_so(table: Table, monke
         table.publisher().publish(plan, run_id="r")
     assert table.publisher().publish(plan, run_id="r", force=True).published == (MONTH,)
     assert table.seen() == [(1, 1, "a")]
+
+
+def lose_connection(table: Table, attempt: str) -> None:
+    """What a restart of PostgreSQL does to an attempt at work: its connection, and so its lock, is gone."""
+    held = "FROM pg_locks WHERE locktype = 'advisory' AND classid = %s AND objid = %s"
+    lock = (ATTEMPT_LOCKS, _lock_key(attempt) & 0xFFFFFFFF)
+    with connect(table.endpoints.lake, autocommit=True) as connection, connection.cursor() as cursor:
+        cursor.execute(f"SELECT pg_terminate_backend(pid) {held}", lock)
+        assert cursor.fetchall() == [(True,)]
+        while cursor.execute(f"SELECT 1 {held}", lock) or cursor.fetchone():
+            time.sleep(0.02)
+
+
+def test_an_attempt_that_was_taken_for_dead_cannot_decide_on_half_dropped_staging(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL restarts, somebody cleans up and reaches one shard only, and then the attempt goes on."""
+    table.publisher().publish(table.plan(table.file(0, (9, DAY, "before"))), run_id="r")
+    plan = table.plan(table.file(0, (1, DAY, "a")), table.file(1, (2, DAY, "b")))
+    drop = publication_module._kill_and_drop
+
+    def one_shard_only(name: str, client: Any, shard: ClickHouseShard) -> None:
+        if shard.number == 2:
+            raise UnreachableError("shard 2 does not answer.")
+        drop(name, client, shard)
+
+    def taken_for_dead(*_: object) -> list[str]:
+        ((attempt, _table),) = table.ledger.attempts(table.data_set.table)
+        lose_connection(table, attempt)
+        with monkeypatch.context() as broken:
+            broken.setattr(publication_module, "_kill_and_drop", one_shard_only)
+            assert table.publisher().clean(table.data_set.table) == []
+        return []
+
+    with monkeypatch.context() as late:
+        late.setattr(Publisher, "_check", taken_for_dead)
+        with pytest.raises(AttemptLostError, match="lost its connection to PostgreSQL"):
+            table.publisher().publish(plan, run_id="late")
+    assert table.seen() == [(1, 9, "before")]
+    assert [p.state for p in table.ledger.publications(table.data_set.table)] == ["done"]
+    assert not table.staging()
+    assert not table.ledger.attempts(table.data_set.table)
+    assert table.publisher().publish(plan, run_id="again").published == (MONTH,)
+    assert table.seen() == [(1, 1, "a"), (2, 2, "b")]
+
+
+@pytest.mark.parametrize("verb", ["finish", "clean"])
+def test_a_publication_that_cannot_be_completed_does_not_hold_up_the_others(
+    table: Table, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    stuck = table.plan(table.file(0, (1, DAY, "lost")))
+    fine = table.plan(table.file(1, (2, date(2013, 2, 1), "b")), partition="2013-02")
+    with monkeypatch.context() as dying:
+        dying.setattr(Publisher, "_switch", die)
+        dying.setattr(Publisher, "_sweep", lambda *_: None)
+        for plan in (stuck, fine):
+            with pytest.raises(KeyboardInterrupt):
+                table.publisher().publish(plan, run_id="r")
+    for name in {name for name in table.staging() if name.endswith("_201301")}:
+        table.cluster.every_shard(Statement(f"DROP TABLE {{shard}}.{name} SYNC"))
+    with pytest.raises(SwitchIncompleteError, match=MONTH):
+        getattr(table.publisher(), verb)(table.data_set.table)
+    assert table.seen() == [(2, 2, "b")]
+    assert [p.partition for p in table.ledger.switching(table.data_set.table)] == [MONTH]
+
+
+def test_a_partition_of_more_files_than_one_statement_can_name_is_published(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publication_module, "MAX_SOURCE_CHARACTERS", 500)
+    files = [table.file(0, (number, DAY, "a" if number % 2 else None)) for number in range(1, 8)]
+    assert table.publisher().publish(table.plan(*files), run_id="r").rows == {MONTH: {1: 7, 2: 0}}
+    assert [row[1] for row in table.seen()] == list(range(1, 8))
+    many = [DataFile(f"warehouse/{number:0200}.parquet", 1, 1, 0) for number in range(2_000)]
+    monkeypatch.undo()
+    sources = publication_module._sources(many, publication_module._Columns(("k",), ("Int32",)))
+    assert max(len(source) for source in sources) < 200_000  # of the 262,144 bytes that ClickHouse parses by default
+    assert sum(source.count("s3(") for source in sources) == 2_000

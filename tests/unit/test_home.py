@@ -85,7 +85,7 @@ def test_the_socket_fits_into_an_address_however_deep_the_home_is(tmp_path: Path
 
 def test_a_foreign_socket_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody may have made the folder in /tmp before us, to listen in."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr(homes, "_SHORT_FOLDER", tmp_path)
     deep = Home(tmp_path / ("d" * 100) / "home", PROJECT)
     deep.socket.parent.mkdir()
     monkeypatch.setattr(os, "geteuid", lambda: 12345)

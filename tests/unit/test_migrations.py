@@ -68,6 +68,15 @@ def test_a_folder_without_a_table_is_refused(tmp_path: Path) -> None:
         read_steps(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["1_x.sql", "01_x.sql", "001-x.sql", "001_X.sql"])
+def test_a_file_that_is_almost_a_step_is_refused_and_not_passed_over(tmp_path: Path, name: str) -> None:
+    (tmp_path / "postgres" / "a").mkdir(parents=True)
+    for file in ("table.sql", name):
+        (tmp_path / "postgres" / "a" / file).write_text("SELECT 1")
+    with pytest.raises(MigrationError, match="is named like a step and is none"):
+        read_steps(tmp_path)
+
+
 def test_every_step_of_this_project_can_be_derived() -> None:
     steps = read_steps(SQL)
     assert {"clickhouse/flights/table.sql", "postgres/publications/table.sql"} <= {s.path for s in steps}

@@ -90,7 +90,7 @@ class AirflowApi:
     def runs(self, dag_id: str, since: datetime) -> list[dict[str, Any]]:
         """The runs that were queued since then, oldest first."""
         listed = self._call("GET", f"/api/v2/dags/{dag_id}/dagRuns", params={"order_by": "-run_after", "limit": 50})
-        found = [run for run in listed["dag_runs"] if datetime.fromisoformat(run["queued_at"]) >= since]
+        found = [run for run in listed["dag_runs"] if _at_or_after(run["queued_at"], since)]
         return sorted(found, key=lambda run: str(run["queued_at"]))
 
     def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
@@ -134,6 +134,10 @@ class AirflowApi:
                 detail = ""
             raise AirflowError(f"Airflow refused {method} {path}: {answer.status_code} {detail}".strip())
         return answer.json()
+
+
+def _at_or_after(moment: str | None, since: datetime) -> bool:
+    return moment is not None and datetime.fromisoformat(moment) >= since
 
 
 def _text(entry: Any) -> str:

@@ -214,7 +214,7 @@ def _print_mart(console: Console, endpoints: Endpoints) -> None:
     with connect(endpoints.oltp) as connection, connection.cursor() as cursor:
         cursor.execute(
             "SELECT carrier, name, sum(flights), sum(cancelled), "
-            "sum(mean_arr_delay * (flights - cancelled)) / sum(flights - cancelled) "
+            "sum(mean_arr_delay * arrivals) / sum(arrivals) "
             "FROM marts.carrier_month WHERE month >= %s AND month < %s GROUP BY carrier, name ORDER BY 3 DESC",
             (YEAR.start, YEAR.stop),
         )

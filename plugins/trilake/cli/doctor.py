@@ -16,6 +16,7 @@ from pathlib import Path
 
 from trilake.embedded import jars, java, platform, postgres
 from trilake.embedded.home import SERVICES, Home, port_is_free
+from trilake.embedded.status import status
 from trilake.errors import TrilakeError
 
 _GIB = 1024**3
@@ -153,7 +154,7 @@ def _disk(home: Home) -> Iterator[Finding]:
 def _memory(home: Home) -> Iterator[Finding]:
     import psutil
 
-    ours = sum(service.memory for service in platform.status(home))
+    ours = sum(service.memory for service in status(home))
     available = psutil.virtual_memory().available + ours
     told = f"{available / _GIB:.1f} GiB to be had, {os.cpu_count()} cores"
     if available < _WANTED_MEMORY:
@@ -163,7 +164,7 @@ def _memory(home: Home) -> Iterator[Finding]:
 
 
 def _services(home: Home) -> Iterator[Finding]:
-    states = {service.service: service for service in platform.status(home, memory=False)}
+    states = {service.service: service for service in status(home, memory=False)}
     broken = [service for service in states.values() if service.state in ("died", "orphaned")]
     for service in broken:
         mend = f"`trilake logs {service.service}` tells why, `trilake up` starts it."

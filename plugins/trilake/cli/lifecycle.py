@@ -10,6 +10,7 @@ from dataclasses import asdict
 
 from trilake.embedded import airflow, platform
 from trilake.embedded.home import Home
+from trilake.embedded.status import status
 
 _MIB = 1024**2
 _PIPE_COLUMNS = 200
@@ -48,7 +49,7 @@ def stop(home: Home) -> None:
 
 def show(home: Home, *, as_json: bool) -> None:
     """How each service stands."""
-    services = platform.status(home)
+    services = status(home)
     total = sum(service.memory for service in services)
     if as_json:
         document = {"home": str(home.path), "memory": total, "services": [asdict(service) for service in services]}

@@ -28,7 +28,7 @@ class Check:
 
     def on(self, table: str) -> str:
         """How many rows of `table` (quoted) the check finds, as a query."""
-        return f"SELECT count() FROM ({self.sql.replace(PLACEHOLDER, table)})"
+        return f"SELECT count() FROM (\n{self.sql.replace(PLACEHOLDER, table)}\n)"  # its last line may be a comment
 
 
 def read_checks(sql_folder: Path, table: str) -> tuple[Check, ...]:

@@ -157,7 +157,7 @@ class Cluster:
 
         :raises ClusterError: of every host that failed, after all have ended.
         """
-        results = self.on_shards([(host, operation) for host in self.hosts], threads=len(self.hosts))
+        results = self._side_by_side([(host, operation) for host in self.hosts], len(self.hosts))
         return {host.number: result for host, result in zip(self.hosts, results, strict=True)}
 
     def every_shard(self, operation: Operation[T]) -> dict[int, T]:
@@ -165,7 +165,7 @@ class Cluster:
 
         :raises ClusterError: of every shard that failed, after all have ended.
         """
-        results = self.on_shards([(shard, operation) for shard in self.shards], threads=len(self.shards))
+        results = self._side_by_side([(shard, operation) for shard in self.shards], len(self.shards))
         return {shard.number: result for shard, result in zip(self.shards, results, strict=True)}
 
     def on_shard(self, shard: ClickHouseShard, operation: Operation[T]) -> T:
@@ -175,18 +175,21 @@ class Cluster:
         """
         return self._run(operation, shard)
 
-    def on_shards(
-        self, operations: Sequence[tuple[ClickHouseShard, Operation[T]]], *, threads: int | None = None
-    ) -> list[T]:
+    def on_shards(self, operations: Sequence[tuple[ClickHouseShard, Operation[T]]]) -> list[T]:
         """Many operations, each on its shard, side by side with bounded threads. Gives the results in order.
 
         :raises ClusterError: of all that failed; what waits for a thread is not started after a failure.
         """
+        return self._side_by_side(operations, len(self.shards) * STATEMENTS_PER_SHARD, stop_early=True)
+
+    def _side_by_side(
+        self, operations: Sequence[tuple[ClickHouseShard, Operation[T]]], threads: int, *, stop_early: bool = False
+    ) -> list[T]:
         results: dict[int, T] = {}
         errors: list[tuple[ClickHouseShard, TrilakeError]] = []
 
         def run(index: int) -> None:
-            if errors:
+            if errors and stop_early:
                 return
             shard, operation = operations[index]
             try:
@@ -194,7 +197,7 @@ class Cluster:
             except TrilakeError as e:
                 errors.append((shard, e))
 
-        with ThreadPoolExecutor(max_workers=threads or len(self.shards) * STATEMENTS_PER_SHARD) as pool:
+        with ThreadPoolExecutor(max_workers=threads) as pool:
             list(pool.map(run, range(len(operations))))
         if errors:
             raise ClusterError(errors)

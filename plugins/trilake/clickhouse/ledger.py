@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,7 +30,22 @@ PARTITION_LOCKS = 0x7472
 
 
 class AttemptLostError(TrilakeError):
-    """The attempt was taken for dead and cleaned up while it was still at work."""
+    """The attempt lost the connection that shows it is alive: from then on anybody may clean up after it."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A registered attempt and the connection that holds its lock."""
+
+    name: str
+    table: str
+    run_id: str
+    connection: Connection = field(repr=False)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the connection was found closed. What it did last may or may not have been committed."""
+        return bool(self.connection.closed)
 
 
 @dataclass(frozen=True)
@@ -76,7 +91,7 @@ class Ledger:
         self.endpoint = endpoint
 
     @contextmanager
-    def attempt(self, attempt: str, table: str, run_id: str) -> Iterator[None]:
+    def attempt(self, attempt: str, table: str, run_id: str) -> Iterator[Attempt]:
         """Register an attempt, and be known as alive for the length of the `with` block.
 
         The row stays when the block ends: `forget` takes it, once nothing of the attempt is left in ClickHouse.
@@ -87,7 +102,8 @@ class Ledger:
                 "INSERT INTO publication_attempts (attempt, table_name, run_id) VALUES (%s, %s, %s)",
                 (attempt, table, run_id),
             )
-            yield  # closing the connection gives the lock back, and so does our death
+            # closing the connection gives the lock back, and so does our death
+            yield Attempt(attempt, table, run_id, connection)
 
     def forget(self, attempt: str) -> None:
         """Nothing of this attempt is left in ClickHouse."""
@@ -95,29 +111,44 @@ class Ledger:
             cursor.execute("DELETE FROM publication_attempts WHERE attempt = %s", (attempt,))
 
     def claim(
-        self, attempt: str, table: str, run_id: str, claims: Sequence[Claim], *, force: bool = False
+        self, attempt: Attempt, claims: Sequence[Claim], *, force: bool = False
     ) -> tuple[list[Publication], list[Publication]]:
         """Move the ledger forward for each partition, in one transaction.
 
         Gives the publications that this attempt won, and those that stand in the way of the rest: at the same or a
         later snapshot already. With `force`, all are won.
 
-        :raises AttemptLostError: the attempt is registered no more.
+        :raises AttemptLostError: the connection of the attempt is gone.
         """
+        import psycopg2
+
+        try:
+            # On the connection that holds the attempt's lock: whoever gets that lock knows that nothing is decided in
+            # its name any more, and may drop its staging tables.
+            attempt.connection.autocommit = False
+            with attempt.connection:
+                return self._claim(attempt, claims, force=force)
+        except psycopg2.Error as e:
+            if not attempt.lost:
+                raise
+            raise AttemptLostError(
+                f"Publication attempt {attempt.name} of {attempt.table} lost its connection to PostgreSQL "
+                f"({type(e).__name__}).",
+                hint="Run the task again.",
+            ) from None
+
+    def _claim(
+        self, attempt: Attempt, claims: Sequence[Claim], *, force: bool
+    ) -> tuple[list[Publication], list[Publication]]:
         won: list[Publication] = []
         standing: list[Publication] = []
-        with connect(self.endpoint) as connection, connection.cursor() as cursor:
-            cursor.execute("SELECT 1 FROM publication_attempts WHERE attempt = %s FOR SHARE", (attempt,))
-            if cursor.fetchone() is None:
-                raise AttemptLostError(
-                    f"Publication attempt {attempt} of {table} was cleaned up by another process.",
-                    hint="Run the task again.",
-                )
+        table = attempt.table
+        with attempt.connection.cursor() as cursor:
             for claim in sorted(claims, key=lambda claim: claim.partition):  # one order: no deadlock
                 cursor.execute(
                     "SELECT pg_advisory_xact_lock(%s, %s)", (PARTITION_LOCKS, _lock_key(f"{table}/{claim.partition}"))
                 )
-                current = _current(connection, table, claim.partition)
+                current = _current(attempt.connection, table, claim.partition)
                 if current and not force and current.sequence_number >= claim.sequence_number:
                     standing.append(current)
                     continue
@@ -134,11 +165,11 @@ class Ledger:
                         table,
                         claim.partition,
                         (current.fence if current else 0) + 1,
-                        attempt,
+                        attempt.name,
                         claim.snapshot_id,
                         claim.sequence_number,
                         _json(claim.rows),
-                        run_id,
+                        attempt.run_id,
                     ),
                 )
                 won.append(_publication(_one(cursor.fetchone())))

@@ -54,6 +54,10 @@ STRICT = {
 # count was audited.
 REPLACE_SETTINGS = {"allow_replace_partition_from_empty_source": 1}
 
+# Files that are named in one statement, in characters of SQL: ClickHouse parses at most 262,144 bytes (max_query_size)
+# of a statement, and reads all that it names side by side.
+MAX_SOURCE_CHARACTERS = 100_000
+
 # Keys that s3() would read as a pattern, or that do not survive a URL, are not ours: Iceberg writes none.
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9/_.=+-]+")
 _STAGING_NAME = re.compile(r"(?P<table>[a-z][a-z0-9_]*)_staging_(?P<attempt>[0-9a-f]{12})_(?P<partition>all|\d{6,8})")
@@ -128,16 +132,19 @@ class Publisher:
         attempt = secrets.token_hex(6)
         log.info("Publishing %s of %s at snapshot %s, attempt %s", _few(p.partition for p in due), table,
                  plan.snapshot_id, attempt)  # fmt: skip
-        with self.ledger.attempt(attempt, table, run_id):
+        with self.ledger.attempt(attempt, table, run_id) as held:
             try:
                 columns = self._columns(plan.data_set)
                 claims = self._write(plan, due, attempt, columns)
                 warnings = self._check(plan.data_set, due, attempt)
-                won, standing = self.ledger.claim(attempt, table, run_id, claims, force=force)
+                won, standing = self.ledger.claim(held, claims, force=force)
                 for publication in [*won, *(p for p in standing if p.state == "switching")]:
                     self._switch(publication)
             finally:
-                self._sweep(attempt, table)
+                if held.lost:  # then it is not ours alone to clean up, and may have been decided all the same
+                    self._clean_lost(attempt, table)
+                else:
+                    self._sweep(attempt, table)
         return PublicationReport(
             table,
             plan.snapshot_id,
@@ -148,23 +155,33 @@ class Publisher:
         )
 
     def finish(self, table: str | None = None) -> list[Publication]:
-        """Complete the publications that the ledger says are decided. Safe beside a publisher at work."""
+        """Complete the publications that the ledger says are decided. Safe beside a publisher at work.
+
+        :raises SwitchIncompleteError: of all that cannot be completed, after the others were.
+        """
         due = self.ledger.switching(table)
+        errors = []
         for publication in due:
-            self._switch(publication)
+            try:
+                self._switch(publication)
+            except TrilakeError as e:
+                errors.append(e)
+        _raise_all(errors)
         return due
 
     def clean(self, table: str | None = None) -> list[str]:
-        """Finish what abandoned attempts decided, and drop what they left in ClickHouse. Gives those attempts."""
+        """Finish what abandoned attempts decided, and drop what they left in ClickHouse. Gives those attempts.
+
+        :raises SwitchIncompleteError: of all that cannot be completed, after the rest was cleaned up.
+        """
         cleaned = []
+        errors = []
         for attempt, name in self.ledger.attempts(table):
-            with self.ledger.abandoned(attempt) as free:
-                if free:
-                    for publication in self.ledger.switching(name):
-                        if publication.attempt == attempt:
-                            self._switch(publication)
-                    self._sweep(attempt, name)
+            try:
+                if self._clean_attempt(attempt, name):
                     cleaned.append(attempt)
+            except TrilakeError as e:
+                errors.append(e)
         # Tables first, attempts second: a table is made after its attempt is registered, so what is not registered now
         # was made by somebody who came back from the dead.
         tables = self._staging_tables()
@@ -174,7 +191,24 @@ class Publisher:
             if match and match["attempt"] not in registered and table in (None, match["table"]):
                 self.cluster.on_shard(shard, Statement(f"DROP TABLE IF EXISTS {{shard}}.{quote_name(found)} SYNC"))
                 cleaned.append(match["attempt"])
+        _raise_all(errors)
         return sorted(set(cleaned))
+
+    def _clean_attempt(self, attempt: str, table: str) -> bool:
+        """Finish what an attempt decided and drop the rest. False: somebody is behind it, or not all could be done."""
+        with self.ledger.abandoned(attempt) as free:
+            if not free:
+                return False
+            for publication in self.ledger.switching(table):
+                if publication.attempt == attempt:
+                    self._switch(publication)
+            return self._sweep(attempt, table)
+
+    def _clean_lost(self, attempt: str, table: str) -> None:
+        try:
+            self._clean_attempt(attempt, table)
+        except TrilakeError as e:
+            log.warning("Attempt %s of %s is left to the next clean-up: %s", attempt, table, e)
 
     # --- before the decision
 
@@ -241,12 +275,12 @@ class Publisher:
         client.command(f"CREATE TABLE {staging} AS {local}")
         files = partition.of_shard(shard.number)
         pulled = 0, 0
-        if files:
-            source = _files(files, columns)
+        for source in _sources(files, columns):
             client.command(
                 f"INSERT INTO {staging} ({columns.listed}) SELECT {columns.listed} FROM {source}", settings=STRICT
             )
-            pulled = _sums(client, source, columns)
+            rows, checksum = _sums(client, source, columns)
+            pulled = pulled[0] + rows, (pulled[1] + checksum) % 2**64
         held = _sums(client, staging, columns)
         expected = sum(file.rows for file in files)
         where = f"{data_set.table}, partition {partition.partition}, {shard}"
@@ -291,11 +325,11 @@ class Publisher:
     def _switch(self, publication: Publication) -> None:
         data_set = DataSet(publication.table)
         pid = data_set.partition_id(publication.partition)
-        for attempt in self.ledger.lower_fences(publication):
-            self._drop(attempt, publication)
         staging = quote_name(data_set.staging_table(publication.attempt, publication.partition))
         local = quote_name(data_set.local_table)
         try:
+            for attempt in self.ledger.lower_fences(publication):
+                self._drop(attempt, publication)
             self.cluster.every_shard(
                 Statement(
                     f"ALTER TABLE {{shard}}.{local} REPLACE PARTITION ID {quote_text(pid)} FROM {{shard}}.{staging}",
@@ -342,10 +376,10 @@ class Publisher:
         name = DataSet(publication.table).staging_table(attempt, publication.partition)
         self.cluster.every_shard(partial(_kill_and_drop, name))
 
-    def _sweep(self, attempt: str, table: str) -> None:
+    def _sweep(self, attempt: str, table: str) -> bool:
         """Drop every staging table of an attempt but those that the ledger still needs; then forget the attempt.
 
-        What cannot be reached now stays registered, and is the next cleaner's.
+        False: what cannot be reached or is needed stays registered, and is the next cleaner's.
         """
         try:
             needed = {
@@ -359,8 +393,10 @@ class Publisher:
                     self.cluster.on_shard(shard, partial(_kill_and_drop, name))
             if not needed:
                 self.ledger.forget(attempt)
+            return not needed
         except TrilakeError as e:
             log.warning("Attempt %s of %s is left to the next clean-up: %s", attempt, table, e)
+            return False
 
     def _staging_tables(self) -> list[tuple[ClickHouseShard, str]]:
         def tables(client: Client, shard: ClickHouseShard) -> list[tuple[ClickHouseShard, str]]:
@@ -373,6 +409,14 @@ class Publisher:
         return [found for by_shard in self.cluster.every_shard(tables).values() for found in by_shard]
 
 
+def _raise_all(errors: Sequence[TrilakeError]) -> None:
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        hints = dict.fromkeys(error.hint for error in errors if error.hint)
+        raise SwitchIncompleteError(" ".join(error.message for error in errors), hint=" ".join(hints))
+
+
 def _kill_and_drop(name: str, client: Client, shard: ClickHouseShard) -> None:
     # A query on the table would hold DROP up for as long as it runs, and an INSERT of a dead attempt can run for long.
     # By kind: a KILL or DROP of the same table, for another shard of this server, is no enemy.
@@ -380,17 +424,24 @@ def _kill_and_drop(name: str, client: Client, shard: ClickHouseShard) -> None:
     client.command(f"DROP TABLE IF EXISTS {quote_name(shard.database)}.{quote_name(name)} SYNC")
 
 
-def _files(files: Sequence[DataFile], columns: _Columns) -> str:
-    """The rows of exactly these files as a table expression: no pattern, no inferred type."""
+def _sources(files: Sequence[DataFile], columns: _Columns) -> list[str]:
+    """The rows of exactly these files as table expressions, each for a statement: no pattern, no inferred type."""
+    sources: list[str] = []
+    parts: list[str] = []
     for file in files:
         if not _PLAIN_KEY.fullmatch(file.key):
             raise AuditError(f"The key {file.key!r} cannot be named to ClickHouse without being read as a pattern.")
-    parts = " UNION ALL ".join(
-        f"SELECT {columns.listed} FROM s3({LAKE_COLLECTION}, filename = {quote_text(file.key)}, format = 'Parquet', "
-        f"structure = {quote_text(columns.structure)})"
-        for file in files
-    )
-    return f"({parts})"
+        part = (
+            f"SELECT {columns.listed} FROM s3({LAKE_COLLECTION}, filename = {quote_text(file.key)}, "
+            f"format = 'Parquet', structure = {quote_text(columns.structure)})"
+        )
+        if parts and sum(map(len, parts)) + len(part) > MAX_SOURCE_CHARACTERS:
+            sources.append(f"({' UNION ALL '.join(parts)})")
+            parts = []
+        parts.append(part)
+    if parts:
+        sources.append(f"({' UNION ALL '.join(parts)})")
+    return sources
 
 
 def _sums(client: Client, source: str, columns: _Columns) -> tuple[int, int]:

@@ -110,7 +110,12 @@ def programs(home: Home) -> list[Program]:
     """Airflow's processes. They read their settings, secrets among them, from ``connections.env`` by themselves."""
     read = f'set -a && . "${{TRILAKE_HOME}}/{home.connections_file.name}" && exec "$0" "$@"'
     return [
-        Program(name, ["/bin/sh", "-c", read, sys.executable, "-m", "airflow", *arguments])
+        Program(
+            name,
+            ["/bin/sh", "-c", read, sys.executable, "-m", "airflow", *arguments],
+            # it ends its runner itself; one that is told to end by a second voice as well hangs
+            stop_group=name != "airflow-triggerer",
+        )
         for name, arguments in COMMANDS.items()
     ]
 

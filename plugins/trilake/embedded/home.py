@@ -44,6 +44,8 @@ PORT_NAMES = ("postgres", "s3", "clickhouse", "kubernetes", "airflow-api-server"
 _LOWEST_PORT, _HIGHEST_PORT = 10_000, 29_999
 _PORT_TRIES = 200
 # A unix socket's path has 108 bytes with the closing zero; supervisord adds ".<pid>" to it while it starts.
+# Not XDG_RUNTIME_DIR nor TMPDIR: every shell must find the same socket, also after a logout.
+_SHORT_FOLDER = Path("/tmp")  # noqa: S108  the folder made there is checked to be ours and closed
 _SOCKET_PATH_BYTES = 107 - len(".4194304")
 
 
@@ -143,8 +145,7 @@ class Home:
         if len(os.fsencode(own)) <= _SOCKET_PATH_BYTES:
             return own
         digest = hashlib.sha256(os.fsencode(self.path)).hexdigest()[:16]
-        runtime = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
-        return Path(runtime) / f"trilake-{os.getuid()}-{digest}" / "supervisor.sock"
+        return _SHORT_FOLDER / f"trilake-{os.getuid()}-{digest}" / "supervisor.sock"
 
     def config(self, name: str) -> Path:
         """A file below ``config/``, such as ``clickhouse.json``."""

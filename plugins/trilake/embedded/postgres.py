@@ -132,9 +132,10 @@ def initialise(home: Home, password: str) -> None:
     data = home.data(SERVICE)
     if (data / "PG_VERSION").exists():
         return
-    shutil.rmtree(data, ignore_errors=True)
+    for half_made in data.parent.glob(f"{SERVICE}*"):  # by one that was interrupted
+        shutil.rmtree(half_made, ignore_errors=True)
     user = _os_user() if os.geteuid() == 0 else None
-    fresh = Path(tempfile.mkdtemp(prefix="postgres.", dir=data.parent))
+    fresh = Path(tempfile.mkdtemp(prefix=f"{SERVICE}.", dir=data.parent))
     try:
         password_file = fresh / "password"
         with open(os.open(password_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:

@@ -31,7 +31,9 @@ HOME_MARKER = "TRILAKE_HOME"
 SERVICE_MARKER = "TRILAKE_SERVICE"
 # What Spark's drivers carry: they outlive the server that started them, which finds them again.
 DRIVER = "spark-driver"
+SUPERVISOR = "supervisord"
 
+_CONFIGURATION = "supervisord.conf"
 _LOG_BYTES = "10MB"
 _OLDER_LOGS = 1
 _SUPERVISOR_START_S = 15
@@ -116,7 +118,7 @@ class Supervisor:
 
     def __init__(self, home: Home) -> None:
         self._home = home
-        self._configuration = home.run / "supervisord.conf"
+        self._configuration = home.run / _CONFIGURATION
 
     def _call(self, method: str, *arguments: Any) -> Any:
         """One call over a connection of its own: a thread may make it."""
@@ -305,7 +307,7 @@ def last_lines(path: Path, count: int) -> list[str]:
 
 
 def find(home: Home) -> dict[psutil.Process, str]:
-    """Every living process of this home's platform and the service it belongs to, but not supervisord.
+    """Every living process of this home's platform and the service it belongs to; supervisord is its own.
 
     PostgreSQL's own write their titles over their environment: they are known by the folder they work in.
     """
@@ -320,8 +322,12 @@ def find(home: Home) -> dict[psutil.Process, str]:
                     found[process] = "postgres"
                 continue
             environment = process.environ()
+            if environment.get(HOME_MARKER) != str(home.path):
+                continue
             service = environment.get(SERVICE_MARKER)
-            if service and environment.get(HOME_MARKER) == str(home.path):
+            if service is None and str(home.run / _CONFIGURATION) in process.cmdline():
+                service = SUPERVISOR  # it may live on where nobody reaches it: its socket can be lost
+            if service:
                 found[process] = service
         except (psutil.NoSuchProcess, psutil.AccessDenied, OSError):
             continue  # gone meanwhile, or another user's

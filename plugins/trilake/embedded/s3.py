@@ -33,7 +33,8 @@ def write_configuration(home: Home, port: int, secrets: Mapping[str, str]) -> No
         "s3proxy.credential": secrets["s3_secret_access_key"],
         # the checksum headers of newer SDKs
         "s3proxy.ignore-unknown-headers": "true",
-        "jclouds.provider": "filesystem",
+        # `filesystem` lists folders as objects
+        "jclouds.provider": "filesystem-nio2",
         "jclouds.filesystem.basedir": str(data),
     }
     write_private(home.config(_CONFIGURATION), "".join(f"{name}={value}\n" for name, value in properties.items()))

@@ -107,6 +107,21 @@ def open_catalog(lake: PostgresEndpoint, s3: S3Endpoint) -> SqlCatalog:
     )
 
 
+def ensure_namespace(catalog: SqlCatalog, namespace: str) -> None:
+    """Make a namespace unless it is there, though another process makes it at the same moment."""
+    from pyiceberg.exceptions import NamespaceAlreadyExistsError
+    from sqlalchemy.exc import IntegrityError
+
+    try:
+        catalog.create_namespace(namespace)
+    except NamespaceAlreadyExistsError:
+        pass
+    except IntegrityError:
+        # PyIceberg looks first and inserts then: it was made in between
+        if not catalog.namespace_exists(namespace):
+            raise
+
+
 def load_table(catalog: SqlCatalog, identifier: str) -> Table:
     """:raises TableNotFoundError: nothing was ever committed to it."""
     from pyiceberg.exceptions import NoSuchTableError
@@ -175,15 +190,23 @@ def _filter(data_set: DataSet, partitions: list[str]) -> str:
 def _buckets(table: Table, data_set: DataSet) -> int | None:
     from pyiceberg.transforms import BucketTransform
 
-    spec = table.spec()
     if data_set.grain is None:
         return None
-    expected = f"{data_set.grain}({data_set.date}), bucket(shards, {data_set.shard_by})"
-    if len(spec.fields) != 2 or not isinstance(spec.fields[1].transform, BucketTransform):
+    schema = table.schema()
+    fields = [(schema.find_column_name(field.source_id), field.transform) for field in table.spec().fields]
+    if (
+        len(fields) != 2
+        or (fields[0][0], str(fields[0][1])) != (data_set.date, data_set.grain)
+        or fields[1][0] != data_set.shard_by
+        or not isinstance(fields[1][1], BucketTransform)
+    ):
+        found = ", ".join(f"{transform}({column})" for column, transform in fields) or "nothing"
         raise UnpublishableSnapshotError(
-            f"{_name(table)} is not partitioned by {expected}.", hint="It was not made by this data set's job."
+            f"{_name(table)} is partitioned by {found}, and not by {data_set.grain}({data_set.date}), "
+            f"bucket[shards]({data_set.shard_by}).",
+            hint="It was not made by this data set's job, or the data set was declared anew: rewrite the table.",
         )
-    return spec.fields[1].transform.num_buckets
+    return int(fields[1][1].num_buckets)
 
 
 def _data_file(table: Table, data_set: DataSet, task: FileScanTask) -> tuple[str, DataFile]:

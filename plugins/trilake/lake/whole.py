@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from trilake.errors import ConfigurationError, CountMismatchError
-from trilake.lake.catalog import RUN_PROPERTY, plan
+from trilake.lake.catalog import RUN_PROPERTY, ensure_namespace, plan
 from trilake.lake.data_set import CURATED_NAMESPACE, DataSet
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def replace_table(
     :raises CountMismatchError: the snapshot does not hold what was read.
     """
     rows = read_postgres(connection, source)
-    catalog.create_namespace_if_not_exists(CURATED_NAMESPACE)
+    ensure_namespace(catalog, CURATED_NAMESPACE)
     table = catalog.create_table_if_not_exists(data_set.curated, schema=rows.schema, properties={"format-version": "2"})
     with table.update_schema() as update:
         update.union_by_name(rows.schema)

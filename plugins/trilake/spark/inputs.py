@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 HEADER_BYTES = 65_536
 SUFFIX = ".csv"
+# What Hadoop reads as a pattern in a path. A name that begins with a dot or an underscore it passes over.
+_PATTERN = re.compile(r"[*?\[\]{}\\]|//|/[._][^/]*$")
 
 
 class InputError(TrilakeError):
@@ -38,7 +41,8 @@ class Input:
 def pin(client: S3Client, data_set: DataSet, partitions: Iterable[str]) -> tuple[Input, ...]:
     """What lies below the prefixes of these partitions now.
 
-    :raises InputError: a partition has no object, or one that is no ``.csv``.
+    :raises InputError: a partition has no object, or one that is no ``.csv``, or whose name Spark would take for a
+        pattern or for a hidden file: it would read other files than these, or leave this one out.
     """
     inputs: list[Input] = []
     for partition in partitions:
@@ -58,6 +62,11 @@ def pin(client: S3Client, data_set: DataSet, partitions: Iterable[str]) -> tuple
         for item in found:
             if not item.key.endswith(SUFFIX):
                 raise InputError(f"s3://{RAW_BUCKET}/{item.key} is no {SUFFIX} file.", hint="Move it away.")
+            if _PATTERN.search(item.key):
+                raise InputError(
+                    f"s3://{RAW_BUCKET}/{item.key} has a name that Spark reads as a pattern or as a hidden file.",
+                    hint="Rename it: no * ? [ ] { } or backslash, and no dot or underscore first.",
+                )
         inputs += found
     return tuple(inputs)
 

@@ -20,9 +20,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 from trilake import s3
 from trilake.endpoints import Endpoints
-from trilake.errors import ConfigurationError, CountMismatchError
+from trilake.errors import ConfigurationError, CountMismatchError, TrilakeError
 from trilake.lake import DataSet, Window
-from trilake.lake.catalog import CATALOG, COUNTS_PROPERTY, RUN_PROPERTY, load_table, open_catalog, plan
+from trilake.lake.catalog import (
+    CATALOG,
+    COUNTS_PROPERTY,
+    RUN_PROPERTY,
+    TableNotFoundError,
+    load_table,
+    open_catalog,
+    plan,
+)
 from trilake.spark import inputs
 from trilake.spark.delimited import REASON, ROW, header_of, parse_lines, refuse
 from trilake.spark.session import build_session
@@ -51,6 +59,10 @@ _QUARANTINE_COLUMNS = (
     "`partition` string NOT NULL, file string NOT NULL, reason string NOT NULL, raw string, run string NOT NULL, "
     "quarantined_at timestamp NOT NULL"
 )
+
+
+class OvertakenError(TrilakeError):
+    """Another run committed to this run's partitions since this one began. Nothing was committed."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +133,8 @@ class Job:
         self.spark = spark or build_session(self.endpoints, f"{self.data_set.name} {self.window}")
         self.spark.sparkContext.setLogLevel("WARN")
         self._batches: list[Batch] = []
+        # before any input is pinned: a run that pinned a shorter list may not replace one that knew more
+        self._base = self._current_snapshot()
 
     def __enter__(self) -> Job:
         return self
@@ -190,6 +204,7 @@ class Job:
         :param batch: what `curated` was made of, row for row. Then every row is accounted for.
         :raises CountMismatchError: rows were lost or made on the way. Nothing was committed.
         :raises trilake.spark.inputs.InputError: an input changed. Nothing was committed.
+        :raises OvertakenError: another run was quicker. Nothing was committed.
         """
         from pyspark.sql import functions as F
 
@@ -216,9 +231,21 @@ class Job:
             INPUTS_PROPERTY: inputs.digest(item for read in self._batches for item in read.inputs),
         }.items():
             writer = writer.option(f"snapshot-property.{key}", value)
-        # By the window's dates and not `overwritePartitions`: that leaves a partition alone that has no row any more.
-        writer.overwrite((date >= F.lit(self.window.start)) & (date < F.lit(self.window.stop)))
+        writer = writer.option("isolation-level", "serializable")
+        if self._base is not None:
+            writer = writer.option("validate-from-snapshot-id", str(self._base))
+        try:
+            # By the window's dates, not `overwritePartitions`: that leaves a partition alone that has no row any more.
+            writer.overwrite((date >= F.lit(self.window.start)) & (date < F.lit(self.window.stop)))
+        except Exception as e:
+            if "org.apache.iceberg.exceptions.ValidationException" not in str(e):
+                raise
+            raise OvertakenError(
+                f"Another run committed to {data_set.curated} {self.window} while run {self.run_id} was at work.",
+                hint="Nothing was committed. Run it again if its input is newer.",
+            ) from e
         commit = self._verify(token, counts)
+        self._base = commit.snapshot_id
         log.warning("Committed snapshot %s of %s: %s", commit.snapshot_id, commit.table, _totals(counts))
         self._tell(commit)
         return commit
@@ -259,6 +286,16 @@ class Job:
             )
             for name in self.window
         }
+
+    def _current_snapshot(self) -> int | None:
+        catalog = open_catalog(self.endpoints.lake, self.endpoints.s3)
+        try:
+            snapshot = load_table(catalog, self.data_set.curated).current_snapshot()
+        except TableNotFoundError:
+            return None
+        finally:
+            catalog.close()
+        return snapshot.snapshot_id if snapshot else None
 
     def _create(self, data_set: DataSet, schema: StructType) -> None:
         """Make the table, or give it the columns that are new."""

@@ -65,7 +65,8 @@ class ClickHouseToPostgresOperator(WindowedOperator, ProjectOperator):
                 rows = replace_rows(
                     connection,
                     self.table,
-                    stream.source.column_names,  # type: ignore[union-attr]  # the result that is streamed
+                    # of the result that is streamed; none where there is no row
+                    stream.source.column_names,  # type: ignore[union-attr]
                     (row for block in stream for row in block),
                     where=f'"{self.date}" >= %s AND "{self.date}" < %s',
                     parameters=(window.start, window.stop),

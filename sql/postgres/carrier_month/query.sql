@@ -5,6 +5,7 @@ SELECT
     any(a.name) AS name,
     count() AS flights,
     countIf(f.cancelled) AS cancelled,
+    count(f.arr_delay) AS arrivals,
     avg(f.dep_delay) AS mean_dep_delay,
     avg(f.arr_delay) AS mean_arr_delay
 FROM flights AS f

@@ -1,0 +1,14 @@
+"""A report is drawn whatever its queries give."""
+
+from __future__ import annotations
+
+import pytest
+
+from trilake.report import Query, Result, render
+
+
+@pytest.mark.parametrize("chart", ["bar", "line"])
+def test_a_missing_value_is_a_gap_in_the_chart(chart: str) -> None:
+    query = Query("Late", "", chart, {"x": "name", "y": "mean"}, "SELECT 1")
+    page = render("t", "m", [query], lambda _: Result(("name", "mean"), [("a", 1.5), ("b", None)]))
+    assert "<svg" in page
