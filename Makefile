@@ -42,7 +42,7 @@ setup: $(STAMP) ## Virtual environment, jars, Java: as locked, once
 
 .PHONY: test
 test: $(STAMP) ## Every test that needs neither Docker nor Kubernetes
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST)
+	@$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST)
 
 .PHONY: lint
 lint: $(STAMP) ## ruff, mypy --strict, import layers

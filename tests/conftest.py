@@ -1,13 +1,34 @@
-"""Which tests may run beside which, when there is more than one worker."""
+"""Which tests run beside which, when there is more than one worker."""
 
 from __future__ import annotations
 
-import pytest
+import re
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pytest
+
+_PROJECT = Path(__file__).parents[1]
+# How a test asks for the whole platform (tests/embedded/conftest.py)
+_PLATFORM = re.compile(r"\b(platform: Platform|endpoints: Endpoints)\b")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests stay on one worker, for their fixtures' sake; all tests of the whole platform share one."""
-    for item in items:
-        group = "platform" if "platform" in getattr(item, "fixturenames", ()) else item.nodeid.split("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+@cache
+def _group(file: str) -> str:
+    return "the whole platform" if _PLATFORM.search((_PROJECT / file).read_text(encoding="utf-8")) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file's tests stay on one worker, for their fixtures' sake; all tests of the whole platform share one.
+
+    By file, and not by xdist's own marks: it writes those into the test's id, where this pytest does not look for them.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid.split("::")[0])
+
+    return ByFile(config, log)
