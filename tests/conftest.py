@@ -29,6 +29,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return _group(nodeid.split("::")[0])
+            return _group(nodeid.split("::", maxsplit=1)[0])
 
     return ByFile(config, log)
