@@ -92,6 +92,26 @@ def _required(connection: ConnectionLike, name: str, value: Any) -> Any:
     return value
 
 
+def is_on(value: Any) -> bool:
+    """A switch of a connection's extra, where a form or a URI may have left a text."""
+    return value.strip().lower() in ("true", "1", "yes", "on") if isinstance(value, str) else bool(value)
+
+
+def _shards(connection: ConnectionLike) -> list[dict[str, Any]]:
+    """A cluster's shards: a list in extra, or its JSON, as a form or a URI leaves it."""
+    shards = connection.extra_dejson.get("shards") or []
+    try:
+        shards = json.loads(shards) if isinstance(shards, str) else shards
+    except ValueError:
+        shards = None
+    if not isinstance(shards, list) or not all(isinstance(shard, dict) for shard in shards):
+        raise ConfigurationError(
+            f"The shards of connection {connection.conn_id} are no list of objects.",
+            hint='Write them as [{"host": "...", "port": 8123, "database": "shard_1"}, ...].',
+        )
+    return shards
+
+
 @dataclass(frozen=True)
 class S3Endpoint:
     """An S3-compatible store, addressed by path (`http://host:port/bucket/key`)."""
@@ -173,7 +193,7 @@ class ClickHouseEndpoint:
     @classmethod
     def from_connection(cls, connection: ConnectionLike) -> ClickHouseEndpoint:
         extra = connection.extra_dejson
-        secure = bool(extra.get("secure", False))
+        secure = is_on(extra.get("secure", False))
         default_port = connection.port or (8443 if secure else 8123)
         host = _required(connection, "host", connection.host)
         shards = tuple(
@@ -183,7 +203,7 @@ class ClickHouseEndpoint:
                 port=int(shard.get("port", default_port)),
                 database=_required(connection, f"database for shard {number} in extra", shard.get("database")),
             )
-            for number, shard in enumerate(extra.get("shards") or (), start=1)
+            for number, shard in enumerate(_shards(connection), start=1)
         )
         return cls(
             shards=_required(connection, "extra shards", shards or None),
@@ -191,6 +211,22 @@ class ClickHouseEndpoint:
             password=connection.password or "",
             cluster=extra.get("cluster") or "trilake",
             database=connection.schema or "analytics",
+            secure=secure,
+        )
+
+    @classmethod
+    def of_servers(cls, connection: ConnectionLike) -> ClickHouseEndpoint:
+        """As `from_connection`; a connection that names no shards is one server, whose only database is its own."""
+        if connection.extra_dejson.get("shards"):
+            return cls.from_connection(connection)
+        secure = is_on(connection.extra_dejson.get("secure", False))
+        host, port = connection.host or "localhost", connection.port or (8443 if secure else 8123)
+        database = connection.schema or "default"
+        return cls(
+            shards=(ClickHouseShard(1, host, port, database),),
+            user=connection.login or "default",
+            password=connection.password or "",
+            database=database,
             secure=secure,
         )
 

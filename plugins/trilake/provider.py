@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
+_SHARDS = '[{"host": "vps-3", "port": 8123, "database": "shard_1"}, {"host": "vps-3", "database": "shard_2"}]'
+
 
 def get_provider_info() -> dict[str, Any]:
     """Airflow calls this through the entry point `apache_airflow_provider`."""
@@ -18,6 +20,54 @@ def get_provider_info() -> dict[str, Any]:
                 "connection-type": "clickhouse_cluster",
                 "hook-class-name": "trilake.hooks.clickhouse.ClickHouseHook",
                 "hook-name": "ClickHouse cluster",
+                "ui-field-behaviour": {
+                    "hidden-fields": [],
+                    "relabeling": {"host": "First host", "schema": "Database over all shards"},
+                    "placeholders": {
+                        "host": "vps-3",
+                        "port": "8123, or 8443 with TLS",
+                        "login": "etl_writer",
+                        "schema": "analytics",
+                    },
+                },
+                "conn-fields": {
+                    "shards": {
+                        "label": "Shards (JSON)",
+                        # the form's editor for JSON; its field for an array is a list of lines
+                        "schema": {"type": ["object", "string", "null"]},
+                        "description": "Each shard's host, port and database of local tables; host and port are the "
+                        f"connection's where they are left out. Such as {_SHARDS}",
+                    },
+                    "cluster": {
+                        "label": "Cluster",
+                        "schema": {"type": ["string", "null"]},
+                        "description": "Its name in the servers' remote_servers (trilake).",
+                    },
+                    "secure": {"label": "TLS (HTTPS)", "schema": {"type": ["boolean", "null"]}},
+                    "verify": {
+                        "label": "Verify the server's certificate",
+                        "schema": {"type": ["boolean", "null"]},
+                    },
+                    "connect_timeout": {
+                        "label": "Connection timeout (seconds)",
+                        "schema": {"type": ["integer", "null"]},
+                    },
+                    "send_receive_timeout": {
+                        "label": "Answer timeout (seconds)",
+                        "schema": {"type": ["integer", "null"]},
+                        "description": "How long a statement may take; by default an hour, or what its task has left.",
+                    },
+                    "session_settings": {
+                        "label": "Settings (JSON)",
+                        "schema": {"type": ["object", "string", "null"]},
+                        "description": 'The server\'s, for every statement, such as {"max_threads": 4}.',
+                    },
+                    "client_kwargs": {
+                        "label": "Client options (JSON)",
+                        "schema": {"type": ["object", "string", "null"]},
+                        "description": "More for clickhouse_connect.get_client.",
+                    },
+                },
             }
         ],
         "asset-uris": [{"schemes": ["clickhouse"], "handler": "trilake.assets.normalise"}],

@@ -113,3 +113,13 @@ def test_a_parse_loads_no_data_library_at_all(parsed: dict[str, dict[str, Any]])
     for name, result in parsed.items():
         found = {module.split(".")[0] for module in result["loaded"]} & {"pyspark", "pandas", "pyarrow", "chdb"}
         assert not found, f"{name} loads {found}"
+
+
+EXAMPLES = sorted(PROJECT.glob("tests/dags/examples/dags/*.py"))
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.name)
+def test_every_example_can_be_parsed_and_loads_no_data_library(file: Path) -> None:
+    result = parse(file, "airflow.sdk", "airflow.providers.clickhousedb.hooks.clickhouse")
+    assert [dag["dag_id"] for dag in result["dags"]] == [file.stem]
+    assert not {name.split(".")[0] for name in result["loaded"]} & set(HEAVY)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from trilake.endpoints import Endpoints, EnvironmentConnection
+from trilake.endpoints import ClickHouseEndpoint, Endpoints, EnvironmentConnection
 from trilake.errors import ConfigurationError
 
 SECRET = "s3cr3t/+ @:%"
@@ -75,3 +75,25 @@ def test_a_broken_connection_is_an_error_that_does_not_show_it(text: str) -> Non
 def test_a_missing_connection_is_named(missing: str) -> None:
     with pytest.raises(ConfigurationError, match=missing):
         Endpoints.from_environment({key: value for key, value in ENVIRON.items() if key != missing})
+
+
+def test_what_the_connection_form_leaves_as_text_is_understood() -> None:
+    def read(**extra: object) -> ClickHouseEndpoint:
+        document = json.dumps({"host": "vps-3", "password": SECRET, "extra": extra})
+        return ClickHouseEndpoint.of_servers(EnvironmentConnection.read("form", {"AIRFLOW_CONN_FORM": document}))
+
+    endpoint = read(shards='[{"database": "a"}, {"host": "vps-4", "database": "b"}]', secure="true")
+    assert [(s.host, s.port, s.database) for s in endpoint.shards] == [("vps-3", 8443, "a"), ("vps-4", 8443, "b")]
+    assert not read(secure="false").secure
+    for shards in ("[", '"a"', ["a"]):
+        with pytest.raises(ConfigurationError, match="no list of objects"):
+            read(shards=shards)
+
+
+def test_a_connection_without_shards_is_one_server() -> None:
+    document = json.dumps({"conn_type": "clickhouse", "host": "vps-3", "schema": "analytics"})
+    connection = EnvironmentConnection.read("one", {"AIRFLOW_CONN_ONE": document})
+    (shard,) = ClickHouseEndpoint.of_servers(connection).shards
+    assert (shard.host, shard.port, shard.database) == ("vps-3", 8123, "analytics")
+    with pytest.raises(ConfigurationError):
+        ClickHouseEndpoint.from_connection(connection)

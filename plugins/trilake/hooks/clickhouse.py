@@ -1,16 +1,41 @@
-"""A ClickHouse cluster as an Airflow connection."""
+"""A ClickHouse cluster as an Airflow connection: the official hook, mended, and what tasks need beyond it."""
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlencode
 
 from airflow.providers.clickhousedb.hooks.clickhouse import ClickHouseHook as OfficialClickHouseHook
+from airflow.sdk import get_current_context
 
-from trilake.clickhouse.cluster import Cluster
-from trilake.endpoints import CLICKHOUSE_CONNECTION, ClickHouseEndpoint
+from trilake.clickhouse import queries
+from trilake.clickhouse.cluster import STATEMENT_TIMEOUT_S, Cluster
+from trilake.endpoints import CLICKHOUSE_CONNECTION, ClickHouseEndpoint, is_on
+from trilake.errors import ConfigurationError
+from trilake.hooks.clickhouse_cursor import IdentifiedConnection
 
 if TYPE_CHECKING:
+    import pandas
+    import pyarrow
     from airflow.sdk import Context
+    from clickhouse_connect.driver.client import Client
+
+# Rows of one INSERT: as many as the server itself makes a part of, and few enough to hold in memory.
+BLOCK_ROWS = 1_000_000
+# The client waits a little longer than the server works, so that the server's own error arrives.
+_ANSWER_SLACK_S = 30
+_PORT, _SECURE_PORT = 8123, 8443
+_UNSAFE_IN_ID = re.compile(r"[^\w.:+-]+", re.ASCII)
+_DUMP_FORMAT = "TabSeparated"
 
 
 def log_comment(context: Context | None) -> dict[str, Any]:
@@ -27,11 +52,36 @@ def log_comment(context: Context | None) -> dict[str, Any]:
     }
 
 
+def remaining_seconds(context: Context | None) -> int | None:
+    """What is left of the task's ``execution_timeout``, at least 1; None: it has none."""
+    task, instance = (context or {}).get("task"), (context or {}).get("ti")
+    limit, started = getattr(task, "execution_timeout", None), getattr(instance, "start_date", None)
+    if limit is None or started is None:
+        return None
+    return max(1, int(started.timestamp() + limit.total_seconds() - time.time()))
+
+
+def current_context() -> Context | None:
+    """The running task's; None outside of one."""
+    try:
+        return get_current_context()
+    except RuntimeError:
+        return None
+
+
 class ClickHouseHook(OfficialClickHouseHook):
-    """The official hook, for a connection of type ``clickhouse_cluster``, which names all shards.
+    """The official hook, for a connection of type ``clickhouse_cluster``, which names all shards, or ``clickhouse``.
 
     common.sql's operators, sensors and checks get this hook through the connection's type; they talk to the first
     host, where the database ``analytics`` holds the tables over all shards. `cluster` talks to every shard.
+
+    Every statement has a query id and a ``log_comment`` (dag, task, run, map index, try, as JSON), and may take no
+    longer than its task has left (``max_execution_time`` from ``execution_timeout``).
+
+    :param database: over the connection's; `SQLExecuteQueryOperator(database=...)` sets it, too.
+    :param session_settings: of the server, as a mapping or as a JSON object's text.
+    :param client_kwargs: more for `clickhouse_connect.get_client`, as a mapping or as a JSON object's text.
+    :param context: the task's, where it is not the running one's.
     """
 
     conn_name_attr = "clickhouse_conn_id"
@@ -39,20 +89,284 @@ class ClickHouseHook(OfficialClickHouseHook):
     conn_type = "clickhouse_cluster"
     hook_name = "ClickHouse cluster"
 
+    def __init__(
+        self,
+        *args: Any,
+        database: str | None = None,
+        session_settings: Mapping[str, Any] | str | None = None,
+        client_kwargs: Mapping[str, Any] | str | None = None,
+        context: Context | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            *args,
+            database=database or kwargs.pop("schema", None),
+            session_settings=_json_object("session_settings", session_settings),
+            client_kwargs=_json_object("client_kwargs", client_kwargs),
+            **kwargs,
+        )
+        self._context = context
+
+    @property
+    def schema(self) -> str | None:
+        """The database, under the name by which common.sql's operators set it."""
+        database: str | None = self.database
+        return database
+
+    @schema.setter
+    def schema(self, name: str | None) -> None:
+        self.database = name
+
+    # --- the cluster
+
     @property
     def endpoint(self) -> ClickHouseEndpoint:
         """:raises ConfigurationError: the connection names no shards."""
         return ClickHouseEndpoint.from_connection(self.get_connection(self.get_conn_id()))
+
+    @property
+    def servers(self) -> ClickHouseEndpoint:
+        """All servers of the connection; one that names no shards is a single server."""
+        return ClickHouseEndpoint.of_servers(self.get_connection(self.get_conn_id()))
 
     def cluster(self, context: Context | None = None) -> Cluster:
         """All shards; a context manager.
 
         :param context: the task's, for the query log.
         """
-        return Cluster(self.endpoint, comment=log_comment(context))
+        return Cluster(self.endpoint, comment=log_comment(context or self.context))
+
+    def kill(self, query_id: str = "", *, comment: Mapping[str, str] | None = None) -> int:
+        """End queries on every host, and see them gone.
+
+        :param query_id: of one query.
+        :param comment: keys and values that its ``log_comment`` has.
+        :returns: how many were running.
+        :raises ClusterError: of the hosts that do not answer; the others' are ended.
+        """
+        with Cluster(self.servers, comment=log_comment(self.context)) as cluster:
+            return queries.kill(cluster, query_id, comment=comment)
+
+    # --- one connection
+
+    @property
+    def context(self) -> Context | None:
+        return self._context or current_context()
 
     def _get_client_kwargs(self) -> dict[str, Any]:
         kwargs: dict[str, Any] = super()._get_client_kwargs()
+        connection = self.get_connection(self.get_conn_id())
+        kwargs["secure"] = is_on(connection.extra_dejson.get("secure", False))
+        kwargs["verify"] = is_on(connection.extra_dejson.get("verify", True))
+        kwargs["port"] = connection.port or (_SECURE_PORT if kwargs["secure"] else _PORT)
         # a session forbids two queries side by side, and nobody here needs one
         kwargs["autogenerate_session_id"] = False
+        # a statement that is sent twice is not the connection pool's to decide
+        kwargs.setdefault("query_retries", 0)
+        context = self.context
+        settings = kwargs["settings"] = dict(kwargs.get("settings") or {})
+        if comment := log_comment(context):
+            settings.setdefault("log_comment", json.dumps(comment, sort_keys=True))
+        settings.update(self._limits(settings))
+        limit = int(settings.get("max_execution_time") or 0)
+        kwargs.setdefault("send_receive_timeout", limit + _ANSWER_SLACK_S if limit else STATEMENT_TIMEOUT_S)
         return kwargs
+
+    def _limits(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The server's own limit: a query never outlives its task. The narrower of the task's and the settings'."""
+        remaining = remaining_seconds(self.context)
+        given = int(float(settings.get("max_execution_time") or 0))
+        if remaining is None:
+            return {}
+        return {"max_execution_time": min(remaining, given) if given else remaining}
+
+    def new_query_id(self) -> str:
+        """Says whose statement it is, and is used once."""
+        comment = log_comment(self.context)
+        words = [str(comment[key]) for key in ("dag", "task", "run", "map_index", "try") if key in comment]
+        return _UNSAFE_IN_ID.sub("_", ":".join([*words, uuid.uuid4().hex]))
+
+    def identify(self, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """A statement's settings: a query id of its own, and what is left of the task's time."""
+        given = dict(settings or {})
+        return {"query_id": self.new_query_id(), **given, **self._limits({**self.session_settings, **given})}
+
+    def get_conn(self) -> IdentifiedConnection:
+        return IdentifiedConnection(self.get_client(), self.identify)
+
+    def get_uri(self) -> str:
+        """SQLAlchemy's address of the same client: every part quoted, the settings in it. It holds the password."""
+        kwargs = self._get_client_kwargs()
+        user, password, database = (quote(str(kwargs[key]), safe="") for key in ("username", "password", "database"))
+        address = f"{user}:{password}" if password else user
+        options = {
+            name: value
+            for name, value in kwargs.items()
+            if isinstance(value, (str, int, float, bool)) and name not in ("host", "port", *_IN_ADDRESS)
+        }
+        # the dialect takes what begins so for a setting of the server
+        options |= {f"ch_{name}": value for name, value in kwargs["settings"].items()}
+        query = urlencode({name: str(v).lower() if isinstance(v, bool) else v for name, v in options.items()})
+        host = f"[{kwargs['host']}]" if ":" in kwargs["host"] else kwargs["host"]
+        return f"clickhousedb://{address}@{host}:{kwargs['port']}/{database}?{query}"
+
+    # --- writing
+
+    def insert_rows(
+        self,
+        table: str,
+        rows: Iterable[Sequence[Any]],
+        target_fields: Sequence[str] | None = None,
+        commit_every: int = BLOCK_ROWS,
+        replace: bool = False,
+        **kwargs: Any,
+    ) -> int:
+        """Insert rows, column by column, with one INSERT a block.
+
+        A block is in the table as a whole or not at all; those before one that fails stay.
+
+        :param target_fields: the columns' names; None: all of the table.
+        :param commit_every: rows of a block; 0: all at once.
+        :param kwargs: what other databases' hooks take (``executemany``, ``autocommit``, ...) means nothing here.
+        :returns: how many rows were sent.
+        :raises ConfigurationError: `replace` is asked for; nothing was sent.
+        """
+        if replace:
+            raise ConfigurationError(
+                f"Rows of {table} cannot be replaced by inserting: ClickHouse has no REPLACE INTO.",
+                hint="Publish the partition anew, or insert into a ReplacingMergeTree without replace=True.",
+            )
+        remaining, sent = iter(rows), 0
+        client = self.get_client()
+        try:
+            insert = None
+            while block := list(islice(remaining, commit_every or None)):
+                if insert is None:
+                    insert = client.create_insert_context(table, column_names=list(target_fields or ()) or "*")
+                # the context keeps what is set: each block is a statement with an id of its own
+                insert.settings.update(self.identify())
+                client.insert(data=block, context=insert)
+                sent += len(block)
+        finally:
+            client.close()
+        self.log.info("%s: %s rows inserted", table, sent)
+        return sent
+
+    def insert_arrow(
+        self,
+        table: str,
+        data: pyarrow.Table | pyarrow.RecordBatchReader | Iterable[pyarrow.RecordBatch],
+        *,
+        block_rows: int = BLOCK_ROWS,
+    ) -> int:
+        """Insert Arrow data with one INSERT for about `block_rows` rows; a reader's are never all in memory.
+
+        :returns: how many rows were sent.
+        """
+        return self._insert_blocks(table, _arrow_blocks(data, block_rows), lambda client: client.insert_arrow)
+
+    def insert_df(self, table: str, df: pandas.DataFrame, *, block_rows: int = BLOCK_ROWS) -> int:
+        """Insert a pandas frame, by its columns' names, with one INSERT for `block_rows` rows.
+
+        :returns: how many rows were sent.
+        """
+        blocks = (df.iloc[start : start + block_rows] for start in range(0, len(df), block_rows))
+        return self._insert_blocks(table, blocks, lambda client: client.insert_df)
+
+    def _insert_blocks(self, table: str, blocks: Iterable[Any], by: Callable[[Client], Callable[..., Any]]) -> int:
+        sent = 0
+        with closing(self.get_client()) as client:
+            for block in blocks:
+                by(client)(table, block, settings=self.identify())
+                sent += len(block)
+        self.log.info("%s: %s rows inserted", table, sent)
+        return sent
+
+    def bulk_load(self, table: str, tmp_file: str) -> None:
+        """Insert a tab-separated file (ClickHouse's TabSeparated, in the table's order), streamed."""
+        with closing(self.get_client()) as client, Path(tmp_file).open("rb") as file:
+            client.raw_insert(table, insert_block=file, fmt=_DUMP_FORMAT, settings=self.identify())
+
+    def bulk_dump(self, table: str, tmp_file: str) -> None:
+        """Write a table to a tab-separated file, streamed; the file is there once all of it is."""
+        partial = Path(f"{tmp_file}.partial")
+        try:
+            with closing(self.get_client()) as client, partial.open("wb") as file:
+                settings = {**self.identify(), "wait_end_of_query": 0}
+                with client.raw_stream(f"SELECT * FROM {table}", fmt=_DUMP_FORMAT, settings=settings) as stream:
+                    while piece := stream.read(1 << 20):
+                        file.write(piece)
+            os.replace(partial, tmp_file)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    # --- reading
+
+    def query_arrow(self, sql: str, parameters: Mapping[str, Any] | None = None) -> pyarrow.Table:
+        """The whole result as an Arrow table. Parameters ``{name:Type}`` are bound on the server."""
+        with closing(self.get_client()) as client:
+            return client.query_arrow(sql, parameters=dict(parameters or {}), settings=self.identify())
+
+    def query_df(self, sql: str, parameters: Mapping[str, Any] | None = None) -> pandas.DataFrame:
+        """The whole result as a pandas frame. Parameters ``{name:Type}`` are bound on the server."""
+        with closing(self.get_client()) as client:
+            return client.query_df(sql, parameters=dict(parameters or {}), settings=self.identify())
+
+    def stream_rows(self, sql: str, parameters: Mapping[str, Any] | None = None) -> Iterator[tuple[Any, ...]]:
+        """The result row by row; memory does not grow with it. Close the iterator to end the query early."""
+        for block in self._stream("query_row_block_stream", sql, parameters):
+            yield from map(tuple, block)
+
+    def stream_arrow(self, sql: str, parameters: Mapping[str, Any] | None = None) -> Iterator[pyarrow.RecordBatch]:
+        """The result as record batches; memory does not grow with it. Close the iterator to end the query early."""
+        yield from self._stream("query_arrow_stream", sql, parameters)
+
+    def _stream(self, method: str, sql: str, parameters: Mapping[str, Any] | None) -> Iterator[Any]:
+        settings, left = self.identify(), False
+        try:
+            with (
+                closing(self.get_client()) as client,
+                getattr(client, method)(sql, parameters=dict(parameters or {}), settings=settings) as stream,
+            ):
+                try:
+                    yield from stream
+                except GeneratorExit:
+                    # the client reads an answer to its end before it lets go of it: so the answer is ended
+                    left = True
+                    self.kill(settings["query_id"])
+                    raise
+        except Exception:
+            if not left:
+                raise
+
+
+# what stands in an address before the question mark, or is not the address's to say
+_IN_ADDRESS = ("username", "password", "database", "settings")
+
+
+def _json_object(name: str, value: Mapping[str, Any] | str | None) -> dict[str, Any]:
+    """:raises ConfigurationError: the text is no JSON object. It is not shown: it may hold a secret."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.strip() else {}
+        except ValueError:
+            value = ""
+        if not isinstance(value, dict):
+            raise ConfigurationError(f"{name} is not a JSON object.", hint='Write it as {"max_threads": 4}.')
+    return dict(value or {})
+
+
+def _arrow_blocks(data: Any, block_rows: int) -> Iterator[pyarrow.Table]:
+    import pyarrow as pa
+
+    if isinstance(data, pa.Table):
+        yield from (data.slice(start, block_rows) for start in range(0, data.num_rows, block_rows))
+        return
+    gathered: list[pyarrow.RecordBatch] = []
+    for batch in data:
+        gathered.append(batch)
+        if sum(part.num_rows for part in gathered) >= block_rows:
+            yield pa.Table.from_batches(gathered)
+            gathered = []
+    if any(part.num_rows for part in gathered):
+        yield pa.Table.from_batches(gathered)

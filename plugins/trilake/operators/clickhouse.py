@@ -1,0 +1,378 @@
+"""Statements on ClickHouse: each written down before it is sent, so that none runs twice by accident."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from trilake.clickhouse import queries
+from trilake.clickhouse.cluster import ClickHouseError, Cluster, error_of
+from trilake.clickhouse.queries import Metrics, Seen, State
+from trilake.clickhouse.sql import has_result, parameter_names, split_statements
+from trilake.endpoints import CLICKHOUSE_CONNECTION, ClickHouseEndpoint
+from trilake.errors import ConfigurationError, TrilakeError
+from trilake.hooks.clickhouse import ClickHouseHook, log_comment
+from trilake.operators.project import ProjectOperator
+from trilake.triggers.clickhouse import ClickHouseQueryTrigger
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+# Where a task instance keeps its submission between tries.
+STATE_KEY = "clickhouse_query"
+# What a result may bring into XCom, which is a row of Airflow's database.
+MAX_RESULT_ROWS = 1_000
+# A statement that is over by then needs no trigger.
+_SHORT_SECONDS = 5.0
+_STORE_SECONDS = 5.0
+_KILL_SECONDS = 20.0
+_LABEL_CHARACTERS = 120
+
+
+class QueryFailedError(ClickHouseError, AirflowException):
+    """A query that ClickHouse ended with an error, or that was killed."""
+
+
+class UnknownOutcomeError(TrilakeError, AirflowFailException):
+    """Nobody can tell whether a statement has run, and it is not declared idempotent. It is not tried again."""
+
+
+class ClickHouseOperator(ProjectOperator):
+    """Run one statement or many on ClickHouse, in order.
+
+    XCom has ``rows`` (of the last statement, if it gives any), ``query_ids``, ``read_rows``, ``read_bytes``,
+    ``written_rows``, ``written_bytes``, ``seconds`` (sums), and ``memory_bytes`` (the largest). Bytes are uncompressed.
+
+    A query's id is written down before the query is sent. A try that comes after a lost worker looks for it on every
+    host: running, it is waited for; finished, the next statement follows; failed, all begin anew. Where no host knows
+    of it, the task fails and is not retried, unless it is `idempotent`: then all begin anew. A query that only reads
+    is ended and begins anew. Clear the task to run it all again.
+
+    :param sql: the statements, parted by semicolons, or a file of them below ``sql/``, or a list; templated.
+    :param parameters: bound on the server, as ``{name:Type}``; templated.
+    :param settings: of the server, for each statement.
+    :param database: over the connection's.
+    :param idempotent: all statements together may run again from the first one, whatever was done of them.
+    :param deferrable: wait outside the worker for statements that give no rows and take longer than some seconds.
+    :param poll_interval: seconds between two looks at a query that is waited for.
+    """
+
+    template_fields: Sequence[str] = ("sql", "parameters", "settings", "database", "clickhouse_conn_id")
+    template_ext: Sequence[str] = (".sql",)
+    template_fields_renderers = {"sql": "sql", "parameters": "json", "settings": "json"}
+    ui_color = "#fef9c3"
+
+    def __init__(
+        self,
+        *,
+        sql: str | Sequence[str],
+        parameters: Mapping[str, Any] | None = None,
+        settings: Mapping[str, Any] | None = None,
+        database: str | None = None,
+        clickhouse_conn_id: str = CLICKHOUSE_CONNECTION,
+        idempotent: bool = False,
+        deferrable: bool = True,
+        poll_interval: float = 2,
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("multiple_outputs", True)
+        super().__init__(**kwargs)
+        self.sql = sql
+        self.parameters = parameters
+        self.settings = settings
+        self.database = database
+        self.clickhouse_conn_id = clickhouse_conn_id
+        self.idempotent = idempotent
+        self.deferrable = deferrable
+        self.poll_interval = poll_interval
+        self._servers: ClickHouseEndpoint | None = None
+        self._store: Any = None
+        self._record: dict[str, Any] = {}
+        self._killed = False
+
+    # --- the task
+
+    def execute(self, context: Context) -> Any:
+        """Run them, or go on with what an earlier try has begun.
+
+        :raises QueryFailedError: ClickHouse refused or ended a statement.
+        :raises UnknownOutcomeError: nobody can tell whether an earlier try's statement has run.
+        :raises ConfigurationError: no statement, or parameters that no statement has; nothing was sent.
+        """
+        statements = self._prepare(context)
+        earlier = self._store.get(STATE_KEY) if self._store is not None else None
+        self._record = {
+            "number": int((earlier or {}).get("number", 0)) + 1,
+            "owner": uuid.uuid4().hex,
+            "inputs": self._inputs(statements),
+            "query_id": "",
+            "statement": 0,
+            "since": time.time(),
+            "done": [],
+            "over": False,
+        }
+        if earlier and not earlier["over"] and earlier["query_id"]:
+            self._take_over(context, earlier, statements)
+        return self._go_on(context, statements)
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
+        """After the wait outside."""
+        statements = self._prepare(context)
+        record = self._store.get(STATE_KEY) if self._store is not None else None
+        self._record = dict(record or event["record"])
+        if self._record["query_id"] != event["query_id"]:
+            raise QueryFailedError(f"Another try of task {self.task_id} has gone on: this one ends.")
+        if event["state"] == "unreachable":
+            raise TrilakeError(f"What became of query {event['query_id']} cannot be seen. {event['error']}")
+        self._settle(Seen.from_dict(event))
+        return self._go_on(context, statements)
+
+    def on_kill(self) -> None:
+        """End this submission's query on every host; one that another try has taken over stays."""
+        # The signal's handler returns to where it came: what is about to be sent is not.
+        self._killed = True
+        query_id, servers = self._record.get("query_id"), self._servers
+        if not query_id or servers is None:
+            return
+        if not self._is_ours():
+            self.log.info("Query %s is another try's by now: it stays", query_id)
+            return
+        # no comment: it would carry the task's; and in a client of its own, for the task's is in use
+        with Cluster(servers) as cluster:
+            if queries.kill(cluster, query_id, seconds=_KILL_SECONDS):
+                self.log.info("Query %s was killed with its task", query_id)
+
+    # --- statements
+
+    def _prepare(self, context: Context) -> list[str]:
+        self._hook = ClickHouseHook(
+            clickhouse_conn_id=self.clickhouse_conn_id, database=self.database, context=context, log_sql=False
+        )
+        # known before there is anything to kill: on_kill cannot ask for it
+        self._servers = self._hook.servers
+        self._store = context.get("task_state_store")
+        texts = [self.sql] if isinstance(self.sql, str) else self.sql
+        statements = [statement for text in texts for statement in split_statements(text)]
+        if not statements:
+            raise ConfigurationError(f"Task {self.task_id} has no statement.", hint="Give it one, or a file of them.")
+        known = set().union(*map(parameter_names, statements))
+        if unknown := set(self.parameters or {}) - known:
+            raise ConfigurationError(
+                f"No statement of task {self.task_id} has the parameters {', '.join(sorted(unknown))}.",
+                hint="Write them as {name:Type}.",
+            )
+        return statements
+
+    def _go_on(self, context: Context, statements: Sequence[str]) -> Any:
+        rows = None
+        for number in range(len(self._record["done"]), len(statements)):
+            rows = self._run(context, number, statements[number])
+        self._write_down(over=True)
+        done = self._record["done"]
+        result = {name: sum(one["metrics"][name] for one in done) for name in (*queries.COUNTS, "seconds")}
+        result["memory_bytes"] = max(one["metrics"]["memory_bytes"] for one in done)
+        result["query_ids"] = [one["query_id"] for one in done]
+        return result if rows is None else {**result, "rows": rows}
+
+    def _run(self, context: Context, number: int, statement: str) -> list[list[Any]] | None:
+        record = self._record
+        if number and not self._is_ours():
+            raise QueryFailedError(f"Another try of task {self.task_id} has gone on: this one ends.")
+        record |= {"statement": number, "query_id": self._query_id(context, number), "since": time.time()}
+        # Written down first: whoever comes after us knows what to look for, whether or not it was sent.
+        self._write_down()
+        if self._killed:
+            raise QueryFailedError(f"Task {self.task_id} was killed before statement {number + 1} was sent.")
+        comment = {**log_comment(context), "submission": record["owner"]}
+        settings = {
+            "log_comment": json.dumps(comment, sort_keys=True),
+            **(self.settings or {}),
+            "query_id": record["query_id"],
+        }
+        own = {name: value for name, value in (self.parameters or {}).items() if name in parameter_names(statement)}
+        self.log.info("Statement %s of this task is query %s", number + 1, record["query_id"])
+        try:
+            if has_result(statement):
+                rows, metrics = self._read(statement, own, settings)
+            else:
+                rows, metrics = None, self._write(statement, own, settings)
+        except TrilakeError as e:
+            if isinstance(e, ClickHouseError) and e.code:
+                self._fail(e.message, e.code)
+            raise
+        self._settle(Seen(State.FINISHED, self._logged(metrics)))
+        return rows
+
+    def _read(
+        self, statement: str, parameters: dict[str, Any], settings: dict[str, Any]
+    ) -> tuple[list[list[Any]], Metrics]:
+        try:
+            with closing(self._hook.get_client()) as client:
+                # one row more than may be: to tell a result that is too large
+                limits = {"max_result_rows": MAX_RESULT_ROWS, "result_overflow_mode": "throw"}
+                result = client.query(statement, parameters=parameters, settings=limits | self._hook.identify(settings))
+        except Exception as e:
+            raise error_of(None, e) from None
+        return [list(row) for row in islice(result.result_rows, MAX_RESULT_ROWS)], Metrics.of_summary(result.summary)
+
+    def _write(self, statement: str, parameters: dict[str, Any], settings: dict[str, Any]) -> Metrics:
+        """Send it; wait for its end here, or, if it takes longer, outside."""
+        identity = self._hook.identify(settings)
+        if self.deferrable:
+            # headers that nobody reads any more would end the query
+            identity["send_progress_in_http_headers"] = 0
+        client = self._hook.get_client()
+        outcome: list[Any] = []
+
+        def send() -> None:
+            try:
+                outcome.append(client.command(statement, parameters=parameters, settings=identity))
+            except Exception as e:
+                outcome.append(error_of(None, e))
+            finally:
+                client.close()
+
+        sender = threading.Thread(target=send, daemon=True)
+        sender.start()
+        sender.join(_SHORT_SECONDS if self.deferrable else None)
+        while sender.is_alive():
+            with Cluster(self._hook.servers) as cluster:
+                # what is not seen yet may still be on its way: leaving would lose it
+                if queries.look(cluster, self._record["query_id"], since=self._record["since"]).state is State.RUNNING:
+                    self._defer()
+            sender.join(self.poll_interval)
+        if isinstance(outcome[0], Exception):
+            raise outcome[0]
+        return Metrics.of_summary(getattr(outcome[0], "summary", {}))
+
+    def _defer(self) -> None:
+        record = self._record
+        self.log.info("Query %s runs on; it is waited for outside the worker", record["query_id"])
+        trigger = ClickHouseQueryTrigger(
+            clickhouse_conn_id=self.clickhouse_conn_id,
+            query_id=record["query_id"],
+            since=record["since"],
+            poll_interval=self.poll_interval,
+            record=record,
+        )
+        self.defer(trigger=trigger, method_name="execute_complete")
+
+    # --- what an earlier try has left
+
+    def _take_over(self, context: Context, earlier: Mapping[str, Any], statements: Sequence[str]) -> None:
+        """Find out what became of the query that was written down last, and go on from there."""
+        query_id, since = str(earlier["query_id"]), float(earlier["since"])
+        same = earlier["inputs"] == self._record["inputs"]
+        reads = same and has_result(statements[int(earlier["statement"])])
+        if same and len(earlier["done"]) > int(earlier["statement"]):
+            # the worker was lost between two statements
+            self._record |= {"done": list(earlier["done"]), "query_id": query_id, "since": since}
+            return
+        with Cluster(self._hook.servers, comment=log_comment(context)) as cluster:
+            seen = queries.look_for_sure(cluster, query_id, since=since)
+            self.log.info("Query %s of an earlier try is %s", query_id, seen.state)
+            if seen.state is State.RUNNING and (reads or not same):
+                queries.kill(cluster, query_id)
+                return
+            if reads or seen.state is State.FAILED or (seen.state is State.FINISHED and not same):
+                return
+            if seen.state is State.UNKNOWN:
+                if self.idempotent:
+                    return
+                self._record |= {"query_id": query_id}
+                self._write_down(over=True)
+                raise UnknownOutcomeError(
+                    f"Nobody can tell whether query {query_id} of task {self.task_id} has run: no host knows of it.",
+                    hint="See what it has done, then clear the task to run all of it; or declare it idempotent.",
+                )
+            self._record |= {
+                "done": list(earlier["done"]),
+                "statement": earlier["statement"],
+                "query_id": query_id,
+                "since": since,
+            }
+            self._write_down()
+            if seen.state is State.RUNNING:
+                if self.deferrable:
+                    self._defer()
+                seen = self._await(cluster, query_id, since)
+        self._settle(seen)
+
+    def _await(self, cluster: Cluster, query_id: str, since: float) -> Seen:
+        while (seen := queries.look(cluster, query_id, since=since)).state is State.RUNNING:
+            time.sleep(self.poll_interval)
+        return seen if seen.state is not State.UNKNOWN else queries.look_for_sure(cluster, query_id, since=since)
+
+    def _settle(self, seen: Seen) -> None:
+        """Note a statement's end.
+
+        :raises QueryFailedError: it failed. :raises UnknownOutcomeError: nobody can tell.
+        """
+        query_id = self._record["query_id"]
+        if seen.state is State.FAILED:
+            self._fail(seen.error, seen.code)
+        if seen.state is State.UNKNOWN:
+            self._write_down(over=not self.idempotent)
+            message = f"Nobody can tell what became of query {query_id}: its server may have been restarted."
+            if self.idempotent:
+                raise QueryFailedError(message)
+            raise UnknownOutcomeError(message, hint="See what it has done, then clear the task to run all of it.")
+        self.log.info("Query %s: %s", query_id, seen.metrics)
+        self._record["done"].append({"query_id": query_id, "metrics": seen.metrics.to_dict()})
+        self._write_down()
+
+    def _fail(self, error: str, code: int) -> None:
+        self._write_down(over=True)
+        raise QueryFailedError(f"Query {self._record['query_id']} failed: {error}", code=code)
+
+    def _logged(self, metrics: Metrics) -> Metrics:
+        """As the query log has it, which knows of memory; else as the answer's summary had it."""
+        try:
+            with Cluster(self._hook.servers) as cluster:
+                seen = queries.look(cluster, self._record["query_id"], since=self._record["since"])
+        except TrilakeError:
+            return metrics
+        return seen.metrics if seen.state is State.FINISHED else metrics
+
+    # --- identity
+
+    def _query_id(self, context: Context, number: int) -> str:
+        """Of the task instance, the submission, the statement and who submitted it."""
+        whose = log_comment(context)
+        words = [str(whose[key]) for key in ("dag", "task", "run", "map_index")]
+        label = re.sub(r"[^\w.:+-]+", "_", ":".join(words), flags=re.ASCII)[:_LABEL_CHARACTERS]
+        digest = hashlib.sha256(json.dumps(words).encode()).hexdigest()[:8]
+        return f"{label}:{digest}:{self._record['number']}:{number + 1}:{self._record['owner'][:12]}"
+
+    def _inputs(self, statements: Sequence[str]) -> str:
+        asked = [list(statements), dict(self.parameters or {}), dict(self.settings or {}), self.database]
+        return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+    def _write_down(self, *, over: bool = False) -> None:
+        self._record["over"] = over
+        if self._store is not None:
+            self._store.set(STATE_KEY, self._record)
+
+    def _is_ours(self) -> bool:
+        """Whether no later try has gone on. A limit: a signal may have come while Airflow was asked."""
+        if self._store is None:
+            return True
+        pool = ThreadPoolExecutor(1)
+        try:
+            record = pool.submit(self._store.get, STATE_KEY).result(_STORE_SECONDS)
+        except Exception:
+            return True
+        finally:
+            pool.shutdown(wait=False)
+        return isinstance(record, dict) and record.get("owner") == self._record["owner"]

@@ -1,0 +1,91 @@
+"""Waits outside a worker for a query that was sent already."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from airflow.sdk import BaseHook
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from trilake.clickhouse import queries
+from trilake.clickhouse.cluster import Cluster
+from trilake.endpoints import ClickHouseEndpoint
+from trilake.errors import TrilakeError
+
+# A server that is down for less (a restart, an upgrade) is waited for; what became of the query is seen then.
+_UNREACHABLE_SECONDS = 900.0
+# Airflow gives on_kill 30 s in all.
+_KILL_SECONDS = 20.0
+
+
+class ClickHouseQueryTrigger(BaseTrigger):
+    """Fires once: when the query is over, or when nobody can tell what became of it.
+
+    :param query_id: of the query that was sent.
+    :param since: when it was sent, in seconds since 1970.
+    :param poll_interval: seconds between two looks.
+    :param record: given back in the event.
+    """
+
+    def __init__(
+        self,
+        *,
+        clickhouse_conn_id: str,
+        query_id: str,
+        since: float,
+        poll_interval: float = 2,
+        record: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.clickhouse_conn_id = clickhouse_conn_id
+        self.query_id = query_id
+        self.since = since
+        self.poll_interval = poll_interval
+        self.record = record
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        return (
+            f"{type(self).__module__}.{type(self).__qualname__}",
+            {
+                "clickhouse_conn_id": self.clickhouse_conn_id,
+                "query_id": self.query_id,
+                "since": self.since,
+                "poll_interval": self.poll_interval,
+                "record": self.record,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        yield TriggerEvent(await self.wait())  # type: ignore[no-untyped-call]
+
+    async def wait(self) -> dict[str, Any]:
+        """What became of it; see `queries.Seen.to_dict`, and `unreachable` where no host could tell."""
+        mine = {"query_id": self.query_id, "record": self.record}
+        answered = time.monotonic()
+        gone: float | None = None
+        with Cluster(await self._servers()) as cluster:
+            while True:
+                try:
+                    seen = await asyncio.to_thread(queries.look, cluster, self.query_id, since=self.since)
+                    answered = time.monotonic()
+                    gone = None if seen.state is queries.State.RUNNING else gone or answered
+                    late = gone is not None and answered - gone > queries.LOG_DELAY_SECONDS
+                    if seen.state in (queries.State.FINISHED, queries.State.FAILED) or late:
+                        return {**mine, **seen.to_dict()}
+                except TrilakeError as e:
+                    if time.monotonic() - answered > _UNREACHABLE_SECONDS:
+                        return {**mine, "state": "unreachable", "error": str(e)}
+                    self.log.warning("Query %s cannot be seen for now: %s", self.query_id, e)
+                await asyncio.sleep(self.poll_interval)
+
+    async def on_kill(self) -> None:
+        """A person ended the task: end this query, which is its submission's alone, on every host."""
+        with Cluster(await self._servers()) as cluster:
+            if await asyncio.to_thread(queries.kill, cluster, self.query_id, seconds=_KILL_SECONDS):
+                self.log.info("Query %s was killed with its task", self.query_id)
+
+    async def _servers(self) -> ClickHouseEndpoint:
+        return ClickHouseEndpoint.of_servers(await BaseHook.aget_connection(self.clickhouse_conn_id))

@@ -1,0 +1,40 @@
+"""
+# ClickHouseOperator, ClickHouseHook
+
+`refresh` runs the statements of a file below `sql/`; it deletes before it inserts, so it may run again from the start.
+`report` reads what was made, row by row, in memory that does not grow.
+
+**When it fails:** clear the failed task.
+"""
+
+from datetime import datetime, timedelta
+
+from airflow.sdk import DAG, task
+
+from trilake.operators.clickhouse import ClickHouseOperator
+
+with DAG(
+    "clickhouse_operator",
+    schedule=None,
+    start_date=datetime(2013, 1, 1),
+    catchup=False,
+    params={"table": "carrier_day"},
+    default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
+    doc_md=__doc__,
+):
+    refresh = ClickHouseOperator(
+        task_id="refresh",
+        sql="clickhouse/carriers/refresh.sql",
+        parameters={"day": "{{ ds }}"},
+        settings={"max_threads": 4},
+        idempotent=True,
+        execution_timeout=timedelta(minutes=10),
+    )
+
+    @task
+    def report(table: str) -> int:
+        from trilake.hooks.clickhouse import ClickHouseHook
+
+        return sum(1 for _ in ClickHouseHook().stream_rows(f"SELECT * FROM {table}"))
+
+    refresh >> report("carrier_day")
