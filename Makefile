@@ -51,6 +51,11 @@ lint: $(STAMP) ## ruff, mypy --strict, import layers
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 
+.PHONY: lock
+lock: $(STAMP) ## Write docker/requirements/development.txt from pyproject.toml; what is locked stays where it can
+	@$(BIN)/uv pip compile --quiet pyproject.toml --extra airflow --extra spark --extra embedded --group dev \
+	  --generate-hashes --no-emit-index-url --no-header --python-version 3.11 -o docker/requirements/development.txt
+
 .PHONY: format
 format: $(STAMP) ## Let ruff format and mend what it can
 	@$(BIN)/ruff check --fix .
