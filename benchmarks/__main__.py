@@ -36,8 +36,8 @@ def main() -> None:
         text.append(f"## {title}: `benchmarks/{module}.py`\n\n{found}\n")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     text.append(
-        f"Measured on {datetime.now(UTC):%Y-%m-%d}: {os.cpu_count()} cores, {memory:.0f} GiB, Linux {platform.release()}, "
-        f"Python {platform.python_version()}; load average at the end {os.getloadavg()[0]:.1f}.\n"
+        f"Measured on {datetime.now(UTC):%Y-%m-%d}: {os.cpu_count()} cores, {memory:.0f} GiB, Linux "
+        f"{platform.release()}, Python {platform.python_version()}; load average at the end {os.getloadavg()[0]:.1f}.\n"
     )
     RESULTS.write_text("\n".join(text))
     print(f"Written to {RESULTS}.")

@@ -2,11 +2,11 @@
 
     python benchmarks/publish.py [--millions 1 10] [--rounds 3]
 
-Needs a running platform with the flights of `make demo`: its rows are written over and over (each copy under flight
-numbers of its own) into Parquet files, one a month and shard, as a snapshot of the data set has them. In each round,
-one after another: the bare inserts (a statement a file into an empty table, as many side by side), the publication with its counts
-alone, and the publication with counts and checksums, as it always runs. Ratios are of the same round; the table shows
-the medians. Memory is the engine's own peak per query, from its query log.
+Needs a running platform with the flights of `make demo`: its rows are written over and over (each copy with a
+`minute` of its own) into Parquet files, one a month and shard, as a snapshot of the data set has them. In each round,
+one after another: the bare inserts (a statement a file into an empty table, as many side by side), the publication with
+its counts alone, and the publication with counts and checksums, as it always runs. Ratios are of the same round; the
+table shows the medians. Memory is the engine's own peak per query, from its query log.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Measure:
 
     def _write(self, shard: ClickHouseShard, month: str, copies: int) -> None:
         key = f"warehouse/{self.data_set.name}/{month}/{shard.number}.parquet"
-        # flights of one bucket stay in it: the same number is drawn again, a day's flight gets the copy's as minute
+        # a copy stays in its flight's bucket and month, and differs in a column that decides neither
         chosen = ", ".join(f"toInt32(copy) AS `{name}`" if name == "minute" else f"`{name}`" for name in self.columns)
         where = f"toYYYYMM(flight_date) = {month.replace('-', '')}"
         source = f"{{shard}}.flights_local CROSS JOIN (SELECT number AS copy FROM numbers({copies})) AS copies"
@@ -122,8 +122,9 @@ class Measure:
         self.cluster.every_host(Statement("SYSTEM FLUSH LOGS query_log"))
         found = self.cluster.every_host(
             Statement(
-                "SELECT max(memory_usage) FROM system.query_log WHERE type = 'QueryFinish' AND event_time >= now() - 3600 "
-                f"AND query LIKE '%{table}%' AND query NOT LIKE '%CROSS JOIN%' AND query NOT LIKE '%query_log%'"
+                "SELECT max(memory_usage) FROM system.query_log WHERE type = 'QueryFinish' "
+                f"AND event_time >= now() - 3600 AND query LIKE '%{table}%' "
+                "AND query NOT LIKE '%CROSS JOIN%' AND query NOT LIKE '%query_log%'"
             )
         )
         return max(rows[0][0] for rows in found.values()) / 2**20
@@ -178,11 +179,9 @@ def table(millions: list[int], rounds: int) -> str:
                         counted = seconds(measure.publish)
                     figures.append((bare, counted / bare, seconds(measure.publish) / bare))
                 bare, counted, audited = (statistics.median(column) for column in zip(*figures, strict=True))
-                memory = measure.peak(f"{measure.data_set.name}_bare"), measure.peak(f"{measure.data_set.name}_staging")
-                lines.append(
-                    (f"{measure.rows:,}", f"{bare:.1f}", f"{counted:.2f} x", f"{audited:.2f} x")
-                    + tuple(f"{mebibytes:.0f}" for mebibytes in memory)
-                )
+                ratios = (f"{counted:.2f} x", f"{audited:.2f} x")
+                memory = [f"{measure.peak(measure.data_set.name + suffix):.0f}" for suffix in ("_bare", "_staging")]
+                lines.append((f"{measure.rows:,}", f"{bare:.1f}", *ratios, *memory))
             finally:
                 measure.drop()
     return markdown(HEADER, lines)
