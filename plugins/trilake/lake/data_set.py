@@ -15,8 +15,10 @@ RAW_BUCKET = "raw"
 LAKE_BUCKET = "lake"
 ARTIFACTS_BUCKET = "artifacts"
 LOGS_BUCKET = "logs"
+# Spark's event logs have one of their own: Spark asks whether the place is a folder, and of a bucket every store says so.
+EVENTS_BUCKET = "spark-events"
 BACKUPS_BUCKET = "backups"
-BUCKETS = (RAW_BUCKET, LAKE_BUCKET, ARTIFACTS_BUCKET, LOGS_BUCKET, BACKUPS_BUCKET)
+BUCKETS = (RAW_BUCKET, LAKE_BUCKET, ARTIFACTS_BUCKET, LOGS_BUCKET, EVENTS_BUCKET, BACKUPS_BUCKET)
 
 CURATED_NAMESPACE = "curated"
 QUARANTINE_NAMESPACE = "quarantine"

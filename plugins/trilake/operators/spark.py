@@ -24,7 +24,7 @@ from trilake.errors import ConfigurationError, TrilakeError
 from trilake.hooks.spark import INPUTS, INSTANCE, OWNER, SparkApplicationHook, Submission, is_adoptable
 from trilake.lake.data_set import ARTIFACTS_BUCKET
 from trilake.operators.window import START, WindowedOperator
-from trilake.spark import versions
+from trilake.spark import event_log, versions
 from trilake.spark.application import SparkApplication, State, application_name, instance_digest
 from trilake.triggers.spark import SparkApplicationTrigger
 
@@ -57,7 +57,8 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
 
     The job gets ``--run``, ``--data-set``, ``--start`` and ``--end`` (of the window that it works on), `arguments`, and
     ``--result``. What it writes to ``--result`` (a JSON object, in S3) is in the task's XCom, key by key, beside
-    ``application``, ``state`` and ``seconds``: of a job that commits, ``task.output["snapshot_id"]`` is its snapshot.
+    ``application``, ``state``, ``seconds`` and ``spark``, what the event log says (`trilake.spark.event_log.Metrics`): of
+    a job that commits, ``task.output["snapshot_id"]`` is its snapshot.
 
     A submission is written down before it is made. A try that comes after a lost worker or scheduler adopts the
     application if it is still at work on the same inputs, and ends it otherwise; so no two run at a time. Whoever is
@@ -182,6 +183,7 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
             "state": event["state"],
             "seconds": _seconds(application),
         }
+        outcome["spark"] = self._metrics(_application_id(application))
         self._end(mine, wait=False)
         self._write_down(context, mine, done=True)
         return outcome
@@ -384,6 +386,19 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
                 f"{_result_uri(name)} is not a JSON object.", hint="The job writes it by json.dumps of a dictionary."
             ) from None
 
+    def _metrics(self, application_id: str | None) -> dict[str, Any]:
+        """What the event log says; empty where there is none: that is no reason to fail what is done."""
+        try:
+            found = event_log.read(self._s3, application_id) if application_id else None
+        except Exception as e:
+            self.log.warning("The event log of %s cannot be read (%s)", application_id, type(e).__name__)
+            return {}
+        if found is None:
+            self.log.info("There is no event log of %s", application_id or "this application")
+            return {}
+        self.log.info("Spark: %s", found)
+        return found.to_dict()
+
     # --- connections
 
     @cached_property
@@ -415,6 +430,12 @@ def _instance(context: Context) -> dict[str, Any]:
 
 def _result_uri(name: str) -> str:
     return f"s3://{ARTIFACTS_BUCKET}/runs/{name}/result.json"
+
+
+def _application_id(application: Mapping[str, Any] | None) -> str | None:
+    """Spark's own, as the CR's status has it."""
+    found = ((application or {}).get("status") or {}).get("sparkApplicationId")
+    return str(found) if found else None
 
 
 def _seconds(application: Mapping[str, Any] | None) -> float | None:

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from trilake.errors import ConfigurationError
+from trilake.spark.event_log import EVENT_LOG, EVENT_LOG_CONF
 
 API_GROUP = "sparkoperator.k8s.io"
 API_VERSION = "v1beta2"
@@ -27,7 +28,6 @@ SERVICE_ACCOUNT = "spark"
 # The Secret that holds the jobs' connections (AIRFLOW_CONN_*). It is named, never read, by whoever submits.
 JOBS_SECRET = "trilake-jobs"  # noqa: S105
 
-EVENT_LOG = "s3a://logs/spark-events"
 # After this an application that nobody deleted (a lost worker, a kept failure) is cleared away by the operator.
 TIME_TO_LIVE = timedelta(hours=24)
 
@@ -148,7 +148,7 @@ class SparkApplication:
     :param profile: small, medium or large (`PROFILES`).
     :param labels: on the application and on both kinds of pods; values are made to fit (`label_value`).
     :param annotations: on the application alone; any text.
-    :param event_log: a folder (s3a) that exists, or None for no event log.
+    :param event_log: a folder (s3a), or None for no event log.
     :param time_to_live: how long a finished application stays if nobody deletes it.
     :param spark_conf: more settings, over the ones every job gets. Never a secret.
     """
@@ -248,7 +248,7 @@ class SparkApplication:
         conf["spark.sql.shuffle.partitions"] = str(SHUFFLE_PARTITIONS_PER_CORE * cores)
         conf["spark.eventLog.enabled"] = "true" if self.event_log else "false"
         if self.event_log:
-            conf["spark.eventLog.dir"] = self.event_log
+            conf |= {**EVENT_LOG_CONF, "spark.eventLog.dir": self.event_log}
         return {**conf, **self.spark_conf}
 
 

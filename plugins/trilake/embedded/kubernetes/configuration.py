@@ -14,8 +14,6 @@ from trilake.errors import ConfigurationError
 DEFAULT_LOG_BYTES = 16 * 1024 * 1024
 # What a driver gets between SIGTERM and SIGKILL. Kubernetes gives 30 s; `trilake down` is to take 5 s in all.
 DEFAULT_GRACE_SECONDS = 3.0
-# An event log on S3 costs a run 1.7 s of its 9 s, and there is no history server here to show it.
-_SPARK_CONF = {"spark.eventLog.enabled": "false"}
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class ClusterConfiguration:
     secrets: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
     max_running: int = 2
     driver_memory_cap: str = "1g"
-    spark_conf: Mapping[str, str] = field(default_factory=lambda: dict(_SPARK_CONF))
+    spark_conf: Mapping[str, str] = field(default_factory=dict)
     spark_submit: Sequence[str] = ()
     log_bytes: int = DEFAULT_LOG_BYTES
     grace_seconds: float = DEFAULT_GRACE_SECONDS

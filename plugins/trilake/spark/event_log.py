@@ -1,0 +1,100 @@
+"""What a Spark application did, read from its event log in S3: rows, bytes, shuffle and seconds.
+
+Spark writes an event a line as JSON (`SparkListenerTaskEnd` holds a task's metrics, see Spark's "Monitoring and
+Instrumentation"); the file is there once the application has stopped its session.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from trilake.lake.data_set import EVENTS_BUCKET
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+EVENT_LOG = f"s3a://{EVENTS_BUCKET}/"
+# One file an application, compressed: what `read` looks for.
+EVENT_LOG_CONF = {
+    "spark.eventLog.dir": EVENT_LOG,
+    "spark.eventLog.rolling.enabled": "false",
+    "spark.eventLog.compress": "true",
+    "spark.eventLog.compression.codec": "zstd",
+}
+SUFFIX = ".zstd"
+_TASK_END = b'"Event":"SparkListenerTaskEnd"'
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Sums over all tasks, those that failed or ran twice included: the work that was done, not the rows that count.
+
+    Bytes are of what lay in storage or went over the network; seconds are of executors, side by side.
+    """
+
+    tasks: int = 0
+    failed_tasks: int = 0
+    read_rows: int = 0
+    read_bytes: int = 0
+    written_rows: int = 0
+    written_bytes: int = 0
+    shuffle_read_bytes: int = 0
+    shuffle_written_bytes: int = 0
+    spilled_bytes: int = 0
+    run_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    gc_seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def read(client: S3Client, application_id: str) -> Metrics | None:
+    """The metrics of an application that has ended; None if there is no log of it.
+
+    :param application_id: Spark's own, as the driver knows it.
+    """
+    import pyarrow
+
+    try:
+        body = client.get_object(Bucket=EVENTS_BUCKET, Key=f"{application_id}{SUFFIX}")["Body"]
+    except client.exceptions.NoSuchKey:
+        return None
+    with pyarrow.CompressedInputStream(pyarrow.PythonFile(body, mode="r"), "zstd") as stream:
+        return summarise(io.BufferedReader(stream))
+
+
+def summarise(lines: Iterable[bytes]) -> Metrics:
+    """The sums of an event log's lines. What is cut off at its end is left out."""
+    totals: dict[str, int] = dict.fromkeys((*Metrics.__dataclass_fields__, "cpu_ns", "run_ms", "gc_ms"), 0)
+    for line in lines:
+        if _TASK_END not in line[:64]:
+            continue
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        totals["tasks"] += 1
+        totals["failed_tasks"] += bool(event["Task Info"].get("Failed"))
+        metrics = event.get("Task Metrics") or {}
+        read, written = metrics.get("Input Metrics") or {}, metrics.get("Output Metrics") or {}
+        shuffled, made = metrics.get("Shuffle Read Metrics") or {}, metrics.get("Shuffle Write Metrics") or {}
+        for name, value in {
+            "read_rows": read.get("Records Read"),
+            "read_bytes": read.get("Bytes Read"),
+            "written_rows": written.get("Records Written"),
+            "written_bytes": written.get("Bytes Written"),
+            "shuffle_written_bytes": made.get("Shuffle Bytes Written"),
+            "spilled_bytes": metrics.get("Disk Bytes Spilled"),
+            "cpu_ns": metrics.get("Executor CPU Time"),
+            "run_ms": metrics.get("Executor Run Time"),
+            "gc_ms": metrics.get("JVM GC Time"),
+        }.items():
+            totals[name] += value or 0
+        totals["shuffle_read_bytes"] += shuffled.get("Remote Bytes Read", 0) + shuffled.get("Local Bytes Read", 0)
+    cpu, run, gc = (totals.pop(name) for name in ("cpu_ns", "run_ms", "gc_ms"))
+    return Metrics(**{**totals, "run_seconds": run / 1e3, "cpu_seconds": round(cpu / 1e9, 3), "gc_seconds": gc / 1e3})
