@@ -15,6 +15,7 @@ import pytest
 
 from trilake import s3
 from trilake.clickhouse import publication as publication_module
+from trilake.clickhouse import sources as sources_module
 from trilake.clickhouse.checks import Check, CheckFailedError
 from trilake.clickhouse.cluster import ClickHouseError, Cluster, Statement
 from trilake.clickhouse.ledger import ATTEMPT_LOCKS, AttemptLostError, Ledger, Publication, _lock_key
@@ -363,12 +364,13 @@ def test_a_publication_that_cannot_be_completed_does_not_hold_up_the_others(
 def test_a_partition_of_more_files_than_one_statement_can_name_is_published(
     table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publication_module, "MAX_SOURCE_CHARACTERS", 500)
+    monkeypatch.setattr(sources_module, "MAX_SOURCE_CHARACTERS", 500)
     files = [table.file(0, (number, DAY, "a" if number % 2 else None)) for number in range(1, 8)]
     assert table.publisher().publish(table.plan(*files), run_id="r").rows == {MONTH: {1: 7, 2: 0}}
     assert [row[1] for row in table.seen()] == list(range(1, 8))
     many = [DataFile(f"warehouse/{number:0200}.parquet", 1, 1, 0) for number in range(2_000)]
     monkeypatch.undo()
-    sources = publication_module._sources(many, publication_module._Columns(("k",), ("Int32",)))
+    columns = sources_module.Columns(("k",), ("Int32",))
+    sources = sources_module.sources(table.plan(*many), many, columns, shard=1, shards=2)
     assert max(len(source) for source in sources) < 200_000  # of the 262,144 bytes that ClickHouse parses by default
     assert sum(source.count("s3(") for source in sources) == 2_000
