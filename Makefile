@@ -56,6 +56,11 @@ lock: $(STAMP) ## Write docker/requirements/development.txt from pyproject.toml;
 	@$(BIN)/uv pip compile --quiet pyproject.toml --extra airflow --extra spark --extra embedded --group dev \
 	  --generate-hashes --no-emit-index-url --no-header --python-version 3.11 -o docker/requirements/development.txt
 
+.PHONY: bench
+bench: $(STAMP) ## Measure against the bare and the official way, on the platform of `make demo`; writes benchmarks/RESULTS.md
+	@$(BIN)/trilake up >/dev/null
+	@$(BIN)/python benchmarks
+
 .PHONY: format
 format: $(STAMP) ## Let ruff format and mend what it can
 	@$(BIN)/ruff check --fix .

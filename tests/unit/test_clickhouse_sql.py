@@ -39,7 +39,7 @@ def test_parameters_are_found_outside_texts_alone() -> None:
     assert parameter_names("SELECT {n:UInt8}, { m : Array(String)}, '{no:String}' -- {nor:Int8}") == {"n", "m"}
 
 
-def test_the_examples_file_holds_three_statements_of_one_parameter() -> None:
-    statements = split_statements((EXAMPLES / "clickhouse" / "carriers" / "refresh.sql").read_text())
-    assert [has_result(statement) for statement in statements] == [False, False, True]
-    assert all(parameter_names(statement) == {"day"} for statement in statements)
+def test_the_examples_file_holds_four_statements_and_one_parameter() -> None:
+    statements = split_statements((EXAMPLES / "clickhouse" / "readings" / "refresh.sql").read_text())
+    assert [has_result(statement) for statement in statements] == [False, False, False, True]
+    assert [parameter_names(statement) for statement in statements] == [set(), {"day"}, {"day"}, {"day"}]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from importlib.resources import files
 
 import jsonschema
@@ -34,3 +37,16 @@ def test_the_classes_named_are_there() -> None:
     for kind in info["connection-types"]:
         hook = import_string(kind["hook-class-name"])
         assert (hook.conn_type, hook.hook_name) == (kind["connection-type"], kind["hook-name"])
+
+
+def test_airflow_shows_the_provider(tmp_path: object) -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "airflow", "providers", "get", "trilake", "--full", "-o", "json"],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "AIRFLOW_HOME": str(tmp_path)},
+    )
+    (found,) = json.loads(shown.stdout[shown.stdout.index("[{") :])
+    assert (found["package-name"], found["versions"]) == ("trilake", get_provider_info()["versions"])
+    assert [kind["connection-type"] for kind in found["connection-types"]] == ["clickhouse_cluster"]

@@ -45,7 +45,8 @@ def main(command_line: list[str]) -> int:
 
 
 def _listen(configuration: ClusterConfiguration) -> socket.socket:
-    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    # TCP by name: asyncio turns Nagle's algorithm off for no other, and each answer would wait for an acknowledgement
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     address = (configuration.host, configuration.port)
     try:

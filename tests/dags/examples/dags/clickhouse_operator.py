@@ -18,23 +18,23 @@ with DAG(
     schedule=None,
     start_date=datetime(2013, 1, 1),
     catchup=False,
-    params={"table": "carrier_day"},
+    params={"table": "readings", "rows": 1000},
     default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
     doc_md=__doc__,
 ):
     refresh = ClickHouseOperator(
         task_id="refresh",
-        sql="clickhouse/carriers/refresh.sql",
-        parameters={"day": "{{ ds }}"},
+        sql="clickhouse/readings/refresh.sql",
+        parameters={"day": "{{ dag_run.run_after | ds }}"},
         settings={"max_threads": 4},
         idempotent=True,
         execution_timeout=timedelta(minutes=10),
     )
 
     @task
-    def report(table: str) -> int:
+    def report(params: dict) -> int:
         from trilake.hooks.clickhouse import ClickHouseHook
 
-        return sum(1 for _ in ClickHouseHook().stream_rows(f"SELECT * FROM {table}"))
+        return sum(1 for _ in ClickHouseHook().stream_rows(f"SELECT * FROM {params['table']}"))
 
-    refresh >> report("carrier_day")
+    refresh >> report()
