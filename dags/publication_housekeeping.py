@@ -19,8 +19,8 @@ from trilake.tags import Tag
 
 with DAG(
     "publication_housekeeping",
-    # With no start date and nothing to run at once, the first run is the next tenth minute's: a platform that starts for
-    # the first time has other things to do.
+    # With no start date and nothing to run at once, the first run is the next tenth minute's: a platform that starts
+    # for the first time has other things to do.
     schedule=CronTriggerTimetable("*/10 * * * *", timezone="UTC", run_immediately=timedelta()),
     catchup=False,
     max_active_runs=1,

@@ -16,6 +16,16 @@ FILES = sorted(PROJECT.glob("dags/*.py"))
 # What a parse may not load: each costs more than the rest of the DAG together, on every parse of every file.
 HEAVY = ("pyspark", "pandas", "pyarrow", "chdb", "pyiceberg", "matplotlib", "clickhouse_connect", "boto3")
 
+# Making any Asset has Airflow load every provider's handler of asset addresses; Amazon's brings boto3.
+OFFICIAL = (
+    "airflow.sdk",
+    "airflow.providers.amazon.aws.assets.s3",
+    "airflow.timetables.interval",
+    "airflow.providers.cncf.kubernetes.operators.spark_kubernetes",
+    "airflow.providers.common.sql.operators.sql",
+    "airflow.providers.clickhousedb.hooks.clickhouse",
+)
+
 _PARSE = """
 import importlib.util, json, sys
 before = set(sys.modules)
@@ -95,16 +105,7 @@ def test_every_dag_has_a_runbook_tags_and_retries_and_never_catches_up_by_itself
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_parsing_loads_nothing_heavy_beyond_the_official_operators(file: Path) -> None:
-    # Making any Asset has Airflow load every provider's handler of asset addresses; Amazon's brings boto3.
-    official = (
-        "airflow.sdk",
-        "airflow.providers.amazon.aws.assets.s3",
-        "airflow.timetables.interval",
-        "airflow.providers.cncf.kubernetes.operators.spark_kubernetes",
-        "airflow.providers.common.sql.operators.sql",
-        "airflow.providers.clickhousedb.hooks.clickhouse",
-    )
-    loaded = parse(file, *official)["loaded"]
+    loaded = parse(file, *OFFICIAL)["loaded"]
     assert not [name for name in loaded if name.split(".")[0] in HEAVY]
 
 
@@ -120,6 +121,6 @@ EXAMPLES = sorted(PROJECT.glob("tests/dags/examples/dags/*.py"))
 
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.name)
 def test_every_example_can_be_parsed_and_loads_no_data_library(file: Path) -> None:
-    result = parse(file, "airflow.sdk", "airflow.providers.clickhousedb.hooks.clickhouse")
+    result = parse(file, *OFFICIAL)
     assert [dag["dag_id"] for dag in result["dags"]] == [file.stem]
     assert not {name.split(".")[0] for name in result["loaded"]} & set(HEAVY)
