@@ -16,9 +16,8 @@ from __future__ import annotations
 import logging
 import re
 import secrets
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +63,7 @@ class PublicationReport:
     :param rows: rows now visible of each published partition, by shard number. See `total_rows`.
     :param current: partitions that showed this state or a later one before we came.
     :param warnings: what the table's warning checks found.
-    :param metrics: what the loads of staging took, all of them.
+    :param metrics: what the loads of staging took, all of them, as far as their answers tell; see `Publisher.measured`.
     :param query_ids: the loads'.
     """
 
@@ -129,7 +128,6 @@ class Publisher:
         attempt = secrets.token_hex(6)
         log.info("Publishing %s of %s at %s %s, attempt %s", _few(p.partition for p in due), table,
                  "version" if plan.plain else "snapshot", plan.snapshot_id, attempt)  # fmt: skip
-        began = time.time()
         with self.ledger.attempt(attempt, table, run_id) as held:
             try:
                 columns = self._columns(plan.data_set)
@@ -143,8 +141,6 @@ class Publisher:
                     self._clean_lost(attempt, table)
                 else:
                     self._sweep(attempt, table)
-        metrics = self._measured(attempt, loads, began)
-        log.info("%s loads of %s: %s", len(loads), table, metrics)
         return PublicationReport(
             table,
             plan.snapshot_id,
@@ -152,9 +148,25 @@ class Publisher:
             current=tuple(sorted([*current, *(p.partition for p in standing)])),
             rows={p.partition: p.rows for p in won},
             warnings=tuple(warnings),
-            metrics=metrics,
+            metrics=Metrics.of_all(loads.values()),
             query_ids=tuple(loads),
         )
+
+    def measured(self, report: PublicationReport, *, since: float) -> PublicationReport:
+        """The report with the loads' metrics as the query log has them, which knows of memory; as it was, if the log
+        does not have all of them.
+
+        :param since: before the publication began, in seconds since 1970.
+        """
+        if not report.query_ids:
+            return report
+        prefix = report.query_ids[0].rsplit(":", 3)[0] + ":"
+        try:
+            logged = queries.logged(self.cluster, prefix, count=len(report.query_ids), since=since)
+        except TrilakeError as e:
+            log.info("The query log does not tell what the loads of %s took: %s", report.table, e)
+            return report
+        return replace(report, metrics=logged) if logged else report
 
     def finish(self, table: str | None = None) -> list[Publication]:
         """Complete the publications that the ledger says are decided. Safe beside a publisher at work.
@@ -293,7 +305,7 @@ class Publisher:
         files = partition.of_shard(shard.number)
         pulled, by_file, loads = Sums(), dict[str, int](), dict[str, Metrics]()
         for source in sources(plan, files, columns, shard=shard.number, shards=len(self.cluster.shards)):
-            query_id = f"{_load_prefix(attempt)}{partition.partition}:{shard.number}:{len(loads) + 1}"
+            query_id = f"publish:{attempt}:{partition.partition}:{shard.number}:{len(loads) + 1}"
             done = client.command(
                 f"INSERT INTO {staging} ({columns.listed}) SELECT {columns.listed} FROM {source}",
                 settings={**STRICT, "query_id": query_id},
@@ -316,15 +328,6 @@ class Publisher:
         if strangers := strangers - {declared}:
             raise AuditError(f"{where}: staging holds rows of other partitions: {', '.join(sorted(strangers))}.")
         return _Cell(held.rows, by_file, loads)
-
-    def _measured(self, attempt: str, loads: Mapping[str, Metrics], began: float) -> Metrics:
-        """What all loads took, as the query log has it, which knows of memory; else as the answers had it."""
-        try:
-            if logged := queries.logged(self.cluster, _load_prefix(attempt), count=len(loads), since=began):
-                return logged
-        except TrilakeError as e:
-            log.info("The query log does not tell what the loads took: %s", e)
-        return Metrics.of_all(loads.values())
 
     def _check(self, data_set: DataSet, partitions: Sequence[PartitionPlan], attempt: str) -> list[str]:
         def run(check: Check, partition: PartitionPlan, client: Client, shard: ClickHouseShard) -> int:
@@ -452,10 +455,6 @@ def _kill_and_drop(name: str, client: Client, shard: ClickHouseShard) -> None:
     # By kind: a KILL or DROP of the same table, for another shard of this server, is no enemy.
     client.command(f"KILL QUERY WHERE query LIKE {quote_text(f'%{name}%')} AND query_kind IN ('Insert', 'Alter') SYNC")
     client.command(f"DROP TABLE IF EXISTS {quote_name(shard.database)}.{quote_name(name)} SYNC")
-
-
-def _load_prefix(attempt: str) -> str:
-    return f"publish:{attempt}:"
 
 
 def _audit_objects(plan: SnapshotPlan, partition: PartitionPlan, cells: Iterable[_Cell]) -> None:

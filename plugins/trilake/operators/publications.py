@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -59,12 +60,13 @@ class PublishOperator(WindowedOperator, ProjectOperator):
         :raises trilake.clickhouse.checks.CheckFailedError: a blocking check found rows.
         :raises trilake.clickhouse.ledger.SourceChangedError: readers see rows of another source, and no `force`.
         """
-        data_set, lake = self.data_set, LakeHook()
+        data_set, lake, began = self.data_set, LakeHook(), time.time()
         planned = self.plan(context, lake)
         checks = read_checks(self.sql_folder, data_set.table)
         with ClickHouseHook(clickhouse_conn_id=self.clickhouse_conn_id).cluster(context) as cluster:
             publisher = Publisher(cluster, lake.ledger(), checks=checks)
             report = publisher.publish(planned, run_id=context["run_id"], force=self.force)
+            report = publisher.measured(report, since=began)
         self.log.info(
             "Published %s partitions of %s (%s rows); %s showed this state or a later one already",
             len(report.published),
@@ -72,6 +74,8 @@ class PublishOperator(WindowedOperator, ProjectOperator):
             report.total_rows,
             len(report.current),
         )
+        if report.query_ids:
+            self.log.info("Loads, %s queries: %s", len(report.query_ids), report.metrics)
         for outlet in self.outlets:
             # also what was current: a run whose predecessor died after the switch must tell of it all the same
             context["outlet_events"][outlet].add_partitions([*report.published, *report.current])

@@ -92,7 +92,10 @@ class S3ToClickHouseOperator(PublishOperator):
             return _microseconds(run.run_after)
         try:
             text = str(self.version)
-            return int(text) if text.isdigit() else _microseconds(datetime.fromisoformat(text))
+            version = int(text) if text.isdigit() else _microseconds(datetime.fromisoformat(text))
+            if not 0 <= version < 2**63:  # a bigint of the ledger
+                raise ValueError
+            return version
         except ValueError:
             raise ConfigurationError(
                 f"{self.version!r} is no version of {self.data_set.name}.",
