@@ -10,6 +10,8 @@ VENV := .venv
 WORKERS ?= 2
 BIN := $(VENV)/bin
 LOCKS := docker/requirements/bootstrap.txt docker/requirements/development.txt docker/requirements/jdk.txt
+LOCK = $(BIN)/uv pip compile --quiet pyproject.toml --generate-hashes --no-emit-index-url --no-header \
+  --python-version 3.11
 FETCHED := docker/spark/ivy.xml docker/spark/jars.sha256 docker/s3proxy/ivy.xml docker/s3proxy/jars.sha256
 # Set up is what these say: a stamp carries the digest of their content in its name, so neither a checkout's new times
 # nor a second `make` sets up again, and a changed lock does.
@@ -52,9 +54,9 @@ lint: $(STAMP) ## ruff, mypy --strict, import layers
 	@$(BIN)/lint-imports --no-logo
 
 .PHONY: lock
-lock: $(STAMP) ## Write docker/requirements/development.txt from pyproject.toml; what is locked stays where it can
-	@$(BIN)/uv pip compile --quiet pyproject.toml --extra airflow --extra spark --extra embedded --group dev \
-	  --generate-hashes --no-emit-index-url --no-header --python-version 3.11 -o docker/requirements/development.txt
+lock: $(STAMP) ## Write the locks in docker/requirements/ from pyproject.toml; what is locked stays where it can
+	@$(LOCK) --extra airflow --extra spark --extra embedded --group dev -o docker/requirements/development.txt
+	@$(LOCK) --extra spark --constraint docker/requirements/development.txt -o docker/requirements/spark.txt
 
 .PHONY: bench
 bench: $(STAMP) ## Measure against the bare and the official way, on the platform of `make demo`; writes benchmarks/RESULTS.md
