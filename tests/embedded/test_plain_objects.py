@@ -188,6 +188,17 @@ def test_csv_that_would_lose_something_is_refused(table: Table, lines: list[str]
     assert table.nothing_is_left()
 
 
+def test_text_that_may_not_be_null_may_be_empty_in_csv_and_may_not_be_null(table: Table) -> None:
+    local = f"{{shard}}.{table.data_set.local_table}"
+    table.cluster.every_shard(Statement(f"ALTER TABLE {local} ADD COLUMN tag LowCardinality(String)"))
+    header = "k,d,note,tag"
+    with pytest.raises(ClickHouseError, match="NULL"):
+        table.publish({MONTH: {table.csv("null.csv", "1,2013-01-05,a,\\N", header=header): 1}})
+    table.publish({MONTH: {table.csv("empty.csv", "1,2013-01-05,a,", "2,2013-01-05,a,x", header=header): 2}})
+    tags = table.cluster.every_shard(Statement(f"SELECT tag FROM {local}"))
+    assert sorted(tag for found in tags.values() for (tag,) in found) == ["", "x"]
+
+
 @pytest.mark.parametrize(("key", "says"), [(2**40, "cannot be safely converted"), (None, "NULL")])
 def test_parquet_whose_values_the_table_cannot_hold_is_refused(table: Table, key: int | None, says: str) -> None:
     with pytest.raises(ClickHouseError, match=says):

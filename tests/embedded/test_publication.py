@@ -35,6 +35,12 @@ from trilake.postgres import connect
 MONTH = "2013-01"
 
 
+def forget(endpoints: Endpoints, data_set: DataSet) -> None:
+    with connect(endpoints.lake) as connection, connection.cursor() as cursor:
+        for table in ("publications", "publication_attempts"):
+            cursor.execute(f"DELETE FROM {table} WHERE table_name = %s", (data_set.table,))
+
+
 class Table:
     """A table of one test: its data set, and plans of snapshots that hold what the test says."""
 
@@ -59,9 +65,7 @@ class Table:
             for (name,) in self.cluster.on_shard(shard, Statement("SHOW TABLES FROM {shard}")):
                 if name.startswith(self.data_set.name):
                     self.cluster.on_shard(shard, Statement(f"DROP TABLE {{shard}}.{name} SYNC"))
-        with connect(self.endpoints.lake) as connection, connection.cursor() as cursor:
-            for table in ("publications", "publication_attempts"):
-                cursor.execute(f"DELETE FROM {table} WHERE table_name = %s", (self.data_set.table,))
+        forget(self.endpoints, self.data_set)
 
     def publisher(self, *checks: Check) -> Publisher:
         return Publisher(self.cluster, self.ledger, checks=checks)
@@ -287,6 +291,23 @@ def test_a_publisher_at_work_is_left_alone_by_a_clean_up(table: Table, monkeypat
     assert table.publisher().publish(table.plan(table.file(0, (1, DAY, "a"))), run_id="r").published == (MONTH,)
 
 
+def test_a_publisher_at_work_and_one_who_finishes_for_it_do_not_hinder_each_other(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    switch = Publisher._switch
+
+    def finished_by_another_first(self: Publisher, publication: Publication) -> None:
+        monkeypatch.setattr(Publisher, "_switch", switch)
+        assert [p.partition for p in table.publisher().finish(table.data_set.table)] == [MONTH]
+        switch(self, publication)
+
+    monkeypatch.setattr(Publisher, "_switch", finished_by_another_first)
+    plan = table.plan(table.file(0, (1, DAY, "a")), table.file(1, (2, DAY, "b")))
+    assert table.publisher().publish(plan, run_id="r").total_rows == 2
+    assert table.seen() == [(1, 1, "a"), (2, 2, "b")]
+    assert not table.staging()
+
+
 def test_a_decided_publication_whose_staging_is_lost_says_so(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = table.plan(table.file(0, (1, DAY, "a")))
     with monkeypatch.context() as dying:
@@ -443,6 +464,7 @@ def test_an_empty_dimension_table_is_published_the_first_time(endpoints: Endpoin
             cluster.every_shard(Statement(f"DROP TABLE {local} SYNC"))
             catalog.drop_table(data_set.curated)
             catalog.close()
+            forget(endpoints, data_set)
 
 
 def test_a_partition_of_more_files_than_one_statement_can_name_is_published(
