@@ -25,7 +25,8 @@ from platform_of_benchmarks import endpoints, markdown
 from trilake.clickhouse import publication
 from trilake.clickhouse.cluster import Cluster, Statement, quote_text
 from trilake.clickhouse.ledger import Ledger
-from trilake.clickhouse.publication import STRICT, Publisher
+from trilake.clickhouse.publication import Publisher
+from trilake.clickhouse.sources import STRICT, Sums
 from trilake.endpoints import ClickHouseShard, Endpoints
 from trilake.lake import DataSet
 from trilake.lake.catalog import DataFile, PartitionPlan, SnapshotPlan
@@ -145,16 +146,16 @@ class Measure:
 @contextmanager
 def without_checksums() -> Iterator[None]:
     """The audit counts alone: what the checksums cost is the difference."""
-    usual = publication._sums
+    usual = publication.sums
 
-    def count(client: Any, source: str, columns: Any) -> tuple[int, int]:
-        return int(client.query(f"SELECT count() FROM {source}").result_rows[0][0]), 0
+    def count(client: Any, source: str, columns: Any) -> Sums:
+        return Sums(int(client.query(f"SELECT count() FROM {source}").result_rows[0][0]))
 
-    publication._sums = count
+    publication.sums = count
     try:
         yield
     finally:
-        publication._sums = usual
+        publication.sums = usual
 
 
 def seconds(work: Callable[[], None]) -> float:

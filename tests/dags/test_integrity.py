@@ -16,6 +16,16 @@ FILES = sorted(PROJECT.glob("dags/*.py"))
 # What a parse may not load: each costs more than the rest of the DAG together, on every parse of every file.
 HEAVY = ("pyspark", "pandas", "pyarrow", "chdb", "pyiceberg", "matplotlib", "clickhouse_connect", "boto3")
 
+# Making any Asset has Airflow load every provider's handler of asset addresses; Amazon's brings boto3.
+OFFICIAL = (
+    "airflow.sdk",
+    "airflow.providers.amazon.aws.assets.s3",
+    "airflow.timetables.interval",
+    "airflow.providers.cncf.kubernetes.operators.spark_kubernetes",
+    "airflow.providers.common.sql.operators.sql",
+    "airflow.providers.clickhousedb.hooks.clickhouse",
+)
+
 _PARSE = """
 import importlib.util, json, sys
 before = set(sys.modules)
@@ -71,9 +81,9 @@ def parsed() -> dict[str, dict[str, Any]]:
     return {file.name: parse(file) for file in FILES}
 
 
-def test_there_are_the_dags_of_the_flights_pipeline(parsed: dict[str, dict[str, Any]]) -> None:
+def test_there_are_the_dags_of_the_flights_pipeline_and_the_housekeeping(parsed: dict[str, dict[str, Any]]) -> None:
     found = {dag["dag_id"] for result in parsed.values() for dag in result["dags"]}
-    assert {"reference_snapshot", "flights", "flights_report"} <= found
+    assert {"reference_snapshot", "flights", "flights_report", "publication_housekeeping"} <= found
 
 
 def test_a_file_holds_at_most_one_dag_named_as_the_file(parsed: dict[str, dict[str, Any]]) -> None:
@@ -95,16 +105,7 @@ def test_every_dag_has_a_runbook_tags_and_retries_and_never_catches_up_by_itself
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_parsing_loads_nothing_heavy_beyond_the_official_operators(file: Path) -> None:
-    # Making any Asset has Airflow load every provider's handler of asset addresses; Amazon's brings boto3.
-    official = (
-        "airflow.sdk",
-        "airflow.providers.amazon.aws.assets.s3",
-        "airflow.timetables.interval",
-        "airflow.providers.cncf.kubernetes.operators.spark_kubernetes",
-        "airflow.providers.common.sql.operators.sql",
-        "airflow.providers.clickhousedb.hooks.clickhouse",
-    )
-    loaded = parse(file, *official)["loaded"]
+    loaded = parse(file, *OFFICIAL)["loaded"]
     assert not [name for name in loaded if name.split(".")[0] in HEAVY]
 
 
@@ -120,6 +121,6 @@ EXAMPLES = sorted(PROJECT.glob("tests/dags/examples/dags/*.py"))
 
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.name)
 def test_every_example_can_be_parsed_and_loads_no_data_library(file: Path) -> None:
-    result = parse(file, "airflow.sdk", "airflow.providers.clickhousedb.hooks.clickhouse")
+    result = parse(file, *OFFICIAL)
     assert [dag["dag_id"] for dag in result["dags"]] == [file.stem]
     assert not {name.split(".")[0] for name in result["loaded"]} & set(HEAVY)

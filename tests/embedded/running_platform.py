@@ -14,6 +14,8 @@ from trilake.embedded.home import Home
 from trilake.endpoints import Endpoints
 
 PROJECT = Path(__file__).parents[2]
+# Runs by itself, and would finish what tests of publications leave unfinished on purpose.
+_NOT_COPIED = ("__pycache__", "publication_housekeeping.py")
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def copy_project(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("dags", "spark_jobs", "sql"):
         shutil.rmtree(folder / name, ignore_errors=True)
-        shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns(*_NOT_COPIED))
     for name in ("plugins", "docker", "pyproject.toml"):
         if not (folder / name).exists():
             (folder / name).symlink_to(PROJECT / name)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import io
+import json
 import secrets
 import time
 from collections.abc import Iterator
 from datetime import date
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from running_platform import Platform
 
 from trilake import s3
 from trilake.clickhouse import publication as publication_module
+from trilake.clickhouse import sources as sources_module
 from trilake.clickhouse.checks import Check, CheckFailedError
 from trilake.clickhouse.cluster import ClickHouseError, Cluster, Statement
 from trilake.clickhouse.ledger import ATTEMPT_LOCKS, AttemptLostError, Ledger, Publication, _lock_key
@@ -22,10 +26,19 @@ from trilake.clickhouse.publication import AuditError, Publisher, SwitchIncomple
 from trilake.endpoints import ClickHouseShard, Endpoints
 from trilake.errors import UnreachableError
 from trilake.lake import DataSet
-from trilake.lake.catalog import DataFile, PartitionPlan, SnapshotPlan
+from trilake.lake.catalog import DataFile, PartitionPlan, SnapshotPlan, load_table, open_catalog
+from trilake.lake.catalog import plan as plan_snapshot
+from trilake.lake.whole import replace_table
+from trilake.operators.publications import FinishPublicationsOperator
 from trilake.postgres import connect
 
 MONTH = "2013-01"
+
+
+def forget(endpoints: Endpoints, data_set: DataSet) -> None:
+    with connect(endpoints.lake) as connection, connection.cursor() as cursor:
+        for table in ("publications", "publication_attempts"):
+            cursor.execute(f"DELETE FROM {table} WHERE table_name = %s", (data_set.table,))
 
 
 class Table:
@@ -52,9 +65,7 @@ class Table:
             for (name,) in self.cluster.on_shard(shard, Statement("SHOW TABLES FROM {shard}")):
                 if name.startswith(self.data_set.name):
                     self.cluster.on_shard(shard, Statement(f"DROP TABLE {{shard}}.{name} SYNC"))
-        with connect(self.endpoints.lake) as connection, connection.cursor() as cursor:
-            for table in ("publications", "publication_attempts"):
-                cursor.execute(f"DELETE FROM {table} WHERE table_name = %s", (self.data_set.table,))
+        forget(self.endpoints, self.data_set)
 
     def publisher(self, *checks: Check) -> Publisher:
         return Publisher(self.cluster, self.ledger, checks=checks)
@@ -280,6 +291,23 @@ def test_a_publisher_at_work_is_left_alone_by_a_clean_up(table: Table, monkeypat
     assert table.publisher().publish(table.plan(table.file(0, (1, DAY, "a"))), run_id="r").published == (MONTH,)
 
 
+def test_a_publisher_at_work_and_one_who_finishes_for_it_do_not_hinder_each_other(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    switch = Publisher._switch
+
+    def finished_by_another_first(self: Publisher, publication: Publication) -> None:
+        monkeypatch.setattr(Publisher, "_switch", switch)
+        assert [p.partition for p in table.publisher().finish(table.data_set.table)] == [MONTH]
+        switch(self, publication)
+
+    monkeypatch.setattr(Publisher, "_switch", finished_by_another_first)
+    plan = table.plan(table.file(0, (1, DAY, "a")), table.file(1, (2, DAY, "b")))
+    assert table.publisher().publish(plan, run_id="r").total_rows == 2
+    assert table.seen() == [(1, 1, "a"), (2, 2, "b")]
+    assert not table.staging()
+
+
 def test_a_decided_publication_whose_staging_is_lost_says_so(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = table.plan(table.file(0, (1, DAY, "a")))
     with monkeypatch.context() as dying:
@@ -360,15 +388,95 @@ def test_a_publication_that_cannot_be_completed_does_not_hold_up_the_others(
     assert [p.partition for p in table.ledger.switching(table.data_set.table)] == [MONTH]
 
 
+def task_result(task: Any, run_id: str = "r") -> Any:
+    ti = SimpleNamespace(dag_id="d", task_id=task.task_id, run_id=run_id, map_index=-1, try_number=1)
+    return json.loads(json.dumps(task.execute({"ti": ti, "run_id": run_id, "task": task})))
+
+
+def test_the_housekeeping_task_finishes_and_cleans_what_the_dead_left_and_says_so(
+    table: Table, platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (name for name in platform.env if name.startswith("AIRFLOW_CONN_")):
+        monkeypatch.setenv(name, platform.env[name])
+    task = FinishPublicationsOperator(task_id="finish", table=table.data_set.table)
+    assert task_result(task) == {"finished": [], "cleaned": []}
+    decided = table.plan(table.file(0, (1, DAY, "a")))
+    undecided = table.plan(table.file(1, (2, date(2013, 2, 1), "b")), partition="2013-02")
+    with monkeypatch.context() as dying:
+        dying.setattr(Publisher, "_sweep", lambda *_: None)
+        for plan, dies_at in ((decided, (Publisher, "_switch")), (undecided, (Ledger, "claim"))):
+            with dying.context() as here:
+                here.setattr(*dies_at, die)
+                with pytest.raises(KeyboardInterrupt):
+                    table.publisher().publish(plan, run_id="r")
+    attempts = sorted(attempt for attempt, _ in table.ledger.attempts(table.data_set.table))
+    assert task_result(task) == {
+        "finished": [{"table": table.data_set.table, "partition": MONTH}],
+        "cleaned": attempts,
+    }
+    assert table.seen() == [(1, 1, "a")]
+    assert not table.staging()
+
+
+def test_the_housekeeping_task_cleans_up_though_a_publication_is_stuck_and_then_fails(
+    table: Table, platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (name for name in platform.env if name.startswith("AIRFLOW_CONN_")):
+        monkeypatch.setenv(name, platform.env[name])
+    with monkeypatch.context() as dying:
+        dying.setattr(Publisher, "_sweep", lambda *_: None)
+        dying.setattr(Publisher, "_switch", die)
+        with pytest.raises(KeyboardInterrupt):
+            table.publisher().publish(table.plan(table.file(0, (1, DAY, "a"))), run_id="r")
+        for name in set(table.staging()):
+            table.cluster.every_shard(Statement(f"DROP TABLE {{shard}}.{name} SYNC"))
+        dying.setattr(Ledger, "claim", die)
+        plan = table.plan(table.file(1, (2, date(2013, 2, 1), "b")), partition="2013-02")
+        with pytest.raises(KeyboardInterrupt):
+            table.publisher().publish(plan, run_id="r")
+    assert table.staging()
+    with pytest.raises(SwitchIncompleteError, match="staging table is gone: publish the snapshot again with force"):
+        task_result(FinishPublicationsOperator(task_id="finish", table=table.data_set.table))
+    assert not table.staging()
+
+
+def test_an_empty_dimension_table_is_published_the_first_time(endpoints: Endpoints) -> None:
+    data_set = DataSet(f"t_{secrets.token_hex(4)}")
+    catalog = open_catalog(endpoints.lake, endpoints.s3)
+    with Cluster(endpoints.clickhouse) as cluster, connect(endpoints.oltp) as oltp, oltp.cursor() as cursor:
+        cursor.execute(f"CREATE TEMP TABLE {data_set.name} (k int)")
+        cursor.execute("SELECT nspname FROM pg_namespace WHERE oid = pg_my_temp_schema()")
+        source = f"{cursor.fetchone()[0]}.{data_set.name}"  # type: ignore[index]
+        local = f"{{shard}}.{data_set.local_table}"
+        cluster.every_shard(Statement(f"CREATE TABLE {local} (k Nullable(Int32)) ENGINE = MergeTree ORDER BY tuple()"))
+        try:
+            publisher = Publisher(cluster, Ledger(endpoints.lake))
+            for rows in (0, 3, 0):
+                cursor.execute(f"DELETE FROM {source}")
+                cursor.execute(f"INSERT INTO {source} SELECT generate_series(1, {rows})")
+                snapshot_id, written = replace_table(catalog, data_set, oltp, source, run_id="r")
+                planned = plan_snapshot(load_table(catalog, data_set.curated), data_set, [], snapshot_id)
+                report = publisher.publish(planned, run_id="r")
+                assert (written, report.published, report.total_rows) == (rows, ("all",), rows)
+                held = cluster.every_shard(Statement(f"SELECT count() FROM {local}"))
+                assert set(map(tuple, held.values())) == {((rows,),)}
+        finally:
+            cluster.every_shard(Statement(f"DROP TABLE {local} SYNC"))
+            catalog.drop_table(data_set.curated)
+            catalog.close()
+            forget(endpoints, data_set)
+
+
 def test_a_partition_of_more_files_than_one_statement_can_name_is_published(
     table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publication_module, "MAX_SOURCE_CHARACTERS", 500)
+    monkeypatch.setattr(sources_module, "MAX_SOURCE_CHARACTERS", 500)
     files = [table.file(0, (number, DAY, "a" if number % 2 else None)) for number in range(1, 8)]
     assert table.publisher().publish(table.plan(*files), run_id="r").rows == {MONTH: {1: 7, 2: 0}}
     assert [row[1] for row in table.seen()] == list(range(1, 8))
     many = [DataFile(f"warehouse/{number:0200}.parquet", 1, 1, 0) for number in range(2_000)]
     monkeypatch.undo()
-    sources = publication_module._sources(many, publication_module._Columns(("k",), ("Int32",)))
+    columns = sources_module.Columns(("k",), ("Int32",))
+    sources = sources_module.sources(table.plan(*many), many, columns, shard=1, shards=2)
     assert max(len(source) for source in sources) < 200_000  # of the 262,144 bytes that ClickHouse parses by default
     assert sum(source.count("s3(") for source in sources) == 2_000

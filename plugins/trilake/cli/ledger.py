@@ -30,8 +30,19 @@ def publications(endpoints: Endpoints, *, finish: bool, clean: bool, as_json: bo
             if clean:
                 for attempt in publisher.clean():
                     print(f"cleaned up attempt {attempt}", file=sys.stderr)
-    rows = [asdict(publication) for publication in ledger.publications()]
-    columns = ("table", "partition", "state", "fence", "rows", "snapshot_id", "run_id", "decided_at")
+    rows = [{**asdict(one), "rows": one.total_rows, "by_shard": dict(one.rows)} for one in ledger.publications()]
+    columns = (
+        "table",
+        "partition",
+        "state",
+        "fence",
+        "rows",
+        "by_shard",
+        "snapshot_id",
+        "source",
+        "run_id",
+        "decided_at",
+    )
     _print(columns, rows, as_json=as_json)
 
 

@@ -1,9 +1,13 @@
-"""The ledger of publications: which snapshot of a partition ClickHouse shows, or is on its way to show.
+"""The ledger of publications: which state of a partition ClickHouse shows, or is on its way to show.
 
 It lies in PostgreSQL, database ``lake``. Each publication that was decided is a row of ``publications``, numbered per
 partition by its fence; the row with the highest fence is the one that holds. A publisher is registered in
 ``publication_attempts`` before it makes its first staging table, and holds an advisory lock for as long as it lives: an
 attempt whose lock can be taken has nobody behind it.
+
+A row says what its rows came from (an Iceberg table by its UUID, or plain objects) and in which state: Iceberg's
+sequence number and snapshot, or the version of a load of plain objects and a digest of the objects. Only states of one
+source have an order.
 """
 
 from __future__ import annotations
@@ -17,6 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from trilake.endpoints import PostgresEndpoint
 from trilake.errors import TrilakeError
+from trilake.lake.catalog import ICEBERG_TABLE
+from trilake.lake.data_set import WHOLE
 from trilake.postgres import connect
 
 if TYPE_CHECKING:
@@ -31,6 +37,10 @@ PARTITION_LOCKS = 0x7472
 
 class AttemptLostError(TrilakeError):
     """The attempt lost the connection that shows it is alive: from then on anybody may clean up after it."""
+
+
+class SourceChangedError(TrilakeError):
+    """The partition shows rows of another source: nothing says which are newer."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +63,10 @@ class Publication:
     """A row of the ledger.
 
     :param fence: counts the publications of this partition; a higher one makes all lower ones history.
+    :param snapshot_id: Iceberg's, or a digest of plain objects.
+    :param sequence_number: Iceberg's, or the version of the load.
     :param rows: rows by shard number.
+    :param source: what the rows came from, as `trilake.lake.catalog.SnapshotPlan` says it.
     """
 
     table: str
@@ -67,20 +80,49 @@ class Publication:
     run_id: str
     decided_at: datetime
     done_at: datetime | None
+    source: str = ICEBERG_TABLE
+
+    @property
+    def total_rows(self) -> int:
+        return total_rows(self.partition, self.rows)
+
+    def stands_against(self, snapshot_id: int, sequence_number: int, source: str) -> bool:
+        """Whether this is that state already, or a later one. Two of one sequence number that differ have no order:
+        the one that comes replaces the other.
+
+        :raises SourceChangedError: that state is of another source.
+        """
+        sources = {self.source, source}
+        if len(sources) > 1 and not (ICEBERG_TABLE in sources and all(s.startswith(ICEBERG_TABLE) for s in sources)):
+            raise SourceChangedError(
+                f"Partition {self.partition} of {self.table} shows rows of {self.source} (run {self.run_id}), and is "
+                f"to show those of {source}: nothing says which are newer.",
+                hint="Nothing was published. If these are to replace those, publish once with force.",
+            )
+        return (self.sequence_number, self.snapshot_id) == (sequence_number, snapshot_id) or (
+            self.sequence_number > sequence_number
+        )
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What one partition's publisher wants to write into the ledger."""
+    """What one partition's publisher wants to write into the ledger; see `Publication`."""
 
     partition: str
     snapshot_id: int
     sequence_number: int
     rows: Mapping[int, int]
+    source: str = ICEBERG_TABLE
+
+
+def total_rows(partition: str, rows: Mapping[int, int]) -> int:
+    """The rows of a partition, of those by shard: a dimension table stands whole on each and counts once."""
+    return max(rows.values(), default=0) if partition == WHOLE else sum(rows.values())
 
 
 _COLUMNS = (
-    "table_name, partition, fence, state, attempt, snapshot_id, sequence_number, rows, run_id, decided_at, done_at"
+    "table_name, partition, fence, state, attempt, snapshot_id, sequence_number, rows, run_id, decided_at, done_at, "
+    "source"
 )
 
 
@@ -116,9 +158,10 @@ class Ledger:
         """Move the ledger forward for each partition, in one transaction.
 
         Gives the publications that this attempt won, and those that stand in the way of the rest: at the same or a
-        later snapshot already. With `force`, all are won.
+        later state already. With `force`, all are won.
 
         :raises AttemptLostError: the connection of the attempt is gone.
+        :raises SourceChangedError: a partition shows rows of another source; nothing was decided.
         """
         import psycopg2
 
@@ -149,7 +192,8 @@ class Ledger:
                     "SELECT pg_advisory_xact_lock(%s, %s)", (PARTITION_LOCKS, _lock_key(f"{table}/{claim.partition}"))
                 )
                 current = _current(attempt.connection, table, claim.partition)
-                if current and not force and current.sequence_number >= claim.sequence_number:
+                asked = claim.snapshot_id, claim.sequence_number, claim.source
+                if current and not force and current.stands_against(*asked):
                     standing.append(current)
                     continue
                 cursor.execute(
@@ -159,7 +203,7 @@ class Ledger:
                 )
                 cursor.execute(
                     "INSERT INTO publications (table_name, partition, fence, state, attempt, snapshot_id, "
-                    "sequence_number, rows, run_id) VALUES (%s, %s, %s, 'switching', %s, %s, %s, %s, %s) "
+                    "sequence_number, rows, run_id, source) VALUES (%s, %s, %s, 'switching', %s, %s, %s, %s, %s, %s) "
                     f"RETURNING {_COLUMNS}",
                     (
                         table,
@@ -170,6 +214,7 @@ class Ledger:
                         claim.sequence_number,
                         _json(claim.rows),
                         attempt.run_id,
+                        claim.source,
                     ),
                 )
                 won.append(_publication(_one(cursor.fetchone())))
@@ -252,7 +297,9 @@ def _current(connection: Connection, table: str, partition: str) -> Publication 
 
 
 def _publication(row: tuple[Any, ...]) -> Publication:
-    table, partition, fence, state, attempt, snapshot_id, sequence_number, rows, run_id, decided_at, done_at = row
+    table, partition, fence, state, attempt, snapshot_id, sequence_number, rows, run_id, decided_at, done_at, source = (
+        row
+    )
     return Publication(
         table=table,
         partition=partition,
@@ -265,6 +312,7 @@ def _publication(row: tuple[Any, ...]) -> Publication:
         run_id=run_id,
         decided_at=decided_at,
         done_at=done_at,
+        source=source,
     )
 
 

@@ -1,7 +1,9 @@
-"""Write, audit, publish: how a snapshot's partitions reach ClickHouse exactly once.
+"""Write, audit, publish: how partitions of an Iceberg snapshot, or plain objects, reach ClickHouse exactly once.
 
-- Write: each shard pulls the files of its bucket, by name, into a staging table of this attempt and partition alone.
-- Audit: rows and a checksum of staging against the snapshot's files; the table's own checks.
+- Write: each shard pulls the files of its bucket, by name, into a staging table of this attempt and partition alone. Of
+  plain objects, which are not split by shard, it pulls all and keeps the rows of its bucket.
+- Audit: rows and a checksum of staging against the files; the table's own checks. Of plain objects the shards together
+  have to hold what was counted in each.
 - Publish: the ledger decides in one transaction; from there only forward, by whoever comes: staging tables of lower
   fences go (so that nobody who acts late can switch to them), REPLACE PARTITION on every shard, recount, done.
 
@@ -15,10 +17,11 @@ import logging
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from trilake.clickhouse import queries
 from trilake.clickhouse.checks import Check, CheckFailedError
 from trilake.clickhouse.cluster import (
     UNKNOWN_TABLE,
@@ -28,10 +31,12 @@ from trilake.clickhouse.cluster import (
     quote_name,
     quote_text,
 )
-from trilake.clickhouse.ledger import Claim, Ledger, Publication
+from trilake.clickhouse.ledger import Claim, Ledger, Publication, total_rows
+from trilake.clickhouse.queries import Metrics
+from trilake.clickhouse.sources import STRICT, AuditError, Columns, Sums, check_header, sources, sums, sums_by_file
 from trilake.endpoints import ClickHouseShard
 from trilake.errors import CountMismatchError, TrilakeError
-from trilake.lake.catalog import DataFile, PartitionPlan, SnapshotPlan, check_shards
+from trilake.lake.catalog import PartitionPlan, SnapshotPlan, check_shards
 from trilake.lake.data_set import DataSet
 
 if TYPE_CHECKING:
@@ -39,32 +44,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# The named collection of ClickHouse that knows the lake's address and key; statements never carry either.
-LAKE_COLLECTION = "lake"
-
-# What would change values without a word is an error instead.
-STRICT = {
-    "insert_null_as_default": 0,
-    "input_format_null_as_default": 0,
-    "input_format_parquet_allow_missing_columns": 0,
-    "s3_throw_on_zero_files_match": 1,
-    "date_time_overflow_behavior": "throw",
-}
 # An empty partition is published like any other. The server's guard against it is for a forgotten load; here the
 # count was audited.
 REPLACE_SETTINGS = {"allow_replace_partition_from_empty_source": 1}
 
-# Files that are named in one statement, in characters of SQL: ClickHouse parses at most 262,144 bytes (max_query_size)
-# of a statement, and reads all that it names side by side.
-MAX_SOURCE_CHARACTERS = 100_000
-
-# Keys that s3() would read as a pattern, or that do not survive a URL, are not ours: Iceberg writes none.
-_PLAIN_KEY = re.compile(r"[A-Za-z0-9/_.=+-]+")
 _STAGING_NAME = re.compile(r"(?P<table>[a-z][a-z0-9_]*)_staging_(?P<attempt>[0-9a-f]{12})_(?P<partition>all|\d{6,8})")
-
-
-class AuditError(CountMismatchError):
-    """Staging is not what the snapshot says. Nothing was published."""
 
 
 class SwitchIncompleteError(TrilakeError):
@@ -75,9 +59,12 @@ class SwitchIncompleteError(TrilakeError):
 class PublicationReport:
     """What came of publishing: partitions by what happened to them.
 
-    :param rows: rows now visible of each published partition, by shard number.
-    :param current: partitions that showed this snapshot or a later one before we came.
+    :param snapshot_id: Iceberg's, or the version of a load of plain objects.
+    :param rows: rows now visible of each published partition, by shard number. See `total_rows`.
+    :param current: partitions that showed this state or a later one before we came.
     :param warnings: what the table's warning checks found.
+    :param metrics: what the loads of staging took, all of them, as far as their answers tell; see `Publisher.measured`.
+    :param query_ids: the loads'.
     """
 
     table: str
@@ -86,26 +73,34 @@ class PublicationReport:
     current: tuple[str, ...] = ()
     rows: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    metrics: Metrics = field(default_factory=Metrics)
+    query_ids: tuple[str, ...] = ()
+
+    @property
+    def total_rows(self) -> int:
+        """Rows of all published partitions; those of a dimension table, which stands whole on each shard, once."""
+        return sum(total_rows(partition, by_shard) for partition, by_shard in self.rows.items())
+
+    def to_dict(self) -> dict[str, Any]:
+        """As XCom has it: the metrics beside the rest, by the names that `ClickHouseOperator` gives them."""
+        document = asdict(self)
+        return {**document, "total_rows": self.total_rows, **document.pop("metrics")}
 
 
 @dataclass(frozen=True)
-class _Columns:
-    """The columns that rows come in, as ClickHouse types them."""
+class _Cell:
+    """What one shard pulled of one partition.
 
-    names: tuple[str, ...]
-    types: tuple[str, ...]
+    :param by_file: rows of each plain object, by key.
+    """
 
-    @property
-    def listed(self) -> str:
-        return ", ".join(quote_name(name) for name in self.names)
-
-    @property
-    def structure(self) -> str:
-        return ", ".join(f"{quote_name(n)} {t}" for n, t in zip(self.names, self.types, strict=True))
+    rows: int
+    by_file: Mapping[str, int]
+    loads: Mapping[str, Metrics]
 
 
 class Publisher:
-    """Publishes snapshots to one cluster.
+    """Publishes to one cluster.
 
     :param checks: the table's own checks, see `trilake.clickhouse.checks`.
     """
@@ -118,9 +113,10 @@ class Publisher:
     def publish(self, plan: SnapshotPlan, *, run_id: str, force: bool = False) -> PublicationReport:
         """Make readers of ClickHouse see the partitions of `plan`.
 
-        A partition that shows this snapshot or a later one is left alone, unless `force`.
+        A partition that shows this state or a later one is left alone, unless `force`.
 
-        :raises AuditError: staging does not hold what the snapshot says; readers see what they saw before.
+        :raises SourceChangedError: a partition shows rows of another source, and no `force`; nothing was published.
+        :raises AuditError: staging does not hold what the source says; readers see what they saw before.
         :raises CheckFailedError: a blocking check found rows; readers see what they saw before.
         :raises SwitchIncompleteError: decided, and not complete: publish again, or `finish`.
         """
@@ -130,12 +126,12 @@ class Publisher:
         if not due:
             return PublicationReport(table, plan.snapshot_id, current=tuple(current))
         attempt = secrets.token_hex(6)
-        log.info("Publishing %s of %s at snapshot %s, attempt %s", _few(p.partition for p in due), table,
-                 plan.snapshot_id, attempt)  # fmt: skip
+        log.info("Publishing %s of %s at %s %s, attempt %s", _few(p.partition for p in due), table,
+                 "version" if plan.plain else "snapshot", plan.snapshot_id, attempt)  # fmt: skip
         with self.ledger.attempt(attempt, table, run_id) as held:
             try:
                 columns = self._columns(plan.data_set)
-                claims = self._write(plan, due, attempt, columns)
+                claims, loads = self._write(plan, due, attempt, columns)
                 warnings = self._check(plan.data_set, due, attempt)
                 won, standing = self.ledger.claim(held, claims, force=force)
                 for publication in [*won, *(p for p in standing if p.state == "switching")]:
@@ -152,7 +148,25 @@ class Publisher:
             current=tuple(sorted([*current, *(p.partition for p in standing)])),
             rows={p.partition: p.rows for p in won},
             warnings=tuple(warnings),
+            metrics=Metrics.of_all(loads.values()),
+            query_ids=tuple(loads),
         )
+
+    def measured(self, report: PublicationReport, *, since: float) -> PublicationReport:
+        """The report with the loads' metrics as the query log has them, which knows of memory; as it was, if the log
+        does not have all of them.
+
+        :param since: before the publication began, in seconds since 1970.
+        """
+        if not report.query_ids:
+            return report
+        prefix = report.query_ids[0].rsplit(":", 3)[0] + ":"
+        try:
+            logged = queries.logged(self.cluster, prefix, count=len(report.query_ids), since=since)
+        except TrilakeError as e:
+            log.info("The query log does not tell what the loads of %s took: %s", report.table, e)
+            return report
+        return replace(report, metrics=logged) if logged else report
 
     def finish(self, table: str | None = None) -> list[Publication]:
         """Complete the publications that the ledger says are decided. Safe beside a publisher at work.
@@ -217,7 +231,8 @@ class Publisher:
         due, current = [], []
         for partition in plan.partitions:
             held = self.ledger.current(plan.data_set.table, partition.partition)
-            if held is None or force or held.sequence_number < plan.sequence_number:
+            asked = plan.state_of(partition), plan.sequence_number, plan.source
+            if held is None or force or not held.stands_against(*asked):
                 due.append(partition)
                 continue
             if held.state == "switching":
@@ -225,7 +240,7 @@ class Publisher:
             current.append(partition.partition)
         return due, current
 
-    def _columns(self, data_set: DataSet) -> _Columns:
+    def _columns(self, data_set: DataSet) -> Columns:
         rows = self.cluster.every_shard(
             lambda client, shard: Statement(
                 "SELECT name, type FROM system.columns WHERE default_kind IN ('', 'DEFAULT') "
@@ -244,57 +259,75 @@ class Publisher:
                     f"The columns of {data_set.local_table} differ between the shards.",
                     hint="Apply the migrations: `trilake migrate`.",
                 )
-        return _Columns(tuple(name for name, _ in first), tuple(kind for _, kind in first))
+        return Columns(tuple(name for name, _ in first), tuple(kind for _, kind in first))
 
     def _write(
-        self, plan: SnapshotPlan, partitions: Sequence[PartitionPlan], attempt: str, columns: _Columns
-    ) -> list[Claim]:
-        """Fill and audit the staging tables, a shard and partition at a time, side by side."""
-        cells = [(shard, partition) for partition in partitions for shard in self.cluster.shards]
-        counts = self.cluster.on_shards(
-            [(shard, partial(self._write_cell, plan, partition, attempt, columns)) for shard, partition in cells]
+        self, plan: SnapshotPlan, partitions: Sequence[PartitionPlan], attempt: str, columns: Columns
+    ) -> tuple[list[Claim], dict[str, Metrics]]:
+        """Fill and audit the staging tables, a shard and partition at a time, side by side. Gives the loads, too."""
+        if plan.plain == "CSVWithNames":
+            files = [file for partition in partitions for file in partition.files]
+            shards = self.cluster.shards
+            self.cluster.on_shards(
+                [(shards[n % len(shards)], partial(check_header, plan, file, columns)) for n, file in enumerate(files)]
+            )
+        at = [(shard, partition) for partition in partitions for shard in self.cluster.shards]
+        cells = self.cluster.on_shards(
+            [(shard, partial(self._write_cell, plan, partition, attempt, columns)) for shard, partition in at]
         )
-        rows: dict[str, dict[int, int]] = {}
-        for (shard, partition), count in zip(cells, counts, strict=True):
-            rows.setdefault(partition.partition, {})[shard.number] = count
-        return [Claim(name, plan.snapshot_id, plan.sequence_number, by_shard) for name, by_shard in rows.items()]
+        claims: list[Claim] = []
+        loads: dict[str, Metrics] = {}
+        for partition in partitions:
+            by_shard = {s.number: c for (s, p), c in zip(at, cells, strict=True) if p.partition == partition.partition}
+            if plan.plain:
+                _audit_objects(plan, partition, by_shard.values())
+            rows = {number: cell.rows for number, cell in by_shard.items()}
+            state = plan.state_of(partition)
+            claims.append(Claim(partition.partition, state, plan.sequence_number, rows, plan.source))
+            for cell in by_shard.values():
+                loads |= cell.loads
+        return claims, loads
 
     def _write_cell(
         self,
         plan: SnapshotPlan,
         partition: PartitionPlan,
         attempt: str,
-        columns: _Columns,
+        columns: Columns,
         client: Client,
         shard: ClickHouseShard,
-    ) -> int:
+    ) -> _Cell:
         data_set = plan.data_set
         local = f"{quote_name(shard.database)}.{quote_name(data_set.local_table)}"
         name = data_set.staging_table(attempt, partition.partition)
         staging = f"{quote_name(shard.database)}.{quote_name(name)}"
         client.command(f"CREATE TABLE {staging} AS {local}")
         files = partition.of_shard(shard.number)
-        pulled = 0, 0
-        for source in _sources(files, columns):
-            client.command(
-                f"INSERT INTO {staging} ({columns.listed}) SELECT {columns.listed} FROM {source}", settings=STRICT
+        pulled, by_file, loads = Sums(), dict[str, int](), dict[str, Metrics]()
+        for source in sources(plan, files, columns, shard=shard.number, shards=len(self.cluster.shards)):
+            query_id = f"publish:{attempt}:{partition.partition}:{shard.number}:{len(loads) + 1}"
+            done = client.command(
+                f"INSERT INTO {staging} ({columns.listed}) SELECT {columns.listed} FROM {source}",
+                settings={**STRICT, "query_id": query_id},
             )
-            rows, checksum = _sums(client, source, columns)
-            pulled = pulled[0] + rows, (pulled[1] + checksum) % 2**64
-        held = _sums(client, staging, columns)
-        expected = sum(file.rows for file in files)
+            loads[query_id] = Metrics.of_summary(getattr(done, "summary", {}))
+            if plan.plain:
+                for key, found in sums_by_file(client, source, files, columns).items():
+                    pulled += found
+                    by_file[key] = found.rows
+            else:
+                pulled += sums(client, source, columns)
+        held = sums(client, staging, columns)
         where = f"{data_set.table}, partition {partition.partition}, {shard}"
-        if held[0] != expected:
-            raise AuditError(f"{where}: the snapshot says {expected} rows, staging holds {held[0]}.")
+        if not plan.plain and held.rows != (expected := sum(file.rows for file in files)):
+            raise AuditError(f"{where}: the snapshot says {expected} rows, staging holds {held.rows}.")
         if held != pulled:
-            raise AuditError(f"{where}: the values in staging are not those of the snapshot's files.")
+            raise AuditError(f"{where}: the values in staging are not those of the files.", hint="Run the task again.")
         declared = data_set.partition_id(partition.partition)
-        found = {row[0] for row in client.query(f"SELECT DISTINCT _partition_id FROM {staging}").result_rows}
-        if found - {declared}:
-            raise AuditError(
-                f"{where}: staging holds rows of other partitions: {', '.join(sorted(found - {declared}))}."
-            )
-        return expected
+        strangers = {row[0] for row in client.query(f"SELECT DISTINCT _partition_id FROM {staging}").result_rows}
+        if strangers := strangers - {declared}:
+            raise AuditError(f"{where}: staging holds rows of other partitions: {', '.join(sorted(strangers))}.")
+        return _Cell(held.rows, by_file, loads)
 
     def _check(self, data_set: DataSet, partitions: Sequence[PartitionPlan], attempt: str) -> list[str]:
         def run(check: Check, partition: PartitionPlan, client: Client, shard: ClickHouseShard) -> int:
@@ -424,34 +457,18 @@ def _kill_and_drop(name: str, client: Client, shard: ClickHouseShard) -> None:
     client.command(f"DROP TABLE IF EXISTS {quote_name(shard.database)}.{quote_name(name)} SYNC")
 
 
-def _sources(files: Sequence[DataFile], columns: _Columns) -> list[str]:
-    """The rows of exactly these files as table expressions, each for a statement: no pattern, no inferred type."""
-    sources: list[str] = []
-    parts: list[str] = []
-    for file in files:
-        if not _PLAIN_KEY.fullmatch(file.key):
-            raise AuditError(f"The key {file.key!r} cannot be named to ClickHouse without being read as a pattern.")
-        part = (
-            f"SELECT {columns.listed} FROM s3({LAKE_COLLECTION}, filename = {quote_text(file.key)}, "
-            f"format = 'Parquet', structure = {quote_text(columns.structure)})"
-        )
-        if parts and sum(map(len, parts)) + len(part) > MAX_SOURCE_CHARACTERS:
-            sources.append(f"({' UNION ALL '.join(parts)})")
-            parts = []
-        parts.append(part)
-    if parts:
-        sources.append(f"({' UNION ALL '.join(parts)})")
-    return sources
-
-
-def _sums(client: Client, source: str, columns: _Columns) -> tuple[int, int]:
-    """Rows, and the sum of their hashes (modulo 2^64).
-
-    The hash is of a tuple: of plain arguments it is NULL as soon as one of them is, and sum() passes over NULLs.
-    """
-    sql = f"SELECT count(), sum(cityHash64(tuple({columns.listed}))) FROM {source}"
-    rows, checksum = client.query(sql, settings=STRICT).result_rows[0]
-    return int(rows), int(checksum)
+def _audit_objects(plan: SnapshotPlan, partition: PartitionPlan, cells: Iterable[_Cell]) -> None:
+    """:raises AuditError: the shards together, or each of them, do not hold the rows that were counted in an object."""
+    pulled, name = list(cells), f"{plan.data_set.table}, partition {partition.partition}"
+    for file in partition.files:
+        held = [cell.by_file.get(file.key, 0) for cell in pulled]
+        for total in [sum(held)] if plan.mixed else held:
+            if total != file.rows:
+                keyless = f" A row without {plan.data_set.shard_by} belongs to no shard." if plan.mixed else ""
+                raise AuditError(
+                    f"{name}: s3://{plan.bucket}/{file.key} was counted as {file.rows} rows, {total} were read.",
+                    hint=f"Nothing was published. Count it anew.{keyless}",
+                )
 
 
 def _few(names: Iterable[str]) -> str:

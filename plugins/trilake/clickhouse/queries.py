@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -59,6 +59,13 @@ class Metrics:
         return asdict(self)
 
     @classmethod
+    def of_all(cls, several: Iterable[Metrics]) -> Metrics:
+        """Sums, and the largest peak of memory."""
+        listed = list(several)
+        sums = {name: sum(getattr(one, name) for one in listed) for name in (*COUNTS, "seconds")}
+        return cls(**sums, memory_bytes=max((one.memory_bytes for one in listed), default=0))
+
+    @classmethod
     def of_summary(cls, summary: Mapping[str, Any]) -> Metrics:
         """Of the summary that ends an HTTP answer."""
         numbers = {name: int(summary.get(name) or 0) for name in COUNTS}
@@ -95,7 +102,7 @@ def look(cluster: Cluster, query_id: str, *, since: float) -> Seen:
     :param since: when it was sent or a little earlier, in seconds since 1970.
     :raises ClusterError: a host does not answer and no other knows the query: it may run there.
     """
-    day = (datetime.fromtimestamp(since, UTC) - timedelta(days=1)).date()
+    day = _day_before(since)
     mine = f"query_id = {quote_text(query_id)}"
 
     def look_on(shard: ClickHouseShard) -> Seen:
@@ -123,6 +130,29 @@ def look(cluster: Cluster, query_id: str, *, since: float) -> Seen:
     if errors:
         raise ClusterError(errors)
     return Seen(State.UNKNOWN)
+
+
+def logged(cluster: Cluster, prefix: str, *, count: int, since: float) -> Metrics | None:
+    """What finished queries took together, whose ids begin with `prefix`. None: the logs do not have `count` of them.
+
+    :param since: when the first was sent or a little earlier, in seconds since 1970.
+    :raises ClusterError: a host does not answer, or has no query log.
+    """
+    fields = ", ".join([*(f"sum({name})" for name in COUNTS), "max(memory_usage)", "sum(query_duration_ms) / 1000"])
+    statement = Statement(
+        f"SELECT count(), {fields} FROM system.query_log WHERE startsWith(query_id, {quote_text(prefix)}) "
+        f"AND event_date >= toDate('{_day_before(since)}') AND type = 'QueryFinish' AND is_initial_query"
+    )
+
+    def ask(shard: ClickHouseShard) -> tuple[int, Metrics]:
+        _flush(cluster, shard)
+        found, *numbers = cluster.on_shard(shard, statement)[0]
+        return int(found), Metrics(*numbers)
+
+    answers, errors = _each_host(cluster, ask)
+    if errors:
+        raise ClusterError(errors)
+    return Metrics.of_all(taken for _, taken in answers) if sum(found for found, _ in answers) == count else None
 
 
 def look_for_sure(cluster: Cluster, query_id: str, *, since: float) -> Seen:
@@ -173,6 +203,11 @@ def kill(
     if errors:
         raise ClusterError(errors)
     return sum(counts)
+
+
+def _day_before(since: float) -> date:
+    """Where to begin in the query log: a host's clock and time zone may be others."""
+    return (datetime.fromtimestamp(since, UTC) - timedelta(days=1)).date()
 
 
 def _of_log(row: Sequence[Any]) -> Seen:

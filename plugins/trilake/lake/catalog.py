@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from trilake.endpoints import PostgresEndpoint, S3Endpoint
 from trilake.errors import ConfigurationError, TrilakeError
@@ -27,6 +27,11 @@ WAREHOUSE = f"s3a://{LAKE_BUCKET}/warehouse"
 RUN_PROPERTY = "trilake.run"
 COUNTS_PROPERTY = "trilake.counts"
 
+# What rows come from, as the ledger says it: this and the table's UUID (the UUID is missing in rows of old), or this.
+ICEBERG_TABLE = "Iceberg table"
+PLAIN_OBJECTS = "plain objects"
+PlainFormat = Literal["Parquet", "CSVWithNames"]
+
 
 class TableNotFoundError(TrilakeError):
     """The data set has no Iceberg table yet."""
@@ -42,36 +47,49 @@ class UnpublishableSnapshotError(TrilakeError):
 
 @dataclass(frozen=True)
 class DataFile:
-    """One Parquet file of a snapshot. `key` is below bucket ``lake``; `bucket` is None in an unsharded table."""
+    """One Parquet file of a snapshot, or a plain object. `key` is below the plan's bucket of S3.
+
+    :param bucket: the one bucket of Iceberg's that its rows lie in; None: it is not split by shard.
+    :param etag: what was pinned, without quotes; empty for files of Iceberg, which never change.
+    """
 
     key: str
     rows: int
     size: int
     bucket: int | None
+    etag: str = ""
 
 
 @dataclass(frozen=True)
 class PartitionPlan:
-    """The files that one partition consists of at one snapshot."""
+    """The files that one partition consists of at one snapshot.
+
+    :param digest: of plain objects, what stands for exactly these; None: the snapshot does.
+    """
 
     partition: str
     files: tuple[DataFile, ...] = ()
+    digest: int | None = None
 
     @property
     def rows(self) -> int:
         return sum(file.rows for file in self.files)
 
     def of_shard(self, number: int) -> tuple[DataFile, ...]:
-        """The files of shard `number` (from 1): those of its bucket, or all of them in an unsharded table."""
+        """The files that shard `number` (from 1) reads: those of its bucket, and those that are not split."""
         return tuple(file for file in self.files if file.bucket is None or file.bucket == number - 1)
 
 
 @dataclass(frozen=True)
 class SnapshotPlan:
-    """What is to be published: partitions of one snapshot.
+    """What is to be published: partitions of one snapshot of an Iceberg table, or of plain objects.
 
-    :param sequence_number: Iceberg's; a larger one is a later snapshot of the same table.
+    :param snapshot_id: Iceberg's; of plain objects their version.
+    :param sequence_number: Iceberg's, or the version; a larger one is a later state of the same source.
     :param buckets: how many shards the table was written for; None when unsharded.
+    :param source: what the rows come from, see `ICEBERG_TABLE`; two states of different sources have no order.
+    :param bucket: of S3, where the files are.
+    :param plain: the format of plain objects; None: Parquet files of Iceberg.
     """
 
     data_set: DataSet
@@ -79,10 +97,22 @@ class SnapshotPlan:
     sequence_number: int
     buckets: int | None
     partitions: tuple[PartitionPlan, ...]
+    source: str = ICEBERG_TABLE
+    bucket: str = LAKE_BUCKET
+    plain: PlainFormat | None = None
 
     @property
     def rows(self) -> int:
         return sum(partition.rows for partition in self.partitions)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether each file holds rows of every shard."""
+        return self.plain is not None and self.data_set.grain is not None
+
+    def state_of(self, partition: PartitionPlan) -> int:
+        """What tells two states of a partition with one sequence number apart: the snapshot, or a digest."""
+        return self.snapshot_id if partition.digest is None else partition.digest
 
 
 def open_catalog(lake: PostgresEndpoint, s3: S3Endpoint) -> SqlCatalog:
@@ -173,6 +203,7 @@ def plan(table: Table, data_set: DataSet, partitions: Iterable[str], snapshot_id
         partitions=tuple(
             PartitionPlan(partition, tuple(sorted(files[partition], key=lambda file: file.key))) for partition in wanted
         ),
+        source=f"{ICEBERG_TABLE} {table.metadata.table_uuid}",
     )
 
 

@@ -1,0 +1,176 @@
+"""The files of a plan as ClickHouse reads them: exactly these, by name, through the named collection of their bucket.
+
+Files of Iceberg are split by shard and typed as the table is: they are read as the table's own types. Plain objects are
+anybody's. Each shard reads all of a partition and keeps the rows of its bucket; a value that the table's type cannot
+hold is an error and not another value; and what was read is what was pinned, by ETag.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from trilake.clickhouse.cluster import quote_name, quote_text
+from trilake.errors import CountMismatchError
+from trilake.lake.catalog import DataFile, SnapshotPlan
+from trilake.lake.objects import is_plain_key
+
+if TYPE_CHECKING:
+    from clickhouse_connect.driver.client import Client
+
+# What would change values without a word is an error instead.
+STRICT: dict[str, Any] = {
+    "insert_null_as_default": 0,
+    "input_format_null_as_default": 0,
+    "input_format_parquet_allow_missing_columns": 0,
+    "s3_throw_on_zero_files_match": 1,
+    "date_time_overflow_behavior": "throw",
+    # a key such as d=2013-01-05/part.parquet would replace the file's own column d
+    "use_hive_partitioning": 0,
+    # the cache knows an object by a time of whole seconds
+    "schema_inference_use_cache_for_s3": 0,
+    # CSV: an empty field without quotes is NULL, and so is \N; "" is the empty text
+    "input_format_with_names_use_header": 1,
+    "input_format_csv_empty_as_default": 1,
+    "format_csv_null_representation": "\\N",
+}
+
+# Files that are named in one statement, in characters of SQL: ClickHouse parses at most 262,144 bytes (max_query_size)
+# of a statement, and reads all that it names side by side.
+MAX_SOURCE_CHARACTERS = 100_000
+
+# Types whose empty text is a value; every other type reads an empty field as NULL.
+_TEXT = re.compile(r"String|FixedString\(\d+\)|LowCardinality\((Fixed)?String(\(\d+\))?\)")
+_FILE, _ETAG = "_trilake_file", "_trilake_etag"
+
+
+class AuditError(CountMismatchError):
+    """Staging is not what its source says. Nothing was published."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns that rows come in, as ClickHouse types them."""
+
+    names: tuple[str, ...]
+    types: tuple[str, ...]
+
+    @property
+    def listed(self) -> str:
+        return ", ".join(quote_name(name) for name in self.names)
+
+    @property
+    def structure(self) -> str:
+        return ", ".join(f"{quote_name(n)} {t}" for n, t in zip(self.names, self.types, strict=True))
+
+    @property
+    def csv_structure(self) -> str:
+        """Every field as text: numbers would be cut to size on the way in."""
+        kinds = ("String" if _TEXT.fullmatch(kind) else "Nullable(String)" for kind in self.types)
+        return ", ".join(f"{quote_name(n)} {kind}" for n, kind in zip(self.names, kinds, strict=True))
+
+    def accurate(self, *, of_csv: bool) -> str:
+        """Each column as the table's type, or an error: of a number out of range, a NULL where the table has none."""
+
+        def column(name: str, kind: str) -> str:
+            value = quote_name(name)
+            if of_csv and _TEXT.fullmatch(kind):
+                value = f"nullIf({value}, {quote_text(str(STRICT['format_csv_null_representation']))})"
+            return f"accurateCast({value}, {quote_text(kind)}) AS {quote_name(name)}"
+
+        return ", ".join(column(name, kind) for name, kind in zip(self.names, self.types, strict=True))
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Rows, and the sum of their hashes (modulo 2^64)."""
+
+    rows: int = 0
+    checksum: int = 0
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(self.rows + other.rows, (self.checksum + other.checksum) % 2**64)
+
+
+def sources(plan: SnapshotPlan, files: Sequence[DataFile], columns: Columns, *, shard: int, shards: int) -> list[str]:
+    """The rows of these files that are the shard's, as table expressions, each small enough for a statement."""
+    for file in files:
+        if not is_plain_key(file.key):
+            raise AuditError(f"The key {file.key!r} cannot be named to ClickHouse without being read as a pattern.")
+    parts = [_part(plan, number, file.key, columns) for number, file in enumerate(files)]
+    where = ""
+    if plan.mixed:
+        where = f" WHERE icebergBucket({shards}, {quote_name(plan.data_set.shard_by or '')}) = {shard - 1}"
+    return [f"(SELECT * FROM ({' UNION ALL '.join(some)}){where})" for some in _chunks(parts)]
+
+
+def _part(plan: SnapshotPlan, number: int, key: str, columns: Columns) -> str:
+    where = f"s3({quote_name(plan.bucket)}, filename = {quote_text(key)}"
+    if plan.plain is None:
+        structure = quote_text(columns.structure)
+        return f"SELECT {columns.listed} FROM {where}, format = 'Parquet', structure = {structure})"
+    of_csv = plan.plain == "CSVWithNames"
+    # Parquet says its own types; what is read as the table's would be cut to size without a word
+    structure = f", structure = {quote_text(columns.csv_structure)}" if of_csv else ""
+    return (
+        f"SELECT {columns.accurate(of_csv=of_csv)}, {number}::UInt32 AS {_FILE}, _etag AS {_ETAG} "
+        f"FROM {where}, format = {quote_text(plan.plain)}{structure})"
+    )
+
+
+def _chunks(parts: Iterable[str]) -> list[list[str]]:
+    chunks: list[list[str]] = []
+    length = 0
+    for part in parts:
+        if not chunks or length + len(part) > MAX_SOURCE_CHARACTERS:
+            chunks.append([])
+            length = 0
+        chunks[-1].append(part)
+        length += len(part)
+    return chunks
+
+
+def sums(client: Client, source: str, columns: Columns) -> Sums:
+    """The hash is of a tuple: of plain arguments it is NULL as soon as one of them is, and sum() passes over NULLs."""
+    sql = f"SELECT count(), sum(cityHash64(tuple({columns.listed}))) FROM {source}"
+    rows, checksum = client.query(sql, settings=STRICT).result_rows[0]
+    return Sums(int(rows), int(checksum))
+
+
+def sums_by_file(client: Client, source: str, files: Sequence[DataFile], columns: Columns) -> dict[str, Sums]:
+    """As `sums`, of each plain object that has rows here, by its key.
+
+    :raises AuditError: an object is not the one that was pinned.
+    """
+    sql = (
+        f"SELECT {_FILE}, groupUniqArray({_ETAG}), count(), sum(cityHash64(tuple({columns.listed}))) "
+        f"FROM {source} GROUP BY {_FILE}"
+    )
+    found = {}
+    for number, etags, rows, checksum in client.query(sql, settings=STRICT).result_rows:
+        file = files[int(number)]
+        if file.etag and {etag.strip('"') for etag in etags} != {file.etag}:
+            raise AuditError(f"{file.key} was changed while it was read.", hint="Run the task again.")
+        found[file.key] = Sums(int(rows), int(checksum))
+    return found
+
+
+def check_header(plan: SnapshotPlan, file: DataFile, columns: Columns, client: Client, _shard: object) -> None:
+    """ClickHouse takes a column that a CSV file does not have for empty.
+
+    :raises AuditError: its first line does not name every column of the table.
+    """
+    sql = (
+        f"SELECT line FROM s3({quote_name(plan.bucket)}, filename = {quote_text(file.key)}, format = 'LineAsString', "
+        "structure = 'line String') LIMIT 1"
+    )
+    lines = client.query(sql, settings=STRICT).result_rows
+    header = next(csv.reader([lines[0][0].removeprefix("\ufeff")]), []) if lines else []
+    if missing := [name for name in columns.names if name not in header]:
+        raise AuditError(
+            f"{file.key} has no column {', '.join(missing)}: its first line is {','.join(header)[:200]!r}.",
+            hint="Its first line has to name every column of the table.",
+        )

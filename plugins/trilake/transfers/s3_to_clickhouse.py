@@ -1,0 +1,107 @@
+"""Publish plain objects of S3 in ClickHouse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal
+
+from trilake.errors import ConfigurationError
+from trilake.lake.data_set import RAW_BUCKET
+from trilake.lake.objects import plan_objects, read_objects
+from trilake.operators.publications import PublishOperator
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from trilake.hooks.lake import LakeHook
+    from trilake.lake.catalog import SnapshotPlan
+
+_1970 = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class S3ToClickHouseOperator(PublishOperator):
+    """Publishes Parquet files, or CSV files whose first line names the columns; see `PublishOperator` for what it
+    checks and gives.
+
+    The objects are pinned by ETag. Each shard reads all of a partition's and keeps the rows whose
+    ``icebergBucket(shards, key)`` is its own; without a grain it keeps all. Columns are taken by name, those that the
+    table does not have are passed over, one that is missing is an error. A value that a column cannot hold is an error,
+    too. In CSV an empty field and ``\\N`` are NULL, ``""`` is the empty text; compression goes by the key's ending.
+
+    Objects have no order of their own, so a load has a version: a lower one never replaces a higher one, unless
+    `force`. The same version with the same objects changes nothing; with other objects (a run that was cleared and
+    wrote anew) it replaces what it published before.
+
+    :param objects: ``{partition: {key: rows}}``, or a list of objects with partition, key, rows and perhaps etag (then
+        it has to be that object still), or either as JSON; templated, and may be another task's output. They name
+        exactly the window's partitions; one without an object is published empty. Without a grain ``{key: rows}``.
+    :param bucket: where they are; ClickHouse reaches it by the named collection of that name. Templated.
+    :param file_format: ``parquet`` or ``csv``; None: as the keys end.
+    :param version: a whole number, or a moment in ISO 8601, which counts in microseconds since 1970; templated. By
+        default when the run was due (``run_after``): of two runs the one that was due later is the newer.
+    """
+
+    template_fields: Sequence[str] = (*PublishOperator.template_fields, "objects", "bucket", "version")
+    template_fields_renderers = {"objects": "json"}
+
+    def __init__(
+        self,
+        *,
+        objects: Any,
+        bucket: str = RAW_BUCKET,
+        file_format: Literal["parquet", "csv"] | None = None,
+        version: int | str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.objects = objects
+        self.bucket = bucket
+        self.file_format = file_format
+        self.version = version
+
+    def plan(self, context: Context, lake: LakeHook) -> SnapshotPlan:
+        """:raises trilake.lake.objects.ObjectError: an object is missing, or is not the one that was counted.
+        :raises ConfigurationError: `objects` or `version` cannot be read, or are not those of the window.
+        """
+        data_set = self.data_set
+        objects = read_objects(data_set, self.objects)
+        if data_set.grain:
+            window = self.window(context)
+            strange = [name for name in objects if name not in set(window)]
+            missing = [name for name in window if name not in objects]
+            if strange or missing:
+                raise ConfigurationError(
+                    f"The objects of {data_set.name} are not those of the window {window}: "
+                    + "; ".join(
+                        f"{what} {', '.join(names[:3])}{' and more' if len(names) > 3 else ''}"
+                        for what, names in (("it does not have", strange), ("they do not name", missing))
+                        if names
+                    )
+                    + ".",
+                    hint="Choose another window (start, end); or name a partition without objects to publish it empty.",
+                )
+        version = self._version(context)
+        return plan_objects(
+            lake.s3_client(), data_set, self.bucket, objects, version=version, file_format=self.file_format
+        )
+
+    def _version(self, context: Context) -> int:
+        if self.version in (None, "", "None"):
+            run: Any = context["dag_run"]
+            return _microseconds(run.run_after)
+        try:
+            text = str(self.version)
+            version = int(text) if text.isdigit() else _microseconds(datetime.fromisoformat(text))
+            if not 0 <= version < 2**63:  # a bigint of the ledger
+                raise ValueError
+            return version
+        except ValueError:
+            raise ConfigurationError(
+                f"{self.version!r} is no version of {self.data_set.name}.",
+                hint="Give a whole number, or a moment such as {{ ts }}.",
+            ) from None
+
+
+def _microseconds(moment: datetime) -> int:
+    return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _1970) // timedelta(microseconds=1)

@@ -1,0 +1,7 @@
+CREATE TABLE carriers
+(
+    carrier LowCardinality(String),
+    name    String
+)
+ENGINE = MergeTree
+ORDER BY carrier
