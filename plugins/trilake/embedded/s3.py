@@ -8,9 +8,9 @@ from pathlib import Path
 from trilake.embedded.home import LOOPBACK, Home, write_private
 from trilake.embedded.java import Java
 from trilake.embedded.processes import HOME_MARKER, SERVICE_MARKER, Program
+from trilake.lake.data_set import BUCKETS
 
 SERVICE = "s3"
-BUCKETS = ("raw", "lake", "artifacts", "logs", "backups")
 _CONFIGURATION = "s3.properties"
 # Objects are streamed; a multipart upload of Spark holds a few parts of 8 MiB at once.
 _HEAP = "192m"
