@@ -205,7 +205,9 @@ def export(
         ]
         counts = cluster.on_shards([(shard, partial(_write, source, key)) for shard, _, source, key in cells])
         objects = []
-        for (shard, partition, _, key), rows in zip(cells, counts, strict=True):
+        for (shard, partition, _, key), (rows, found) in zip(cells, counts, strict=True):
+            if rows != found:
+                raise ExportError(f"{shard} wrote {rows} rows to s3://{EXPORTS_BUCKET}/{key}, which holds {found}.")
             head = client.head_object(Bucket=EXPORTS_BUCKET, Key=key)
             etag = head["ETag"].strip('"')
             objects.append(ExportedObject(key, partition, shard.number, rows, head["ContentLength"], etag))
@@ -229,16 +231,14 @@ def cancel(cluster: Cluster, prefix: str) -> None:
     cluster.every_host(Statement(f"KILL QUERY WHERE {mine} SYNC"))
 
 
-def _write(source: Source, key: str, client: Client, shard: ClickHouseShard) -> int:
+def _write(source: Source, key: str, client: Client, shard: ClickHouseShard) -> tuple[int, int]:
+    """Rows that the server says it wrote, and those that the object holds."""
     target = f"s3({EXPORTS_COLLECTION}, filename = {quote_text(key)}, format = 'Parquet')"
     answer: Any = client.command(
         f"INSERT INTO FUNCTION {target} {source.on(shard)}", parameters=source.bound, settings=_WRITE
     )
-    written = int(answer.summary["written_rows"])
-    found = int(client.query(f"SELECT count() FROM {target}").result_rows[0][0])
-    if found != written:
-        raise ExportError(f"{shard} wrote {written} rows to s3://{EXPORTS_BUCKET}/{key}, which holds {found}.")
-    return written
+    found = client.query(f"SELECT count() FROM {target}").result_rows[0][0]
+    return int(answer.summary["written_rows"]), int(found)
 
 
 def _columns(cluster: Cluster, source: Source) -> tuple[tuple[str, str], ...]:
