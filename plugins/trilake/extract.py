@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from trilake.errors import ConfigurationError, CountMismatchError, TrilakeError
 from trilake.s3 import ObjectWriter
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 Format = Literal["parquet", "csv"]
 
-BLOCK_BYTES = 8 << 20
-"""Of COPY's text that become one batch of rows, and one row group of Parquet. A single row has to fit into it."""
+BLOCK_BYTES = 2 << 20
+"""Of COPY's text that become one batch of rows, and one row group of Parquet."""
+MAX_ROW_BYTES = 64 << 20
+"""Of a single row's text, which is in memory as a whole."""
 PIPE_BYTES = 1 << 20
 
 # How PostgreSQL writes values does not depend on whose session it is; all partitions are of one moment.
@@ -43,8 +45,7 @@ _NUMERIC, _BYTEA = 1700, 17
 _MAX_DIGITS = 38
 # PostgreSQL keeps a numeric's scale in 11 bits, with a sign.
 _SCALE_VALUES = 2048
-_STRAY_ROW = re.compile(r"straddling object", re.I)
-_UNREAD_VALUE = re.compile(r"In CSV column #(\d+):(?: Row #\d+:)? CSV conversion error to ([^:]+)")
+_UNREAD_VALUE = re.compile(r"In CSV column #(\d+):")
 
 
 class ExtractError(TrilakeError):
@@ -100,7 +101,7 @@ def extract(
     :param cursor: see `one_moment`.
     :param parameters: bound as ``%(name)s``; a percent sign of the query is written twice.
     :raises ConfigurationError: a column that Parquet has no equal of.
-    :raises ExtractError: a value that its column's type in Parquet cannot hold, or a row larger than `BLOCK_BYTES`.
+    :raises ExtractError: a value that its column's type in Parquet cannot hold, or a row larger than `MAX_ROW_BYTES`.
     :raises CountMismatchError: what was written is not what PostgreSQL sent.
     """
     query = cursor.mogrify(sql.strip().rstrip(";"), dict(parameters)).decode()
@@ -196,9 +197,9 @@ def _decimal_type(name: str, precision: int | None, scale: int | None) -> pyarro
 class _Copy:
     """COPY of a query, by a thread, into a pipe that is read here."""
 
-    def __init__(self, cursor: Cursor, query: str) -> None:
+    def __init__(self, cursor: Cursor, query: str, *, header: bool) -> None:
         self._cursor = cursor
-        self._query = query
+        self._sql = f"COPY (\n{query}\n) TO STDOUT (FORMAT csv, HEADER {header})"
         self.error: BaseException | None = None
         reading, self._writing = os.pipe()
         self.file = os.fdopen(reading, "rb", buffering=PIPE_BYTES)
@@ -225,7 +226,7 @@ class _Copy:
         try:
             with os.fdopen(self._writing, "wb", buffering=PIPE_BYTES) as pipe:
                 try:
-                    self._cursor.copy_expert(f"COPY (\n{self._query}\n) TO STDOUT (FORMAT csv, HEADER)", pipe)
+                    self._cursor.copy_expert(self._sql, pipe)
                 except BaseException as e:
                     self.error = e  # known before the pipe comes to its end
         except OSError as e:
@@ -239,66 +240,84 @@ def _write_parquet(cursor: Cursor, query: str, target: ObjectWriter) -> tuple[in
     columns = columns_of(cursor, query)
     schema = pa.schema([(column.name, column.type) for column in columns])
     # what Arrow does not read from text itself is read as text first
-    read = {column.name: pa.string() if column.oid == _BYTEA else column.type for column in columns}
-    rows = 0
-    with _Copy(cursor, query) as copy, parquet.ParquetWriter(target, schema, compression="zstd") as writer:
-        try:
-            batches = csv.open_csv(
-                copy.file,
-                read_options=csv.ReadOptions(block_size=BLOCK_BYTES, use_threads=False),
-                # a row of one NULL is an empty line
-                parse_options=csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False),
-                convert_options=csv.ConvertOptions(
-                    column_types=read,
-                    include_columns=[column.name for column in columns],
-                    null_values=[""],
-                    strings_can_be_null=True,
-                    quoted_strings_can_be_null=False,
-                    true_values=["t"],
-                    false_values=["f"],
-                ),
-            )
-            for batch in batches:
-                writer.write_batch(_with_binary(batch, columns, schema))
-                rows += batch.num_rows
-        except pa.ArrowInvalid as e:
-            # a text that ends in the middle of a row has a reason
-            raise copy.error or _readable(e, columns) from None
+    convert = csv.ConvertOptions(
+        column_types={column.name: pa.string() if column.oid == _BYTEA else column.type for column in columns},
+        null_values=[""],
+        strings_can_be_null=True,
+        quoted_strings_can_be_null=False,
+        true_values=["t"],
+        false_values=["f"],
+    )
+    footer: list[parquet.FileMetaData] = []
+    with (
+        _Copy(cursor, query, header=False) as copy,
+        parquet.ParquetWriter(target, schema, compression="zstd", metadata_collector=footer) as writer,
+    ):
+        # Arrow's own streaming reader would read 32 blocks ahead of a slow upload
+        for block in _blocks(copy.file):
+            try:
+                table = csv.read_csv(
+                    pa.BufferReader(block),
+                    csv.ReadOptions(column_names=schema.names, block_size=len(block) + 1, use_threads=False),
+                    # a row of one NULL is an empty line
+                    csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False),
+                    convert,
+                )
+            except pa.ArrowInvalid as e:
+                # a text that ends in the middle of a row has a reason
+                raise copy.error or _readable(e, columns) from None
+            writer.write_table(_with_binary(table, columns, schema))
         sent = copy.rows()
-    return rows, sent
+    return footer[0].num_rows, sent
 
 
 def _readable(error: Exception, columns: Sequence[Column]) -> ExtractError:
     text = " ".join(str(error).split())
-    if _STRAY_ROW.search(text):
-        return ExtractError(f"A row is larger than {BLOCK_BYTES >> 20} MiB.", hint="Leave the large column out.")
     # without the value: it may be anything
     found = _UNREAD_VALUE.search(text)
-    where = f"Column {columns[int(found[1])].name}" if found else "A column"
-    kind = found[2] if found else "its type in Parquet"
+    column = columns[int(found[1])] if found else None
+    where = f"Column {column.name} has a value that {column.type}" if column else "A value is there that its type"
     return ExtractError(
-        f"{where} has a value that {kind} cannot hold.",
+        f"{where} cannot hold.",
         hint="Infinity, NaN and years beyond 9999 have no equal: cast the column to text.",
     )
 
 
-def _with_binary(batch: Any, columns: Sequence[Column], schema: pyarrow.Schema) -> Any:
+def _blocks(file: IO[bytes]) -> Iterator[bytes]:
+    """COPY's text in blocks of whole rows.
+
+    :raises ExtractError: a row is larger than `MAX_ROW_BYTES`.
+    """
+    held = b""
+    while piece := file.read(BLOCK_BYTES):
+        held += piece
+        quotes, end = held.count(b'"'), len(held)
+        # the last line end that no open quote precedes
+        while (end := held.rfind(b"\n", 0, end)) >= 0 and (quotes - held.count(b'"', end)) % 2:
+            pass
+        if end >= 0:
+            yield held[: end + 1]
+            held = held[end + 1 :]
+        elif len(held) > MAX_ROW_BYTES:
+            raise ExtractError(f"A row is larger than {MAX_ROW_BYTES >> 20} MiB.", hint="Leave the large column out.")
+    if held:
+        yield held
+
+
+def _with_binary(table: pyarrow.Table, columns: Sequence[Column], schema: pyarrow.Schema) -> pyarrow.Table:
+    """Bytes of PostgreSQL's hexadecimal text."""
     import pyarrow as pa
 
-    if not any(column.oid == _BYTEA for column in columns):
-        return batch
-    arrays = [
-        pa.array([None if v is None else bytes.fromhex(v[2:]) for v in array.to_pylist()], pa.binary())
-        if column.oid == _BYTEA
-        else array
-        for column, array in zip(columns, batch.columns, strict=True)
-    ]
-    return pa.record_batch(arrays, schema=schema)
+    for number, column in enumerate(columns):
+        if column.oid == _BYTEA:
+            values = [None if v is None else bytes.fromhex(v[2:]) for v in table.column(number).to_pylist()]
+            table = table.set_column(number, schema.field(number), pa.array(values, pa.binary()))
+    return table
 
 
 def _write_csv(cursor: Cursor, query: str, target: ObjectWriter) -> tuple[int, int]:
     lines, quoted = 0, False
-    with _Copy(cursor, query) as copy:
+    with _Copy(cursor, query, header=True) as copy:
         while piece := copy.file.read(PIPE_BYTES):
             target.write(piece)
             for number, part in enumerate(piece.split(b'"')):

@@ -18,7 +18,7 @@ CONNECT_TIMEOUT_S = 5  # the store is at most one private network away
 READ_TIMEOUT_S = 60  # the store fsyncs a large object before it answers
 ATTEMPTS = 5  # boto3's standard mode backs off exponentially: about 15 s in all
 KEYS_PER_REQUEST = 1_000  # S3's limit of a bulk request
-PART_BYTES = 8 << 20  # at least 5 MiB, and at most 10,000 of them: an object of 78 GiB
+PART_BYTES = 5 << 20  # the least that S3 takes, at most 10,000 times: an object of 48 GiB
 
 
 class S3Error(TrilakeError):
@@ -93,7 +93,9 @@ class ObjectWriter(io.RawIOBase):
         super().__init__()
         abort_uploads(client, bucket, key)
         self._client, self._bucket, self._key = client, bucket, key
-        self._buffer = bytearray()
+        # one for all parts, which are as large as it: memory that is taken and given back by megabytes never comes back
+        self._buffer = bytearray(PART_BYTES)
+        self._held = 0
         self._upload = ""
         self._parts: list[CompletedPartTypeDef] = []
         self.size = 0
@@ -106,12 +108,16 @@ class ObjectWriter(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         piece = memoryview(data).cast("B")
-        self._buffer += piece
-        self.size += len(piece)
-        while len(self._buffer) >= PART_BYTES:
-            self._send(bytes(self._buffer[:PART_BYTES]))
-            del self._buffer[:PART_BYTES]
-        return len(piece)
+        sent = 0
+        while sent < len(piece):
+            taken = piece[sent : sent + PART_BYTES - self._held]
+            self._buffer[self._held : self._held + len(taken)] = taken
+            self._held += len(taken)
+            sent += len(taken)
+            if self._held == PART_BYTES:
+                self._send(self._buffer)
+        self.size += sent
+        return sent
 
     def commit(self) -> str:
         """Make the object, in place of an earlier one. Gives its ETag.
@@ -119,11 +125,11 @@ class ObjectWriter(io.RawIOBase):
         :raises S3Error: the upload was ended by a later writer of the same key.
         """
         if not self._upload:
-            answer = self._client.put_object(Bucket=self._bucket, Key=self._key, Body=bytes(self._buffer))
+            answer = self._client.put_object(Bucket=self._bucket, Key=self._key, Body=bytes(self._buffer[: self._held]))
             return answer["ETag"].strip('"')
         with self._not_ended():
-            if self._buffer:
-                self._send(bytes(self._buffer))
+            if self._held:
+                self._send(self._buffer[: self._held])
             done = self._client.complete_multipart_upload(
                 Bucket=self._bucket, Key=self._key, UploadId=self._upload, MultipartUpload={"Parts": self._parts}
             )
@@ -132,21 +138,25 @@ class ObjectWriter(io.RawIOBase):
 
     def abort(self) -> None:
         """Leave nothing. Does nothing after `commit`."""
-        self._buffer.clear()
         if self._upload:
             with suppress(self._client.exceptions.NoSuchUpload):
                 self._client.abort_multipart_upload(Bucket=self._bucket, Key=self._key, UploadId=self._upload)
             self._upload = ""
 
-    def _send(self, part: bytes) -> None:
+    def _send(self, part: bytearray) -> None:
         if not self._upload:
             self._upload = self._client.create_multipart_upload(Bucket=self._bucket, Key=self._key)["UploadId"]
         number = len(self._parts) + 1
         with self._not_ended():
             answer = self._client.upload_part(
-                Bucket=self._bucket, Key=self._key, UploadId=self._upload, PartNumber=number, Body=part
+                Bucket=self._bucket,
+                Key=self._key,
+                UploadId=self._upload,
+                PartNumber=number,
+                Body=part,  # type: ignore[arg-type]  # boto3 takes it
             )
         self._parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+        self._held = 0
 
     @contextmanager
     def _not_ended(self) -> Iterator[None]:
