@@ -115,12 +115,12 @@ def merge_rows(
     """
     from psycopg2.errors import InvalidColumnReference
 
+    if columns and (missing := [name for name in key if name not in columns]):
+        raise ConfigurationError(f"Rows for {table} have no column {missing[0]}.", hint="Name it in the query.")
     with connection.cursor() as cursor:
         staging, sent = _stage(cursor, table, columns, rows)
         if not sent:
             return 0, 0
-        if missing := [name for name in key if name not in columns]:
-            raise ConfigurationError(f"Rows for {table} have no column {missing[0]}.", hint="Name it in the query.")
         _check_keys(cursor, table, staging, key)
         _lock(cursor, table)
         values = [name for name in columns if name not in key] or list(key)

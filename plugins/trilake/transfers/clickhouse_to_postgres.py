@@ -12,7 +12,7 @@ from trilake.hooks.clickhouse import ClickHouseHook
 from trilake.lake import DataSet
 from trilake.operators.project import ProjectOperator
 from trilake.operators.window import WindowedOperator
-from trilake.postgres import connect, merge_rows, replace_rows
+from trilake.postgres import ROWS_PER_BLOCK, connect, merge_rows, replace_rows
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -74,10 +74,12 @@ class ClickHouseToPostgresOperator(WindowedOperator, ProjectOperator):
         hook = ClickHouseHook(clickhouse_conn_id=self.clickhouse_conn_id)
         postgres = PostgresEndpoint.from_connection(hook.get_connection(self.postgres_conn_id))
         bound = {"start": window.start, "stop": window.stop} if window else {}
+        # rows are Python's objects here: no more of them at once than PostgreSQL is sent at once
+        settings = hook.identify({"max_block_size": ROWS_PER_BLOCK})
         result: dict[str, Any] = {"table": self.table}
         with (
             closing(hook.get_client()) as client,
-            client.query_row_block_stream(self.sql, parameters=bound, settings=hook.identify()) as stream,
+            client.query_row_block_stream(self.sql, parameters=bound, settings=settings) as stream,
             connect(postgres) as connection,
         ):
             # of the result that is streamed; none where there is no row
