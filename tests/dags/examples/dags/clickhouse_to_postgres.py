@@ -34,7 +34,7 @@ with DAG(
     )
     merge = ClickHouseToPostgresOperator(
         task_id="merge",
-        sql="SELECT toDate('2013-02-28') AS day, concat('/page/', toString(number)) AS page, 1 AS visits FROM numbers(7)",
+        sql="SELECT toDate('2013-02-28') AS day, '/page/' || toString(number) AS page, 1 AS visits FROM numbers(7)",
         table="marts.visits_day",
         key=("day", "page"),
     )
