@@ -52,7 +52,7 @@ def list_keys(client: S3Client, bucket: str, prefix: str) -> list[str]:
 
 
 def remove(client: S3Client, bucket: str, keys: Sequence[str]) -> None:
-    """Remove objects in the order given, as far as a store's bulk request has one.
+    """Remove objects; one that is not there is none to remove.
 
     :raises S3Error: an object could not be removed.
     """
@@ -63,21 +63,21 @@ def remove(client: S3Client, bucket: str, keys: Sequence[str]) -> None:
             raise S3Error(f"s3://{bucket}/{errors[0].get('Key')} cannot be removed ({errors[0].get('Code')}).")
 
 
-def abort_uploads(client: S3Client, bucket: str, prefix: str) -> int:
-    """End the uploads that were begun and not completed, below a prefix that ends in ``/``, or of one key.
-
-    Nobody can complete them any more.
-    """
-    uploads = [
+def list_uploads(client: S3Client, bucket: str, prefix: str) -> list[tuple[str, str]]:
+    """(key, upload) of what was begun and not completed, below a prefix that ends in ``/``, or of one key."""
+    return [
         (found["Key"], found["UploadId"])
         for page in client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix)
         for found in page.get("Uploads", [])
         if prefix.endswith("/") or found["Key"] == prefix
     ]
-    for key, upload in uploads:
+
+
+def abort_uploads(client: S3Client, bucket: str, prefix: str) -> None:
+    """End the uploads of `list_uploads`: nobody can complete them any more."""
+    for key, upload in list_uploads(client, bucket, prefix):
         with suppress(client.exceptions.NoSuchUpload):
             client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload)
-    return len(uploads)
 
 
 class ObjectWriter(io.RawIOBase):

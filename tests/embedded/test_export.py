@@ -233,6 +233,26 @@ def test_a_zombies_statements_end_and_what_it_writes_late_is_in_no_manifest(expo
     assert late not in exports.listed()
 
 
+def test_an_attempt_that_was_overtaken_removes_nothing_of_its_successors(
+    exports: Exports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stands still with its manifest written; its successor begins and ends; then it goes on."""
+    remove = module._remove
+    successors: list[module.Export | None] = []
+
+    def stall(client: Any, prefix: str, attempts: Any) -> None:
+        if any(key.endswith(module.MANIFEST) for key in exports.listed()) and not successors:
+            successors.append(None)
+            successors.append(exports.run())
+        remove(client, prefix, attempts)
+
+    monkeypatch.setattr(module, "_remove", stall)
+    exports.run()
+    successor = successors[1]
+    assert successor is not None
+    assert set(exports.listed()) == {successor.manifest, *(item.key for item in successor.objects)}
+
+
 def test_a_query_that_would_give_the_same_rows_on_every_shard_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"does not say \{shard\}"):
         Source("SELECT 1")

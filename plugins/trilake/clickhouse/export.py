@@ -2,9 +2,9 @@
 
 An attempt writes below a prefix of its own, so that what a retry, or a process that was thought dead, writes never lies
 among another's files. The manifest lies there too and is never changed: whoever was given its key has a complete
-export. What attempts before it have left (a killed process's objects, statements that still run for it, uploads that
-were begun) goes with the next attempt under the same prefix: what has no manifest when it begins, the rest when its own
-manifest is there.
+export. What earlier attempts have left (a killed process's objects, statements that still run for it, uploads that were
+begun) goes with the next attempt under the same prefix: what has no manifest when it begins, the rest when its own
+manifest is there. Earlier is what was there when it began: one that was overtaken removes nothing of its successor's.
 
 A shard's rows are those of one moment; two shards, or two partitions, may have been read a little apart.
 """
@@ -14,7 +14,8 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from trilake.clickhouse.sql import has_result, parameter_names, split_statements
 from trilake.endpoints import ClickHouseShard
 from trilake.errors import ConfigurationError, CountMismatchError, TrilakeError
 from trilake.lake.data_set import EXPORTS_BUCKET, WHOLE, DataSet
-from trilake.s3 import abort_uploads, list_keys, remove
+from trilake.s3 import abort_uploads, list_keys, list_uploads, remove
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
@@ -195,7 +196,9 @@ def export(
     :raises ClusterError: of the shards that failed. There is no manifest, and the attempt's objects are removed.
     """
     attempt = attempt or new_attempt()
-    _clean(cluster, client, prefix, keep=_complete(client, prefix))
+    cancel(cluster, prefix)
+    earlier, complete = _attempts(client, prefix)
+    _remove(client, prefix, earlier - complete)
     try:
         columns = _columns(cluster, next(iter(sources.values()))) if sources else ()
         cells = [
@@ -216,9 +219,12 @@ def export(
             Bucket=EXPORTS_BUCKET, Key=done.manifest, Body=done.to_json().encode(), ContentType="application/json"
         )
     except BaseException:
-        _try_to_clean(cluster, client, f"{prefix}/{attempt}")
+        with _left_to_the_next(prefix):
+            cancel(cluster, f"{prefix}/{attempt}")
+            _remove(client, prefix, {attempt})
         raise
-    _try_to_clean(cluster, client, prefix, keep=[attempt])
+    with _left_to_the_next(prefix):
+        _remove(client, prefix, earlier)
     return done
 
 
@@ -255,25 +261,30 @@ def _columns(cluster: Cluster, source: Source) -> tuple[tuple[str, str], ...]:
     return first
 
 
-def _complete(client: S3Client, prefix: str) -> list[str]:
-    keys = list_keys(client, EXPORTS_BUCKET, f"{prefix}/")
-    return [key.split("/")[-2] for key in keys if key.endswith(f"/{MANIFEST}")]
+def _attempts(client: S3Client, prefix: str) -> tuple[set[str], set[str]]:
+    """The attempts that have left something, and those of them with a manifest."""
+    below = f"{prefix}/"
+    keys = list_keys(client, EXPORTS_BUCKET, below) + [key for key, _ in list_uploads(client, EXPORTS_BUCKET, below)]
+    parts = [key.removeprefix(below).split("/") for key in keys]
+    return {part[0] for part in parts}, {part[0] for part in parts if part[1:] == [MANIFEST]}
 
 
-def _clean(cluster: Cluster, client: S3Client, prefix: str, keep: Iterable[str] = ()) -> None:
-    """End what still writes below a prefix; remove what lies there but for the attempts to keep."""
-    cancel(cluster, prefix)
-    kept = tuple(f"{prefix}/{attempt}/" for attempt in keep)
-    abort_uploads(client, EXPORTS_BUCKET, f"{prefix}/")
-    keys = [key for key in list_keys(client, EXPORTS_BUCKET, f"{prefix}/") if not key.startswith(kept)]
-    # a manifest goes first: as long as it is there its files are
-    remove(client, EXPORTS_BUCKET, sorted(keys, key=lambda key: not key.endswith(f"/{MANIFEST}")))
+def _remove(client: S3Client, prefix: str, attempts: Iterable[str]) -> None:
+    for attempt in attempts:
+        below = f"{prefix}/{attempt}/"
+        abort_uploads(client, EXPORTS_BUCKET, below)
+        keys = list_keys(client, EXPORTS_BUCKET, below)
+        # a manifest goes first: as long as it is there its files are
+        remove(client, EXPORTS_BUCKET, [key for key in keys if key == below + MANIFEST])
+        remove(client, EXPORTS_BUCKET, [key for key in keys if key != below + MANIFEST])
 
 
-def _try_to_clean(cluster: Cluster, client: S3Client, prefix: str, keep: Iterable[str] = ()) -> None:
+@contextmanager
+def _left_to_the_next(prefix: str) -> Iterator[None]:
+    """What cannot be cleaned up now is no reason to fail, and hides none."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
-        _clean(cluster, client, prefix, keep)
+        yield
     except (TrilakeError, BotoCoreError, ClientError) as e:
         log.warning("What lies below s3://%s/%s is left to the next attempt: %s", EXPORTS_BUCKET, prefix, e)

@@ -1,8 +1,8 @@
 """
 # ClickHousePartitionSensor
 
-`published` waits, outside the worker, until readers of ClickHouse see what `publish` has published: the snapshot that
-`snapshot` made or a later one. In the DAG of another team it would wait for months, `not_before` some hour.
+`published` waits, outside the worker, until readers of ClickHouse see the snapshot that `snapshot` made or a later one,
+published within a day. Mostly it stands in another team's DAG than `publish`, and waits for the run's partitions.
 
 **When it fails:** its error names the partitions that are missing, and why; run what publishes them and clear it.
 """
@@ -34,9 +34,8 @@ with DAG(
         task_id="published",
         data_set=REGIONS,
         snapshot_id=snapshot.output["snapshot_id"],
+        not_before=timedelta(days=1),
         poke_interval=2,
         timeout=timedelta(minutes=5),
-        soft_fail=False,
     )
-    snapshot >> publish
-    snapshot >> published
+    snapshot >> publish >> published
