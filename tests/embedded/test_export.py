@@ -253,6 +253,24 @@ def test_an_attempt_that_was_overtaken_removes_nothing_of_its_successors(
     assert set(exports.listed()) == {successor.manifest, *(item.key for item in successor.objects)}
 
 
+def test_an_attempt_whose_objects_a_later_one_has_removed_has_no_manifest(
+    exports: Exports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = module._size_and_etag
+    successors: list[Any] = []
+
+    def late(client: Any, key: str) -> tuple[int, str]:
+        if not successors:
+            successors.append(key)
+            successors.append(exports.run())
+        return look(client, key)
+
+    monkeypatch.setattr(module, "_size_and_etag", late)
+    with pytest.raises(ExportError, match="was written and is gone"):
+        exports.run()
+    assert set(exports.listed()) == {successors[1].manifest, *(item.key for item in successors[1].objects)}
+
+
 def test_a_query_that_would_give_the_same_rows_on_every_shard_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"does not say \{shard\}"):
         Source("SELECT 1")

@@ -211,9 +211,7 @@ def export(
         for (shard, partition, _, key), (rows, found) in zip(cells, counts, strict=True):
             if rows != found:
                 raise ExportError(f"{shard} wrote {rows} rows to s3://{EXPORTS_BUCKET}/{key}, which holds {found}.")
-            head = client.head_object(Bucket=EXPORTS_BUCKET, Key=key)
-            etag = head["ETag"].strip('"')
-            objects.append(ExportedObject(key, partition, shard.number, rows, head["ContentLength"], etag))
+            objects.append(ExportedObject(key, partition, shard.number, rows, *_size_and_etag(client, key)))
         done = Export(prefix, attempt, run_id, columns, tuple(objects))
         client.put_object(
             Bucket=EXPORTS_BUCKET, Key=done.manifest, Body=done.to_json().encode(), ContentType="application/json"
@@ -245,6 +243,20 @@ def _write(source: Source, key: str, client: Client, shard: ClickHouseShard) -> 
     )
     found = client.query(f"SELECT count() FROM {target}").result_rows[0][0]
     return int(answer.summary["written_rows"]), int(found)
+
+
+def _size_and_etag(client: S3Client, key: str) -> tuple[int, str]:
+    from botocore.exceptions import ClientError
+
+    try:
+        head = client.head_object(Bucket=EXPORTS_BUCKET, Key=key)
+    except ClientError as e:
+        if e.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
+            raise
+        raise ExportError(
+            f"s3://{EXPORTS_BUCKET}/{key} was written and is gone.", hint="A later attempt has begun: see the task's."
+        ) from None
+    return head["ContentLength"], head["ETag"].strip('"')
 
 
 def _columns(cluster: Cluster, source: Source) -> tuple[tuple[str, str], ...]:
