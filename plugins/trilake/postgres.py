@@ -1,4 +1,4 @@
-"""PostgreSQL: connections whose errors name the database, and marts that are swapped in one transaction."""
+"""PostgreSQL: connections whose errors name the database, and marts that are changed in one transaction."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from trilake.endpoints import PostgresEndpoint
-from trilake.errors import CountMismatchError, TrilakeError, UnreachableError
+from trilake.errors import ConfigurationError, CountMismatchError, TrilakeError, UnreachableError
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
+    from psycopg2.extensions import cursor as Cursor
 
 CONNECT_TIMEOUT_S = 10
 ROWS_PER_BLOCK = 10_000
@@ -19,6 +20,10 @@ ROWS_PER_BLOCK = 10_000
 
 class PostgresError(TrilakeError):
     """What PostgreSQL refused, and in which database."""
+
+
+class DuplicateKeyError(TrilakeError):
+    """Rows that are to be merged by a key do not have one each. Nothing was written."""
 
 
 @contextmanager
@@ -75,23 +80,13 @@ def replace_rows(
     :param columns: of each row. May be empty where there is no row: ClickHouse names none then.
     :raises CountMismatchError: PostgreSQL does not hold what was sent.
     """
-    from psycopg2.extras import execute_values
-
-    quoted = ", ".join(_quote(column) for column in columns)
-    staging = f"pg_temp.staging_{time.monotonic_ns()}"
-    sent = 0
     with connection.cursor() as cursor:
-        cursor.execute(
-            f"CREATE TEMP TABLE {staging.removeprefix('pg_temp.')} (LIKE {table} INCLUDING DEFAULTS) ON COMMIT DROP"
-        )
-        for block in _blocks(rows):
-            execute_values(cursor, f"INSERT INTO {staging} ({quoted}) VALUES %s", block, page_size=1_000)
-            sent += len(block)
-        # one writer of a mart at a time; readers are not held up
-        cursor.execute(f"LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE")
+        staging, sent = _stage(cursor, table, columns, rows)
+        _lock(cursor, table)
         cursor.execute(f"DELETE FROM {table} WHERE {where}", tuple(parameters) or None)
         written = 0
         if sent:
+            quoted = _listed(columns)
             cursor.execute(f"INSERT INTO {table} ({quoted}) SELECT {quoted} FROM {staging}")
             written = cursor.rowcount
         if written != sent:
@@ -104,6 +99,92 @@ def replace_rows(
                 hint="The query gave rows outside of what is replaced.",
             )
     return sent
+
+
+def merge_rows(
+    connection: Connection, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, key: Sequence[str]
+) -> tuple[int, int]:
+    """Merge `rows` into `table` by a key, in the connection's transaction. Gives how many were inserted, and updated.
+
+    Streamed and staged as `replace_rows`. A row whose key is there gets the new values of `columns`; its others stay.
+
+    :param key: columns that the table has a primary key or unique constraint on.
+    :raises DuplicateKeyError: two rows have one key, or a row has none (NULL).
+    :raises ConfigurationError: the rows have no such column, or the table no such constraint.
+    :raises CountMismatchError: PostgreSQL did not write what was sent.
+    """
+    from psycopg2.errors import InvalidColumnReference
+
+    if columns and (missing := [name for name in key if name not in columns]):
+        raise ConfigurationError(f"Rows for {table} have no column {missing[0]}.", hint="Name it in the query.")
+    with connection.cursor() as cursor:
+        staging, sent = _stage(cursor, table, columns, rows)
+        if not sent:
+            return 0, 0
+        _check_keys(cursor, table, staging, key)
+        _lock(cursor, table)
+        values = [name for name in columns if name not in key] or list(key)
+        assigned = ", ".join(f"{_quote(name)} = EXCLUDED.{_quote(name)}" for name in values)
+        quoted = _listed(columns)
+        try:
+            cursor.execute(
+                f"WITH merged AS (INSERT INTO {table} ({quoted}) SELECT {quoted} FROM {staging} "
+                # of a row that was there, this transaction has locked the earlier version
+                f"ON CONFLICT ({_listed(key)}) DO UPDATE SET {assigned} RETURNING xmax = 0 AS inserted) "
+                "SELECT count(*) FILTER (WHERE inserted), count(*) FILTER (WHERE NOT inserted) FROM merged"
+            )
+        except InvalidColumnReference:
+            raise ConfigurationError(
+                f"{table} has no unique constraint on ({', '.join(key)}).",
+                hint="Make it the primary key, or add UNIQUE, in a step below sql/postgres/.",
+            ) from None
+        inserted, updated = cursor.fetchone() or (0, 0)
+        if inserted + updated != sent:
+            raise CountMismatchError(f"{table}: {sent} rows were sent, {inserted} were inserted and {updated} updated.")
+    return inserted, updated
+
+
+def _stage(cursor: Cursor, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> tuple[str, int]:
+    """Stream rows into a table of this transaction alone. Gives its name, and their number."""
+    from psycopg2.extras import execute_values
+
+    name = f"staging_{time.monotonic_ns()}"
+    staging, sent = f"pg_temp.{name}", 0
+    cursor.execute(f"CREATE TEMP TABLE {name} (LIKE {table} INCLUDING DEFAULTS) ON COMMIT DROP")
+    for block in _blocks(rows):
+        execute_values(cursor, f"INSERT INTO {staging} ({_listed(columns)}) VALUES %s", block, page_size=1_000)
+        sent += len(block)
+    return staging, sent
+
+
+def _lock(cursor: Cursor, table: str) -> None:
+    """One writer of a mart at a time; readers are not held up."""
+    cursor.execute(f"LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE")
+
+
+def _check_keys(cursor: Cursor, table: str, staging: str, key: Sequence[str]) -> None:
+    empty = " OR ".join(f"{_quote(name)} IS NULL" for name in key)
+    cursor.execute(f"SELECT count(*) FROM {staging} WHERE {empty}")
+    found = cursor.fetchone()
+    if found and found[0]:
+        raise DuplicateKeyError(
+            f"{table}: {found[0]} rows have a NULL in their key ({', '.join(key)}).",
+            hint="Leave them out of the query.",
+        )
+    listed = _listed(key)
+    cursor.execute(
+        f"SELECT count(*) OVER (), {listed}, count(*) FROM {staging} GROUP BY {listed} HAVING count(*) > 1 LIMIT 1"
+    )
+    if found := cursor.fetchone():
+        keys, *values, rows = found
+        raise DuplicateKeyError(
+            f"{table}: {keys} keys ({', '.join(key)}) come more than once, such as {tuple(values)} in {rows} rows.",
+            hint="Nothing was written. Group the query by its key.",
+        )
+
+
+def _listed(columns: Sequence[str]) -> str:
+    return ", ".join(map(_quote, columns))
 
 
 def _quote(name: str) -> str:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
 
 from trilake.endpoints import S3Endpoint
+from trilake.errors import TrilakeError
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef
 
 CONNECT_TIMEOUT_S = 5  # the store is at most one private network away
 READ_TIMEOUT_S = 60  # the store fsyncs a large object before it answers
 ATTEMPTS = 5  # boto3's standard mode backs off exponentially: about 15 s in all
+KEYS_PER_REQUEST = 1_000  # S3's limit of a bulk request
+PART_BYTES = 5 << 20  # the least that S3 takes, at most 10,000 times: an object of 48 GiB
+
+
+class S3Error(TrilakeError):
+    """What the object store did not do, and with which object."""
 
 
 def client(endpoint: S3Endpoint) -> S3Client:
@@ -32,3 +43,128 @@ def client(endpoint: S3Endpoint) -> S3Client:
             s3={"addressing_style": "path"},
         ),
     )
+
+
+def list_keys(client: S3Client, bucket: str, prefix: str) -> list[str]:
+    """The keys of all objects below a prefix."""
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+    return [found["Key"] for page in pages for found in page.get("Contents", [])]
+
+
+def remove(client: S3Client, bucket: str, keys: Sequence[str]) -> None:
+    """Remove objects; one that is not there is none to remove.
+
+    :raises S3Error: an object could not be removed.
+    """
+    for start in range(0, len(keys), KEYS_PER_REQUEST):
+        block = keys[start : start + KEYS_PER_REQUEST]
+        answer = client.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": key} for key in block]})
+        if errors := answer.get("Errors"):
+            raise S3Error(f"s3://{bucket}/{errors[0].get('Key')} cannot be removed ({errors[0].get('Code')}).")
+
+
+def list_uploads(client: S3Client, bucket: str, prefix: str) -> list[tuple[str, str]]:
+    """(key, upload) of what was begun and not completed, below a prefix that ends in ``/``, or of one key."""
+    return [
+        (found["Key"], found["UploadId"])
+        for page in client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix)
+        for found in page.get("Uploads", [])
+        if prefix.endswith("/") or found["Key"] == prefix
+    ]
+
+
+def abort_uploads(client: S3Client, bucket: str, prefix: str) -> None:
+    """End the uploads of `list_uploads`: nobody can complete them any more."""
+    for key, upload in list_uploads(client, bucket, prefix):
+        with suppress(client.exceptions.NoSuchUpload):
+            client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload)
+
+
+class ObjectWriter(io.RawIOBase):
+    """A file that becomes an object when it is committed, and leaves nothing otherwise. One part is in memory.
+
+    Uploads of the same key that others have begun and not completed are ended: of two writers the later one wins, and
+    what a killed one has left is gone.
+
+    :ivar size: bytes written so far.
+    """
+
+    def __init__(self, client: S3Client, bucket: str, key: str) -> None:
+        super().__init__()
+        abort_uploads(client, bucket, key)
+        self._client, self._bucket, self._key = client, bucket, key
+        # one for all parts, which are as large as it: memory that is taken and given back by megabytes never comes back
+        self._buffer = bytearray(PART_BYTES)
+        self._held = 0
+        self._upload = ""
+        self._parts: list[CompletedPartTypeDef] = []
+        self.size = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.size
+
+    def write(self, data: Any) -> int:
+        piece = memoryview(data).cast("B")
+        sent = 0
+        while sent < len(piece):
+            taken = piece[sent : sent + PART_BYTES - self._held]
+            self._buffer[self._held : self._held + len(taken)] = taken
+            self._held += len(taken)
+            sent += len(taken)
+            if self._held == PART_BYTES:
+                self._send(self._buffer)
+        self.size += sent
+        return sent
+
+    def commit(self) -> str:
+        """Make the object, in place of an earlier one. Gives its ETag.
+
+        :raises S3Error: the upload was ended by a later writer of the same key.
+        """
+        if not self._upload:
+            answer = self._client.put_object(Bucket=self._bucket, Key=self._key, Body=bytes(self._buffer[: self._held]))
+            return answer["ETag"].strip('"')
+        with self._not_ended():
+            if self._held:
+                self._send(self._buffer[: self._held])
+            done = self._client.complete_multipart_upload(
+                Bucket=self._bucket, Key=self._key, UploadId=self._upload, MultipartUpload={"Parts": self._parts}
+            )
+        self._upload = ""
+        return done["ETag"].strip('"')
+
+    def abort(self) -> None:
+        """Leave nothing. Does nothing after `commit`."""
+        if self._upload:
+            with suppress(self._client.exceptions.NoSuchUpload):
+                self._client.abort_multipart_upload(Bucket=self._bucket, Key=self._key, UploadId=self._upload)
+            self._upload = ""
+
+    def _send(self, part: bytearray) -> None:
+        if not self._upload:
+            self._upload = self._client.create_multipart_upload(Bucket=self._bucket, Key=self._key)["UploadId"]
+        number = len(self._parts) + 1
+        with self._not_ended():
+            answer = self._client.upload_part(
+                Bucket=self._bucket,
+                Key=self._key,
+                UploadId=self._upload,
+                PartNumber=number,
+                Body=part,  # type: ignore[arg-type]  # boto3 takes it
+            )
+        self._parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+        self._held = 0
+
+    @contextmanager
+    def _not_ended(self) -> Iterator[None]:
+        from botocore.exceptions import ClientError
+
+        try:
+            yield
+        except ClientError as e:
+            if e.response["Error"]["Code"] not in ("NoSuchUpload", "NoSuchKey"):
+                raise
+            raise S3Error(f"The upload of s3://{self._bucket}/{self._key} was ended by a later writer.") from None

@@ -245,6 +245,35 @@ class Ledger:
             (table,),
         )
 
+    def missing(
+        self,
+        table: str,
+        partitions: Sequence[str],
+        *,
+        not_before: datetime | None = None,
+        sequence_number: int | None = None,
+    ) -> dict[str, str]:
+        """The partitions that readers do not see as asked, and why not; nothing where they see all.
+
+        :param not_before: the switch was complete then or later.
+        :param sequence_number: of the snapshot that is to be seen, or a later one.
+        """
+        current = {publication.partition: publication for publication in self.publications(table)}
+        missing = {}
+        for partition in partitions:
+            publication = current.get(partition)
+            if publication is None:
+                missing[partition] = "was never published"
+            elif publication.state != "done" or publication.done_at is None:
+                missing[partition] = f"is {publication.state} since {publication.decided_at:%Y-%m-%d %H:%M:%S}"
+            elif not_before and publication.done_at < not_before:
+                missing[partition] = (
+                    f"was published at {publication.done_at:%Y-%m-%d %H:%M:%S}, before {not_before:%Y-%m-%d %H:%M:%S}"
+                )
+            elif sequence_number is not None and publication.sequence_number < sequence_number:
+                missing[partition] = f"shows the earlier snapshot {publication.snapshot_id}"
+        return missing
+
     def switching(self, table: str | None = None) -> list[Publication]:
         """The publications that were decided and are not complete."""
         return self._select(

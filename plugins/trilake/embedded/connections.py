@@ -26,7 +26,7 @@ SHARDS = ("shard_1", "shard_2")
 ANALYTICS = "analytics"
 NAMESPACE = "spark"
 JOBS_SECRET = "trilake-jobs"  # noqa: S105  the Secret's name
-_COLLECTIONS = ("lake", "raw", "artifacts")
+_COLLECTIONS = ("lake", "raw", "artifacts", "exports")
 _CLICKHOUSE_MEMORY_BYTES = 1 << 30
 # Two drivers of this size and the services stay below 4 GiB.
 _DRIVERS = 2

@@ -172,6 +172,17 @@ def snapshot_summary(table: Table, snapshot_id: int) -> Mapping[str, str]:
     return snapshot.summary.additional_properties
 
 
+def sequence_number(table: Table, snapshot_id: int) -> int:
+    """Iceberg's number of a snapshot; a larger one is a later snapshot of the same table.
+
+    :raises SnapshotNotFoundError: no such snapshot.
+    """
+    snapshot = table.snapshot_by_id(snapshot_id)
+    if snapshot is None:
+        raise SnapshotNotFoundError(f"{_name(table)} has no snapshot {snapshot_id}.", hint="It may have expired.")
+    return snapshot.sequence_number or 0
+
+
 def plan(table: Table, data_set: DataSet, partitions: Iterable[str], snapshot_id: int | None = None) -> SnapshotPlan:
     """The files of `partitions` at a snapshot (the current one by default), with their record counts.
 

@@ -18,7 +18,16 @@ LOGS_BUCKET = "logs"
 # Spark's event logs have one of their own: Spark asks whether the place is a folder, and of a bucket every store says so.
 EVENTS_BUCKET = "spark-events"
 BACKUPS_BUCKET = "backups"
-BUCKETS = (RAW_BUCKET, LAKE_BUCKET, ARTIFACTS_BUCKET, LOGS_BUCKET, EVENTS_BUCKET, BACKUPS_BUCKET)
+EXPORTS_BUCKET = "exports"
+BUCKETS = (
+    RAW_BUCKET,
+    LAKE_BUCKET,
+    ARTIFACTS_BUCKET,
+    LOGS_BUCKET,
+    EVENTS_BUCKET,
+    BACKUPS_BUCKET,
+    EXPORTS_BUCKET,
+)
 
 CURATED_NAMESPACE = "curated"
 QUARANTINE_NAMESPACE = "quarantine"

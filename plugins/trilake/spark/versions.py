@@ -29,6 +29,7 @@ CORE = (
     "__init__.py",
     "endpoints.py",
     "errors.py",
+    "extract.py",
     "migrations.py",
     "postgres.py",
     "s3.py",

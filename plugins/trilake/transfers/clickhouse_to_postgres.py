@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from trilake.endpoints import CLICKHOUSE_CONNECTION, OLTP_CONNECTION, PostgresEndpoint
+from trilake.errors import ConfigurationError
 from trilake.hooks.clickhouse import ClickHouseHook
 from trilake.lake import DataSet
 from trilake.operators.project import ProjectOperator
 from trilake.operators.window import WindowedOperator
-from trilake.postgres import connect, replace_rows
+from trilake.postgres import ROWS_PER_BLOCK, connect, merge_rows, replace_rows
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
 
 class ClickHouseToPostgresOperator(WindowedOperator, ProjectOperator):
-    """Replaces a window of a mart by what a query of ClickHouse gives, in one transaction of PostgreSQL.
+    """Brings what a query of ClickHouse gives into a mart, in one transaction of PostgreSQL: readers see the mart as it
+    was or as it is, nothing between. Rows are streamed.
 
-    The query is bound ``{start:Date}`` and ``{stop:Date}`` on the server: the window's first day, and the first day
-    after it. Rows are streamed; readers see the old rows or the new ones, nothing between.
+    Without `key` a window of the mart is replaced. With it, rows are merged: those whose key is there are updated, the
+    others inserted, none removed; a window is optional then. Where there is a data set with a grain, the query is bound
+    ``{start:Date}`` and ``{stop:Date}`` on the server: the window's first day, and the first day after it.
 
+    :param data_set: whose window it is.
     :param sql: the query, or a file of it below ``sql/``; templated. Its columns are named as the mart's.
     :param table: the mart, `schema.table`.
-    :param date: the mart's column that says which rows belong to the window.
+    :param date: the mart's column that says which rows belong to the window that is replaced.
+    :param key: columns that the mart has a primary key or unique constraint on.
     """
 
     template_fields: Sequence[str] = (*WindowedOperator.template_fields, "sql")
@@ -35,43 +41,61 @@ class ClickHouseToPostgresOperator(WindowedOperator, ProjectOperator):
     def __init__(
         self,
         *,
-        data_set: DataSet,
         sql: str,
         table: str,
-        date: str,
+        data_set: DataSet | None = None,
+        date: str | None = None,
+        key: Sequence[str] = (),
         clickhouse_conn_id: str = CLICKHOUSE_CONNECTION,
         postgres_conn_id: str = OLTP_CONNECTION,
         **kwargs: Any,
     ) -> None:
         super().__init__(data_set=data_set, **kwargs)
+        if bool(key) == bool(date) or isinstance(key, str):
+            raise ConfigurationError(
+                f"Task {self.task_id} has to know which rows of {table} are replaced.",
+                hint="Give date to replace a window, or key, as a tuple of columns, to merge; not both.",
+            )
         self.sql = sql
         self.table = table
         self.date = date
+        self.key = tuple(key)
         self.clickhouse_conn_id = clickhouse_conn_id
         self.postgres_conn_id = postgres_conn_id
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Gives the mart's table and how many rows were written.
+        """Gives the mart's table and how many rows were written; with a key also ``inserted`` and ``updated``.
 
         :raises CountMismatchError: the mart does not hold what the query gave.
+        :raises trilake.postgres.DuplicateKeyError: two rows have one key. Nothing was written.
         """
-        window = self.window(context)
+        windowed = bool(self.date) or (self.data_set is not None and self.data_set.grain is not None)
+        window = self.window(context) if windowed else None
         hook = ClickHouseHook(clickhouse_conn_id=self.clickhouse_conn_id)
         postgres = PostgresEndpoint.from_connection(hook.get_connection(self.postgres_conn_id))
-        client = hook.get_client()
-        try:
-            stream = client.query_row_block_stream(self.sql, parameters={"start": window.start, "stop": window.stop})
-            with stream, connect(postgres) as connection:
-                rows = replace_rows(
+        bound = {"start": window.start, "stop": window.stop} if window else {}
+        # rows are Python's objects here: no more of them at once than PostgreSQL is sent at once
+        settings = hook.identify({"max_block_size": ROWS_PER_BLOCK})
+        result: dict[str, Any] = {"table": self.table}
+        with (
+            closing(hook.get_client()) as client,
+            client.query_row_block_stream(self.sql, parameters=bound, settings=settings) as stream,
+            connect(postgres) as connection,
+        ):
+            # of the result that is streamed; none where there is no row
+            columns = stream.source.column_names
+            rows = (row for block in stream for row in block)
+            if self.key:
+                inserted, updated = merge_rows(connection, self.table, columns, rows, key=self.key)
+                result |= {"rows": inserted + updated, "inserted": inserted, "updated": updated}
+            else:
+                result["rows"] = replace_rows(
                     connection,
                     self.table,
-                    # of the result that is streamed; none where there is no row
-                    stream.source.column_names,  # type: ignore[union-attr]
-                    (row for block in stream for row in block),
+                    columns,
+                    rows,
                     where=f'"{self.date}" >= %s AND "{self.date}" < %s',
-                    parameters=(window.start, window.stop),
+                    parameters=(bound["start"], bound["stop"]),
                 )
-        finally:
-            client.close()
-        self.log.info("%s: %s rows for %s", self.table, rows, window)
-        return {"table": self.table, "rows": rows}
+        self.log.info("%s: %s%s", self.table, result, f" for {window}" if window else "")
+        return result

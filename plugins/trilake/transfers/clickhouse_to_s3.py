@@ -1,0 +1,150 @@
+"""Rows of ClickHouse as Parquet in S3, written by the shards themselves."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from trilake.clickhouse import export as core
+from trilake.clickhouse.cluster import Cluster
+from trilake.endpoints import CLICKHOUSE_CONNECTION, ClickHouseEndpoint
+from trilake.errors import ConfigurationError
+from trilake.hooks.clickhouse import ClickHouseHook, log_comment
+from trilake.hooks.lake import LakeHook
+from trilake.lake import DataSet
+from trilake.lake.data_set import EXPORTS_BUCKET, WHOLE
+from trilake.operators.project import ProjectOperator
+from trilake.operators.window import WindowedOperator
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+_UNSAFE_IN_KEY = re.compile(r"[^A-Za-z0-9_.-]+")
+_LABEL_CHARACTERS = 100
+
+
+class ClickHouseToS3Operator(WindowedOperator, ProjectOperator):
+    """Every shard exports its rows side by side to ``s3://exports/``; a manifest is written last. No row passes through
+    Airflow. See `trilake.clickhouse.export`.
+
+    What is exported: a data set's table (its window's partitions, a file a partition and shard; a dimension table, or
+    with ``whole=True`` any, as ``all``), or a query that runs on each shard. A query of an operator with a data set
+    that has a grain runs once a partition, bound ``{start:Date}`` and ``{stop:Date}``: the partition's first day, and
+    the first day after it.
+
+    XCom has ``manifest`` (its key), ``bucket``, ``rows``, ``shards`` (rows by shard number) and ``objects``: partition
+    -> key -> rows. A later try, or a cleared task, removes what earlier ones have written: read an export in the run
+    that makes it, or copy it.
+
+    :param data_set: whose table, or whose partitions, where there is a query.
+    :param sql: the query, or a file of it below ``sql/``; templated. ``{shard}`` in it is the shard's database.
+    :param columns: of the data set's table; by default all.
+    :param where: a condition on the rows of the data set's table, with parameters ``{name:Type}``; templated.
+    :param parameters: bound on the server; templated.
+    :param whole: all partitions of the data set's table as one.
+    :param name: the first part of the keys; by default the data set's name, else the task's.
+    """
+
+    template_fields: Sequence[str] = (*WindowedOperator.template_fields, "sql", "where", "parameters")
+    template_ext: Sequence[str] = (".sql",)
+    template_fields_renderers = {"sql": "sql", "where": "sql", "parameters": "json"}
+    ui_color = "#fed7aa"
+
+    def __init__(
+        self,
+        *,
+        data_set: DataSet | None = None,
+        sql: str | None = None,
+        columns: Sequence[str] = (),
+        where: str = "",
+        parameters: Mapping[str, Any] | None = None,
+        whole: bool = False,
+        name: str | None = None,
+        clickhouse_conn_id: str = CLICKHOUSE_CONNECTION,
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("multiple_outputs", True)
+        super().__init__(data_set=data_set, **kwargs)
+        if data_set is None and sql is None:
+            raise ConfigurationError(f"Task {self.task_id} exports nothing.", hint="Give it a data_set, or sql.")
+        if sql is not None and (columns or where):
+            raise ConfigurationError(
+                f"Task {self.task_id} has sql, and columns or a condition as well.", hint="Write them into the query."
+            )
+        self.sql = sql
+        self.columns = tuple(columns)
+        self.where = where
+        self.parameters = parameters
+        self.whole = whole
+        self.name = name
+        self.clickhouse_conn_id = clickhouse_conn_id
+        self._at: tuple[ClickHouseEndpoint, str] | None = None
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Gives the manifest's key and what it lists.
+
+        :raises trilake.clickhouse.export.ExportError: the objects do not hold what the shards wrote.
+        :raises trilake.clickhouse.cluster.ClusterError: of the shards that failed; there is no manifest.
+        """
+        prefix = self._prefix(context)
+        hook = ClickHouseHook(clickhouse_conn_id=self.clickhouse_conn_id)
+        # known before there is anything to kill: on_kill cannot ask for it
+        attempt = core.new_attempt()
+        self._at = hook.endpoint, f"{prefix}/{attempt}"
+        with hook.cluster(context) as cluster:
+            done = core.export(
+                cluster,
+                LakeHook().s3_client(),
+                prefix,
+                self._sources(context),
+                run_id=context["run_id"],
+                attempt=attempt,
+            )
+        shards: dict[str, int] = {}
+        for item in done.objects:
+            shards[str(item.shard)] = shards.get(str(item.shard), 0) + item.rows
+        self.log.info(
+            "s3://%s/%s lists %s objects, %s rows", EXPORTS_BUCKET, done.manifest, len(done.objects), done.rows
+        )
+        return {
+            "manifest": done.manifest,
+            "bucket": EXPORTS_BUCKET,
+            "rows": done.rows,
+            "shards": shards,
+            "objects": done.by_partition,
+        }
+
+    def on_kill(self) -> None:
+        """End this attempt's statements on every host; another try's stay. The next try removes its objects."""
+        if self._at is not None:
+            endpoint, prefix = self._at
+            with Cluster(endpoint) as cluster:
+                core.cancel(cluster, prefix)
+
+    def _sources(self, context: Context) -> dict[str, core.Source]:
+        parameters = dict(self.parameters or {})
+        windowed = self.data_set is not None and self.data_set.grain is not None and not self.whole
+        partitions = self.window(context).partitions if windowed else None
+        if self.sql is None:
+            data_set: DataSet = self.data_set  # type: ignore[assignment]  # the constructor requires it without sql
+            return core.table_sources(
+                data_set, partitions, columns=self.columns, where=self.where, parameters=parameters
+            )
+        if partitions is None:
+            return {WHOLE: core.Source(self.sql, parameters)}
+        sources = {}
+        for partition in partitions:
+            one = self.data_set.window(partition)  # type: ignore[union-attr]  # it has a window
+            sources[partition] = core.Source(self.sql, {**parameters, "start": one.start, "stop": one.stop})
+        return sources
+
+    def _prefix(self, context: Context) -> str:
+        """Of this task instance alone, over its tries."""
+        comment = log_comment(context)
+        words = [str(comment[key]) for key in ("dag", "task", "run", "map_index")]
+        label = _UNSAFE_IN_KEY.sub("_", ".".join(words))[:_LABEL_CHARACTERS]
+        digest = hashlib.sha256("\n".join(words).encode()).hexdigest()[:12]
+        name = self.name or (self.data_set.name if self.data_set else self.task_id)
+        return f"{_UNSAFE_IN_KEY.sub('_', name)}/{label}-{digest}"

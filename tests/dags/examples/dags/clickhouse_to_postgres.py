@@ -1,0 +1,41 @@
+"""
+# ClickHouseToPostgresOperator
+
+`replace` makes a month of the mart what the query gives. `merge` updates rows by their key, inserts those that are new
+and leaves all others, and the columns that it does not name.
+
+**When it fails:** clear the failed task: each is one transaction, and gives the same when it runs again.
+"""
+
+from datetime import datetime, timedelta
+
+from airflow.sdk import DAG
+
+from trilake.lake import DataSet
+from trilake.transfers.clickhouse_to_postgres import ClickHouseToPostgresOperator
+
+VISITS = DataSet("visits", grain="month", date="day", shard_by="visitor")
+
+with DAG(
+    "clickhouse_to_postgres",
+    schedule=None,
+    start_date=datetime(2013, 1, 1),
+    catchup=False,
+    default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
+    doc_md=__doc__,
+):
+    replace = ClickHouseToPostgresOperator(
+        task_id="replace",
+        data_set=VISITS,
+        start="2013-02",
+        sql="postgres/visits_day/query.sql",
+        table="marts.visits_day",
+        date="day",
+    )
+    merge = ClickHouseToPostgresOperator(
+        task_id="merge",
+        sql="SELECT toDate('2013-02-28') AS day, '/page/' || toString(number) AS page, 1 AS visits FROM numbers(7)",
+        table="marts.visits_day",
+        key=("day", "page"),
+    )
+    replace >> merge

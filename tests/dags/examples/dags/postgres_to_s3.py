@@ -1,0 +1,41 @@
+"""
+# PostgresToS3Operator
+
+`parquet` writes the payments of each month with their types, `csv` those of one month as text.
+
+**When it fails:** clear the failed task: each object is replaced as a whole.
+"""
+
+from datetime import datetime, timedelta
+
+from airflow.sdk import DAG
+
+from trilake.lake import DataSet
+from trilake.transfers.postgres_to_s3 import PostgresToS3Operator
+
+PAYMENTS = DataSet("payments", grain="month", date="paid_at", shard_by="payment")
+
+with DAG(
+    "postgres_to_s3",
+    schedule=None,
+    start_date=datetime(2013, 1, 1),
+    catchup=False,
+    default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
+    doc_md=__doc__,
+):
+    parquet = PostgresToS3Operator(
+        task_id="parquet",
+        data_set=PAYMENTS,
+        sql="postgres/payments/paid.sql",
+        parameters={"least": 1},
+        start="2013-01",
+        end="2013-03",
+    )
+    csv = PostgresToS3Operator(
+        task_id="csv",
+        data_set=PAYMENTS,
+        sql="SELECT payment, amount FROM payments WHERE paid_at >= %(start)s AND paid_at < %(stop)s",
+        file_format="csv",
+        start="2013-01",
+    )
+    parquet >> csv
