@@ -15,7 +15,7 @@ RAW_BUCKET = "raw"
 LAKE_BUCKET = "lake"
 ARTIFACTS_BUCKET = "artifacts"
 LOGS_BUCKET = "logs"
-# Spark's event logs have one of their own: Spark asks whether the place is a folder, and of a bucket every store says so.
+# Spark asks whether the place of its event logs is a folder; of a bucket every store says so.
 EVENTS_BUCKET = "spark-events"
 BACKUPS_BUCKET = "backups"
 EXPORTS_BUCKET = "exports"

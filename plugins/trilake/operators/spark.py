@@ -57,8 +57,8 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
 
     The job gets ``--run``, ``--data-set``, ``--start`` and ``--end`` (of the window that it works on), `arguments`, and
     ``--result``. What it writes to ``--result`` (a JSON object, in S3) is in the task's XCom, key by key, beside
-    ``application``, ``state``, ``seconds`` and ``spark``, what the event log says (`trilake.spark.event_log.Metrics`): of
-    a job that commits, ``task.output["snapshot_id"]`` is its snapshot.
+    ``application``, ``state``, ``seconds`` and ``spark`` (what the event log says: `trilake.spark.event_log.Metrics`):
+    of a job that commits, ``task.output["snapshot_id"]`` is its snapshot.
 
     A submission is written down before it is made. A try that comes after a lost worker or scheduler adopts the
     application if it is still at work on the same inputs, and ends it otherwise; so no two run at a time. Whoever is
