@@ -47,6 +47,8 @@ def main(command_line: list[str]) -> int:
 def _listen(configuration: ClusterConfiguration) -> socket.socket:
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # inherited by what it accepts; asyncio sets it on sockets of a named protocol only
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     address = (configuration.host, configuration.port)
     try:
         listening.bind(address)
