@@ -52,6 +52,9 @@ class Table:
             for (name,) in self.cluster.on_shard(shard, Statement("SHOW TABLES FROM {shard}")):
                 if name.startswith(self.data_set.name):
                     self.cluster.on_shard(shard, Statement(f"DROP TABLE {{shard}}.{name} SYNC"))
+        self.forget()
+
+    def forget(self) -> None:
         with connect(self.endpoints.lake) as connection, connection.cursor() as cursor:
             for table in ("publications", "publication_attempts"):
                 cursor.execute(f"DELETE FROM {table} WHERE table_name = %s", (self.data_set.table,))

@@ -1,0 +1,298 @@
+"""Publishers that die, wait, come back too late and meet each other, statement by statement, on the real servers.
+
+`make test` plays some schedules, the same each time; `make test-schedules` plays 1,000 that are new.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import date
+from itertools import count
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from schedules import Actor, Fate, Stage, Step
+from test_publication import Table
+
+from trilake.clickhouse import publication as publication_module
+from trilake.clickhouse.ledger import Publication
+from trilake.clickhouse.publication import Publisher
+from trilake.endpoints import Endpoints
+from trilake.lake.catalog import SnapshotPlan
+
+JANUARY, FEBRUARY = "2013-01", "2013-02"
+# Rows of each snapshot, by partition and bucket. Some have the same counts: those must not be taken for each other.
+SNAPSHOTS: list[dict[str, tuple[int, int]]] = [
+    {JANUARY: (1, 1), FEBRUARY: (1, 0)},
+    {JANUARY: (1, 1), FEBRUARY: (0, 0)},
+    {JANUARY: (0, 0), FEBRUARY: (0, 1)},
+    {JANUARY: (2, 0), FEBRUARY: (1, 0)},
+]
+# As many schedules as are asked for, and new ones; else a few that are the same each time.
+ASKED = int(os.environ.get("TRILAKE_SCHEDULES", "0"))
+USUAL = 40
+
+Rows = tuple[tuple[int, str], ...]
+
+
+@dataclass
+class World:
+    """A table, its publishers, and what its readers may see."""
+
+    stage: Stage
+    table: Table
+    plans: list[SnapshotPlan]
+    tally: Counter[str] = field(default_factory=Counter)
+
+    def begin(self) -> None:
+        self.actors: list[Actor] = []
+        self.late: list[Step] = []
+        self.faults = 0
+        self.numbers = count()
+        self.history: list[str] = []
+        # by partition and shard: rows, and the lowest fence that they can be of
+        self.seen: dict[tuple[str, int], Rows] = {}
+        self.fences: Counter[tuple[str, int]] = Counter()
+        self.table.clear()
+        self.read()
+
+    def end(self) -> None:
+        for actor in self.actors:
+            if actor.alive:
+                actor.die()
+        self.tally["schedules"] += 1
+
+    # --- actors
+
+    def publish(self, snapshot: int, partitions: tuple[str, ...], *, force: bool = False) -> Actor:
+        whole = self.plans[snapshot]
+        plan = replace(whole, partitions=tuple(p for p in whole.partitions if p.partition in partitions))
+        actor = self.act(
+            f"{'forces' if force else 'publishes'} {snapshot + 1} of {'+'.join(partitions)}",
+            lambda publisher: publisher.publish(plan, run_id="forced" if force else "r", force=force),
+        )
+        return actor
+
+    def finish(self) -> Actor:
+        return self.act("finishes", lambda publisher: publisher.finish(self.table.data_set.table))
+
+    def clean(self) -> Actor:
+        return self.act("cleans", lambda publisher: publisher.clean(self.table.data_set.table))
+
+    def act(self, what: str, work: Any) -> Actor:
+        publisher = Publisher(self.stage.cluster(), self.table.ledger)
+        number = len(self.actors)
+
+        def named() -> Any:
+            with patch.object(publication_module.secrets, "token_hex", lambda _: f"{number:012x}"):
+                return work(publisher)
+
+        self.actors.append(actor := Actor(f"{number} {what}", named))
+        self.tally["actors"] += 1
+        return actor
+
+    @property
+    def alive(self) -> list[Actor]:
+        return [actor for actor in self.actors if actor.alive]
+
+    # --- steps
+
+    def step(self, actor: Actor, branch: int = 0, fate: Fate = Fate.GO) -> None:
+        step = actor.step(branch, fate)
+        self.tally[fate] += 1
+        self.history.append(f"{step}" + (f" [{fate}]" if fate is not Fate.GO else ""))
+        if fate is not Fate.GO:
+            self.faults += 1
+        if fate is Fate.DEATH_IN_FLIGHT and step.server == "clickhouse":
+            self.late.append(step)
+        self.look(step)
+        if actor.error and not self.faults:
+            raise AssertionError(f"{actor.name} failed though nothing did: {actor.error}") from actor.error
+
+    def run(self, actor: Actor) -> Actor:
+        """To its end. Where it waits for another, that one goes on first."""
+        while actor.alive:
+            before = len(actor.waiting), actor.waiting[0].sql
+            self.step(actor)
+            if actor.alive and (len(actor.waiting), actor.waiting[-1].sql) == before:
+                for other in self.alive:
+                    if other is not actor and other.alive:
+                        self.step(other)
+        return actor
+
+    def deliver(self, index: int = 0) -> None:
+        """A statement of the dead arrives."""
+        step = self.late.pop(index % len(self.late))
+        self.history.append(f"{step} [arrives late]")
+        self.tally["arrived late"] += 1
+        try:
+            step.send()
+        except Exception as e:
+            self.history[-1] += f" {str(e)[:60]}"
+        self.look(step)
+
+    def settle(self) -> None:
+        """All come to their ends, somebody cleans up, and all must be as the ledger says."""
+        while self.alive:
+            for actor in self.alive:
+                if actor.alive:
+                    self.step(actor)
+        while self.late:
+            self.deliver()
+        for last in (self.finish(), self.clean()):
+            assert self.run(last).error is None, last.error
+        assert not self.table.staging(), "staging is left"
+        assert not self.table.ledger.attempts(self.table.data_set.table), "an attempt is left"
+        assert not self.table.ledger.switching(self.table.data_set.table), "a switch is left"
+        self.read()
+        self.check()
+
+    # --- what readers see, and what the ledger says
+
+    def look(self, step: Step) -> None:
+        if step.sql.startswith("ALTER"):
+            self.read()
+        elif step.sql != "COMMIT":
+            return
+        self.check()
+
+    def read(self) -> None:
+        shards = self.table.cluster.shards
+        sql = " UNION ALL ".join(
+            f"SELECT {s.number}, formatDateTime(d, '%Y-%m'), k, note FROM {s.database}.{self.table.data_set.local_table}"
+            for s in shards
+        )
+        found: dict[tuple[str, int], list[tuple[int, str]]] = {(p, s.number): [] for p in SNAPSHOTS[0] for s in shards}
+        for number, partition, k, note in self.stage.plain.client(shards[0]).query(sql).result_rows:
+            found[partition, number].append((k, note))
+        self.seen = {where: tuple(sorted(rows)) for where, rows in found.items()}
+
+    def check(self) -> None:
+        ledger = self.table.history()
+        for (partition, shard), seen in self.seen.items():
+            mine = [p for p in ledger if p.partition == partition]
+            where = f"partition {partition}, shard {shard}"
+            done = max((p.fence for p in mine if p.state == "done"), default=0)
+            lowest = max(done, self.fences[partition, shard])
+            shown = {p.fence: self.rows(p.snapshot_id, partition, shard) for p in mine} | {0: ()}
+            can_be = [fence for fence in range(lowest, len(mine) + 1) if shown[fence] == seen]
+            assert can_be, f"{where}: readers see {seen}; from fence {lowest} on the ledger has {shown}"
+            self.fences[partition, shard] = can_be[0]
+            for held, following in zip(mine, mine[1:], strict=False):
+                later = following.sequence_number > held.sequence_number
+                assert later or following.run_id == "forced", f"{where}: {following} came over {held}"
+            for publication in mine:
+                assert publication.rows[shard] == len(shown[publication.fence]), f"{where}: {publication}"
+
+    @staticmethod
+    def rows(snapshot_id: int, partition: str, shard: int) -> Rows:
+        number = snapshot_id - 1000
+        return tuple((k, f"snapshot {number}") for k in range(SNAPSHOTS[number - 1][partition][shard - 1]))
+
+
+class ScheduledTable(Table):
+    """With plans that are made once."""
+
+    def plans(self) -> list[SnapshotPlan]:
+        return [self._plan(number, by_partition) for number, by_partition in enumerate(SNAPSHOTS, start=1)]
+
+    def _plan(self, number: int, by_partition: Mapping[str, tuple[int, int]]) -> SnapshotPlan:
+        plans = []
+        for partition, counts in by_partition.items():
+            day = date.fromisoformat(f"{partition}-05")
+            files = [
+                self.file(bucket, *((k, day, f"snapshot {number}") for k in range(rows)))
+                for bucket, rows in enumerate(counts)
+                if rows
+            ]
+            plans.append(self.plan(*files, partition=partition, sequence=number))
+        return replace(plans[0], partitions=tuple(part for plan in plans for part in plan.partitions))
+
+    def history(self) -> list[Publication]:
+        """All that was ever decided, by fence."""
+        return sorted(
+            self.ledger._select(
+                "SELECT table_name, partition, fence, state, attempt, snapshot_id, sequence_number, rows, run_id, "
+                "decided_at, done_at FROM publications WHERE table_name = %s",
+                (self.data_set.table,),
+            ),
+            key=lambda publication: publication.fence,
+        )
+
+    def clear(self) -> None:
+        """As if nothing had ever been published."""
+        client = self.cluster.client(self.cluster.shards[0])
+        for shard in self.cluster.shards:
+            client.command(f"TRUNCATE TABLE {shard.database}.{self.data_set.local_table}")
+            for name in self.staging():
+                client.command(f"DROP TABLE IF EXISTS {shard.database}.{name} SYNC")
+        self.forget()
+
+
+@pytest.fixture(scope="module")
+def world(endpoints: Endpoints) -> Iterator[World]:
+    with Stage(endpoints) as stage:
+        table = ScheduledTable(endpoints, stage.plain)
+        made = World(stage, table, table.plans())
+        yield made
+        table.drop()
+        print("\n" + ", ".join(f"{what}: {times}" for what, times in made.tally.items()))
+
+
+@pytest.fixture
+def scene(world: World) -> Iterator[World]:
+    world.begin()
+    yield world
+    world.end()
+
+
+BOTH = (JANUARY, FEBRUARY)
+
+
+def schedules(world: World, make: Any) -> Iterator[int]:
+    """One schedule for each statement of an actor that `make` makes: the number of those that go before it."""
+    for number in count():
+        world.begin()
+        actor = make()
+        for _ in range(number):
+            if actor.alive:
+                world.step(actor)
+        if not actor.alive:
+            world.end()
+            return
+        yield number
+        world.end()
+
+
+@pytest.mark.parametrize("fate", [Fate.DEATH, Fate.DEATH_IN_FLIGHT, Fate.ANSWER_LOST, Fate.REFUSED])
+def test_a_publisher_whose_any_statement_goes_wrong_leaves_old_or_new(world: World, fate: Fate) -> None:
+    def over_an_older_one() -> Actor:
+        world.run(world.publish(0, BOTH))
+        return world.publish(3, BOTH)
+
+    for _ in schedules(world, over_an_older_one):
+        world.step(world.alive[0], fate=fate)
+        world.settle()
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["slow", "taken for dead"])
+@pytest.mark.parametrize("force", [False, True])
+def test_a_publisher_that_sleeps_at_any_statement_changes_nothing_that_came_after_it(
+    world: World, force: bool, lost: bool
+) -> None:
+    """It sleeps while another publishes something newer and a third cleans up, and then goes on."""
+    for _ in schedules(world, lambda: world.publish(0, BOTH, force=force)):
+        (sleeper,) = world.alive
+        if lost:
+            sleeper.lose_connections()
+            world.faults += 1
+        world.run(world.publish(1, (JANUARY,)))
+        world.run(world.clean())
+        world.settle()
