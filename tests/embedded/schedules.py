@@ -391,6 +391,8 @@ class Stage:
     def __enter__(self) -> Stage:
         self._pool = Connections(self._endpoints.lake)
         self._open.callback(self._pool.close)
+        self.connection = self._pool.take()
+        self._open.callback(self.connection.close)
         self._cluster = self._open.enter_context(Cluster(self._endpoints.clickhouse))
         self._open.enter_context(patch.object(psycopg2, "connect", self._pool.connect))
         self._open.enter_context(patch.object(cluster_module, "ThreadPoolExecutor", SideBySide))

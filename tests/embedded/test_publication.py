@@ -52,10 +52,11 @@ class Table:
             for (name,) in self.cluster.on_shard(shard, Statement("SHOW TABLES FROM {shard}")):
                 if name.startswith(self.data_set.name):
                     self.cluster.on_shard(shard, Statement(f"DROP TABLE {{shard}}.{name} SYNC"))
-        self.forget()
+        with connect(self.endpoints.lake) as connection:
+            self.forget(connection)
 
-    def forget(self) -> None:
-        with connect(self.endpoints.lake) as connection, connection.cursor() as cursor:
+    def forget(self, connection: Any) -> None:
+        with connection.cursor() as cursor:
             for table in ("publications", "publication_attempts"):
                 cursor.execute(f"DELETE FROM {table} WHERE table_name = %s", (self.data_set.table,))
 

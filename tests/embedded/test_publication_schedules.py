@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from schedules import Actor, Fate, Stage, Step
 from test_publication import Table
 
 from trilake.clickhouse import publication as publication_module
-from trilake.clickhouse.ledger import Publication
+from trilake.clickhouse.ledger import _COLUMNS, Publication, _publication
 from trilake.clickhouse.publication import Publisher
 from trilake.endpoints import Endpoints
 from trilake.lake.catalog import SnapshotPlan
@@ -60,7 +61,7 @@ class World:
         # by partition and shard: rows, and the lowest fence that they can be of
         self.seen: dict[tuple[str, int], Rows] = {}
         self.fences: Counter[tuple[str, int]] = Counter()
-        self.table.clear()
+        self.table.clear(self.stage.connection)
         self.read()
 
     def end(self) -> None:
@@ -91,7 +92,7 @@ class World:
         number = len(self.actors)
 
         def named() -> Any:
-            with patch.object(publication_module.secrets, "token_hex", lambda _: f"{number:012x}"):
+            with patch.object(publication_module.secrets, "token_hex", lambda _: f"{self.table.data_set.name[2:]}{number:04x}"):
                 return work(publisher)
 
         self.actors.append(actor := Actor(f"{number} {what}", named))
@@ -126,6 +127,13 @@ class World:
                     if other is not actor and other.alive:
                         self.step(other)
         return actor
+
+    def lose_connections(self, actor: Actor) -> None:
+        """PostgreSQL has restarted, as this one will find."""
+        actor.lose_connections()
+        self.faults += 1
+        self.history.append(f"{actor.name}: [its connections are lost]")
+        self.tally["connections lost"] += 1
 
     def deliver(self, index: int = 0) -> None:
         """A statement of the dead arrives."""
@@ -175,7 +183,7 @@ class World:
         self.seen = {where: tuple(sorted(rows)) for where, rows in found.items()}
 
     def check(self) -> None:
-        ledger = self.table.history()
+        ledger = self.table.history(self.stage.connection)
         for (partition, shard), seen in self.seen.items():
             mine = [p for p in ledger if p.partition == partition]
             where = f"partition {partition}, shard {shard}"
@@ -215,25 +223,23 @@ class ScheduledTable(Table):
             plans.append(self.plan(*files, partition=partition, sequence=number))
         return replace(plans[0], partitions=tuple(part for plan in plans for part in plan.partitions))
 
-    def history(self) -> list[Publication]:
-        """All that was ever decided, by fence."""
-        return sorted(
-            self.ledger._select(
-                "SELECT table_name, partition, fence, state, attempt, snapshot_id, sequence_number, rows, run_id, "
-                "decided_at, done_at FROM publications WHERE table_name = %s",
-                (self.data_set.table,),
-            ),
-            key=lambda publication: publication.fence,
-        )
+    def history(self, connection: Any) -> list[Publication]:
+        """All that was ever decided, by fence. On a connection that stays: this is asked after every commit."""
+        with connection.cursor() as cursor:
+            cursor.execute(
+                f"SELECT {_COLUMNS} FROM publications WHERE table_name = %s ORDER BY fence", (self.data_set.table,)
+            )
+            return [_publication(row) for row in cursor.fetchall()]
 
-    def clear(self) -> None:
+    def clear(self, connection: Any) -> None:
         """As if nothing had ever been published."""
         client = self.cluster.client(self.cluster.shards[0])
         for shard in self.cluster.shards:
             client.command(f"TRUNCATE TABLE {shard.database}.{self.data_set.local_table}")
-            for name in self.staging():
+        for name in set(self.staging()):
+            for shard in self.cluster.shards:
                 client.command(f"DROP TABLE IF EXISTS {shard.database}.{name} SYNC")
-        self.forget()
+        self.forget(connection)
 
 
 @pytest.fixture(scope="module")
@@ -246,14 +252,9 @@ def world(endpoints: Endpoints) -> Iterator[World]:
         print("\n" + ", ".join(f"{what}: {times}" for what, times in made.tally.items()))
 
 
-@pytest.fixture
-def scene(world: World) -> Iterator[World]:
-    world.begin()
-    yield world
-    world.end()
-
-
 BOTH = (JANUARY, FEBRUARY)
+MOST_ALIVE = 3
+FAULTS = [fate for fate in Fate if fate is not Fate.GO]
 
 
 def schedules(world: World, make: Any) -> Iterator[int]:
@@ -274,8 +275,8 @@ def schedules(world: World, make: Any) -> Iterator[int]:
 @pytest.mark.parametrize("fate", [Fate.DEATH, Fate.DEATH_IN_FLIGHT, Fate.ANSWER_LOST, Fate.REFUSED])
 def test_a_publisher_whose_any_statement_goes_wrong_leaves_old_or_new(world: World, fate: Fate) -> None:
     def over_an_older_one() -> Actor:
-        world.run(world.publish(0, BOTH))
-        return world.publish(3, BOTH)
+        world.run(world.publish(0, (JANUARY,)))
+        return world.publish(3, (JANUARY,))
 
     for _ in schedules(world, over_an_older_one):
         world.step(world.alive[0], fate=fate)
@@ -291,8 +292,79 @@ def test_a_publisher_that_sleeps_at_any_statement_changes_nothing_that_came_afte
     for _ in schedules(world, lambda: world.publish(0, BOTH, force=force)):
         (sleeper,) = world.alive
         if lost:
-            sleeper.lose_connections()
-            world.faults += 1
+            world.lose_connections(sleeper)
         world.run(world.publish(1, (JANUARY,)))
         world.run(world.clean())
         world.settle()
+
+
+def test_any_schedule_shows_readers_what_the_ledger_says(world: World) -> None:
+    """Publishers, finishers and cleaners that meet, die, lose answers and locks, and come late, as hypothesis likes."""
+
+    class Schedule(RuleBasedStateMachine):
+        @initialize(earlier=st.booleans())
+        def begin(self, earlier: bool) -> None:
+            world.begin()
+            if earlier:
+                world.run(world.publish(0, (JANUARY,)))
+
+        def teardown(self) -> None:
+            try:
+                if sys.exc_info()[0] is None:
+                    world.settle()
+            finally:
+                world.end()
+
+        def actor(self, index: int) -> Actor:
+            alive = world.alive
+            return alive[index % len(alive)]
+
+        @precondition(lambda self: len(world.alive) < MOST_ALIVE)
+        @rule(
+            snapshot=st.integers(0, len(SNAPSHOTS) - 1),
+            partitions=st.sampled_from([(JANUARY,), (JANUARY,), (FEBRUARY,), BOTH]),
+            force=st.sampled_from([False, False, False, True]),
+        )
+        def publish(self, snapshot: int, partitions: tuple[str, ...], force: bool) -> None:
+            world.publish(snapshot, partitions, force=force)
+
+        @precondition(lambda self: len(world.alive) < MOST_ALIVE)
+        @rule(verb=st.sampled_from(["finish", "clean"]))
+        def look_after(self, verb: str) -> None:
+            getattr(world, verb)()
+
+        @precondition(lambda self: world.alive)
+        @rule(index=st.integers(0, MOST_ALIVE), steps=st.integers(1, 30), branches=st.integers(0, 3))
+        def go(self, index: int, steps: int, branches: int) -> None:
+            actor = self.actor(index)
+            for number in range(steps):
+                if actor.alive:
+                    world.step(actor, number * branches)
+
+        @precondition(lambda self: world.alive)
+        @rule(index=st.integers(0, MOST_ALIVE), branch=st.integers(0, 3), fate=st.sampled_from(FAULTS))
+        def fail(self, index: int, branch: int, fate: Fate) -> None:
+            world.step(self.actor(index), branch, fate)
+
+        @precondition(lambda self: world.alive)
+        @rule(index=st.integers(0, MOST_ALIVE))
+        def lose_connections(self, index: int) -> None:
+            world.lose_connections(self.actor(index))
+
+        @precondition(lambda self: world.late)
+        @rule(index=st.integers(0, 3))
+        def arrive_late(self, index: int) -> None:
+            world.deliver(index)
+
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        Schedule,
+        settings=settings(
+            max_examples=ASKED or USUAL,
+            stateful_step_count=14,
+            deadline=None,
+            derandomize=not ASKED,
+            database=None,
+            print_blob=True,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
