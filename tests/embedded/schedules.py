@@ -1,14 +1,15 @@
 """Publishers that go one statement at a time: a schedule says who goes next, and what befalls them there.
 
-Each actor is a greenlet on the real ClickHouse and PostgreSQL, and so is each of the branches that it runs side by side.
-Whoever comes to a statement stops before it, until the schedule lets it go or gives it another fate. Nothing here
-depends on a clock, so that a schedule can be played again.
+Each actor is a greenlet on the real ClickHouse and PostgreSQL, and so is each branch that it runs side by side. Whoever
+comes to a statement stops before it, until the schedule lets it go or gives it another fate. Nothing here depends on a
+clock, so that a schedule can be played again.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -20,6 +21,7 @@ from greenlet import getcurrent, greenlet
 from psycopg2.errors import LockNotAvailable
 
 from trilake.clickhouse import cluster as cluster_module
+from trilake.clickhouse import publication as publication_module
 from trilake.clickhouse.cluster import Cluster
 from trilake.endpoints import Endpoints, PostgresEndpoint
 from trilake.errors import TrilakeError
@@ -28,7 +30,7 @@ from trilake.errors import TrilakeError
 LOCK_TIMEOUT_MS = 5
 
 
-class Death(BaseException):  # noqa: N818
+class Death(BaseException):
     """The process is gone: none of its statements is sent any more, in no `finally` either."""
 
 
@@ -63,11 +65,13 @@ class Step:
 class Actor:
     """One process: a publisher, a finisher or a cleaner.
 
+    :param attempt: what a publisher calls its attempt, instead of something random.
     :ivar result: what the work gave. :ivar error: what it raised.
     """
 
-    def __init__(self, name: str, work: Callable[[], Any]) -> None:
+    def __init__(self, name: str, attempt: str, work: Callable[[], Any]) -> None:
         self.name = name
+        self.attempt = attempt
         self.waiting: list[Step] = []
         self.connections: list[SteppedConnection] = []
         self.result: Any = None
@@ -174,10 +178,8 @@ class _Branch(greenlet):  # type: ignore[misc]
         self.actor, self._work = actor, work
 
     def _run(self) -> None:
-        try:
+        with suppress(Death):
             self._work()
-        except Death:
-            pass
 
 
 class SideBySide:
@@ -381,6 +383,14 @@ class SteppedCursor:
         return getattr(self._cursor, name)
 
 
+_random = secrets.token_hex
+
+
+def _name_attempt(size: int) -> str:
+    branch = getcurrent()
+    return branch.actor.attempt if isinstance(branch, _Branch) else _random(size)
+
+
 class Stage:
     """Where actors act: while it is entered, they go statement by statement, and nobody else does."""
 
@@ -395,6 +405,7 @@ class Stage:
         self._open.callback(self.connection.close)
         self._cluster = self._open.enter_context(Cluster(self._endpoints.clickhouse))
         self._open.enter_context(patch.object(psycopg2, "connect", self._pool.connect))
+        self._open.enter_context(patch.object(publication_module.secrets, "token_hex", _name_attempt))
         self._open.enter_context(patch.object(cluster_module, "ThreadPoolExecutor", SideBySide))
         return self
 

@@ -11,9 +11,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date
-from itertools import count
+from itertools import count, pairwise
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -22,7 +21,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from schedules import Actor, Fate, Stage, Step
 from test_publication import Table
 
-from trilake.clickhouse import publication as publication_module
 from trilake.clickhouse.ledger import _COLUMNS, Publication, _publication
 from trilake.clickhouse.publication import Publisher
 from trilake.endpoints import Endpoints
@@ -56,7 +54,6 @@ class World:
         self.actors: list[Actor] = []
         self.late: list[Step] = []
         self.faults = 0
-        self.numbers = count()
         self.history: list[str] = []
         # by partition and shard: rows, and the lowest fence that they can be of
         self.seen: dict[tuple[str, int], Rows] = {}
@@ -91,11 +88,8 @@ class World:
         publisher = Publisher(self.stage.cluster(), self.table.ledger)
         number = len(self.actors)
 
-        def named() -> Any:
-            with patch.object(publication_module.secrets, "token_hex", lambda _: f"{self.table.data_set.name[2:]}{number:04x}"):
-                return work(publisher)
-
-        self.actors.append(actor := Actor(f"{number} {what}", named))
+        attempt = f"{self.table.data_set.name[2:]}{number:04x}"
+        self.actors.append(actor := Actor(f"{number} {what}", attempt, lambda: work(publisher)))
         self.tally["actors"] += 1
         return actor
 
@@ -173,9 +167,9 @@ class World:
 
     def read(self) -> None:
         shards = self.table.cluster.shards
+        local = self.table.data_set.local_table
         sql = " UNION ALL ".join(
-            f"SELECT {s.number}, formatDateTime(d, '%Y-%m'), k, note FROM {s.database}.{self.table.data_set.local_table}"
-            for s in shards
+            f"SELECT {s.number}, formatDateTime(d, '%Y-%m'), k, note FROM {s.database}.{local}" for s in shards
         )
         found: dict[tuple[str, int], list[tuple[int, str]]] = {(p, s.number): [] for p in SNAPSHOTS[0] for s in shards}
         for number, partition, k, note in self.stage.plain.client(shards[0]).query(sql).result_rows:
@@ -193,7 +187,7 @@ class World:
             can_be = [fence for fence in range(lowest, len(mine) + 1) if shown[fence] == seen]
             assert can_be, f"{where}: readers see {seen}; from fence {lowest} on the ledger has {shown}"
             self.fences[partition, shard] = can_be[0]
-            for held, following in zip(mine, mine[1:], strict=False):
+            for held, following in pairwise(mine):
                 later = following.sequence_number > held.sequence_number
                 assert later or following.run_id == "forced", f"{where}: {following} came over {held}"
             for publication in mine:
