@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import re
+import socket
+import ssl
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +35,8 @@ STATEMENTS_PER_SHARD = 2
 UNKNOWN_TABLE = 60
 
 _CODE = re.compile(r"[Cc]ode: (\d+)")
+# of what the operating system says; a full disk, say, is not the network's
+_NETWORK_ERRORS = (ConnectionError, TimeoutError, socket.gaierror, ssl.SSLError)
 _STATUS = re.compile(r"HTTP status \d+")
 
 
@@ -66,7 +70,7 @@ def error_of(where: ClickHouseShard | str | None, error: Exception) -> Exception
     from clickhouse_connect.driver import exceptions as driver
     from urllib3.exceptions import HTTPError
 
-    if isinstance(error, TrilakeError) or not isinstance(error, (driver.DatabaseError, HTTPError, OSError)):
+    if isinstance(error, TrilakeError) or not isinstance(error, (driver.DatabaseError, HTTPError, *_NETWORK_ERRORS)):
         return error
     # of a shard, or of the driver itself when it is used in a wrong way
     if isinstance(error, (driver.ProgrammingError, driver.DataError, driver.NotSupportedError)):

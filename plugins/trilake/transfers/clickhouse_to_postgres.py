@@ -58,20 +58,20 @@ class ClickHouseToPostgresOperator(WindowedOperator, ProjectOperator):
         window = self.window(context)
         hook = ClickHouseHook(clickhouse_conn_id=self.clickhouse_conn_id)
         postgres = PostgresEndpoint.from_connection(hook.get_connection(self.postgres_conn_id))
-        client = hook.get_client()
-        try:
-            stream = client.query_row_block_stream(self.sql, parameters={"start": window.start, "stop": window.stop})
-            with stream, connect(postgres) as connection:
-                rows = replace_rows(
-                    connection,
-                    self.table,
-                    # of the result that is streamed; none where there is no row
-                    stream.source.column_names,  # type: ignore[union-attr]
-                    (row for block in stream for row in block),
-                    where=f'"{self.date}" >= %s AND "{self.date}" < %s',
-                    parameters=(window.start, window.stop),
-                )
-        finally:
-            client.close()
+        bounds = {"start": window.start, "stop": window.stop}
+        with (
+            hook.client() as client,
+            client.query_row_block_stream(self.sql, parameters=bounds, settings=hook.identify()) as stream,
+            connect(postgres) as connection,
+        ):
+            rows = replace_rows(
+                connection,
+                self.table,
+                # of the result that is streamed; none where there is no row
+                stream.source.column_names,
+                (row for block in stream for row in block),
+                where=f'"{self.date}" >= %s AND "{self.date}" < %s',
+                parameters=(window.start, window.stop),
+            )
         self.log.info("%s: %s rows for %s", self.table, rows, window)
         return {"table": self.table, "rows": rows}
