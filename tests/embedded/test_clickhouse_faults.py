@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,13 +71,15 @@ def insert(how: str, table: str, **options: Any) -> int:
     hook = ClickHouseHook()
     if how == "rows":
         return hook.insert_rows(table, ROWS, ["n", "s"], commit_every=5_000, **options)
+    if how == "df":
+        return hook.insert_df(table, ARROW.to_pandas(), block_rows=5_000, **options)
     return hook.insert_arrow(table, ARROW, block_rows=5_000, **options)
 
 
 # --- writing
 
 
-@pytest.mark.parametrize("how", ["rows", "arrow"])
+@pytest.mark.parametrize("how", ["rows", "arrow", "df"])
 @pytest.mark.parametrize("answer", [False, True], ids=["request", "answer"])
 def test_an_insert_that_is_cut_says_what_is_in_and_a_second_one_adds_the_rest(
     gateway: RunningGateway, proxy: TcpProxy, table: str, how: str, answer: bool
@@ -160,21 +163,15 @@ def test_a_server_that_stalls_is_given_up_in_the_time_that_the_connection_says(
 ) -> None:
     connect(monkeypatch, proxy.port, send_receive_timeout=1)
     proxy.fault = Fault(b"read_me", stall=True)
+    dump = partial(ClickHouseHook().bulk_dump, "(SELECT 1 AS read_me)", str(tmp_path / "dump.tsv"))
     with pytest.raises(UnreachableError, match=rf"127.0.0.1:{proxy.port}.*ReadTimeoutError"):
-        if how == "bulk_dump":
-            ClickHouseHook().bulk_dump("(SELECT 1 AS read_me)", str(tmp_path / "dump.tsv"))
-        else:
-            read(how, "SELECT 1 AS read_me")
+        dump() if how == "bulk_dump" else read(how, "SELECT 1 AS read_me")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_server_that_is_not_there_is_named(proxy: TcpProxy, table: str) -> None:
     proxy.refuse()
-    for work in (
-        lambda: read("query_df", "SELECT 1"),
-        lambda: insert("rows", table),
-        lambda: ClickHouseHook().get_conn(),
-    ):
+    for work in (partial(read, "query_df", "SELECT 1"), partial(insert, "rows", table), ClickHouseHook().get_conn):
         with pytest.raises(UnreachableError, match=rf"127.0.0.1:{proxy.port}.*(Refused|NewConnection)"):
             work()
 
@@ -196,15 +193,14 @@ class Task:
         return self.operator.execute(self.context)
 
 
-SLOW = "SELECT count() AS read_me FROM numbers(100000000000) WHERE NOT ignore(cityHash64(number))"
-
-
 def test_a_tasks_query_does_not_outlive_it_though_its_client_hears_nothing(
-    gateway: RunningGateway, proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch
+    gateway: RunningGateway, proxy: TcpProxy, table: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """An INSERT SELECT goes on without its client."""
     connect(monkeypatch, proxy.port, send_receive_timeout=1)
-    proxy.fault = Fault(b"read_me", stall=True)
-    task = Task(SLOW, execution_timeout=timedelta(seconds=4))
+    proxy.fault = Fault(b"INSERT INTO", stall=True)
+    slow = f"INSERT INTO {table} SELECT number, '' FROM numbers(100000000000) WHERE cityHash64(number) = 1"
+    task = Task(slow, deferrable=False, execution_timeout=timedelta(seconds=4))
     with pytest.raises(UnreachableError):
         task.run()
     query_id = task.operator._record["query_id"]

@@ -287,17 +287,7 @@ class ClickHouseHook(OfficialClickHouseHook):
             )
         remaining = iter(rows)
         blocks = iter(lambda: list(islice(remaining, commit_every or None)), [])
-        insert: InsertContext | None = None
-
-        def send(client: Client, block: Any, settings: dict[str, Any]) -> None:
-            nonlocal insert
-            if insert is None:
-                insert = client.create_insert_context(table, column_names=list(target_fields or ()) or "*")
-            # the context keeps what is set: each block is a statement with an id of its own
-            insert.settings.update(settings)
-            client.insert(data=block, context=insert)
-
-        return self._insert_blocks(table, blocks, send, deduplication_token)
+        return self._insert_blocks(table, blocks, _insert_with(table, target_fields or ()), deduplication_token)
 
     def insert_arrow(
         self,
@@ -330,12 +320,7 @@ class ClickHouseHook(OfficialClickHouseHook):
         :raises InsertFailedError: see `insert_rows`.
         """
         blocks = (df.iloc[start : start + block_rows] for start in range(0, len(df), block_rows))
-        return self._insert_blocks(
-            table,
-            blocks,
-            lambda client, block, settings: client.insert_df(table, block, settings=settings),
-            deduplication_token,
-        )
+        return self._insert_blocks(table, blocks, _insert_with(table, list(df.columns)), deduplication_token)
 
     def _insert_blocks(
         self, table: str, blocks: Iterable[Any], send: Callable[[Client, Any, dict[str, Any]], Any], token: str
@@ -411,6 +396,21 @@ class ClickHouseHook(OfficialClickHouseHook):
         except Exception:
             if not left:
                 raise
+
+
+def _insert_with(table: str, columns: Sequence[str]) -> Callable[[Client, Any, dict[str, Any]], None]:
+    """Sends blocks of a table whose columns are asked for once. None named: all of them."""
+    insert: InsertContext | None = None
+
+    def send(client: Client, block: Any, settings: dict[str, Any]) -> None:
+        nonlocal insert
+        if insert is None:
+            insert = client.create_insert_context(table, column_names=list(columns) or "*")
+        # the context keeps what is set: each block is a statement with an id of its own
+        insert.settings.update(settings)
+        client.insert(data=block, context=insert)
+
+    return send
 
 
 def _sending_inserts_once(client: Client) -> Client:
