@@ -37,6 +37,7 @@ UNKNOWN_TABLE = 60
 _CODE = re.compile(r"[Cc]ode: (\d+)")
 # of what the operating system says; a full disk, say, is not the network's
 _NETWORK_ERRORS = (ConnectionError, TimeoutError, socket.gaierror, ssl.SSLError)
+_QUOTED_STATEMENT = re.compile(r"[.,:]?\s+(?:in scope|while (?:processing|executing))\b", re.IGNORECASE)
 _STATUS = re.compile(r"HTTP status \d+")
 
 
@@ -78,7 +79,7 @@ def error_of(where: ClickHouseShard | str | None, error: Exception) -> Exception
     text, host = str(error), str(where or "ClickHouse")
     code = int(getattr(error, "code", None) or 0)
     if found := _CODE.search(text):
-        first = text[found.start() :].splitlines()[0]
+        first = without_statement(text[found.start() :].splitlines()[0])
         return ClickHouseError(f"{host}: {first[:500]}", code=code or int(found.group(1)))
     if code:  # a number and no words
         return ClickHouseError(f"{host}: Code: {code}.", code=code)
@@ -87,6 +88,15 @@ def error_of(where: ClickHouseShard | str | None, error: Exception) -> Exception
     cause: BaseException = error.__cause__ or error
     reason = status[0] if status else type(getattr(cause, "reason", None) or cause).__name__
     return UnreachableError(f"{host} does not answer ({reason}).", hint="Is ClickHouse up? `trilake status` shows it.")
+
+
+def without_statement(text: str) -> str:
+    """ClickHouse's message without the statement that it may quote, in which bound parameters stand in the clear."""
+    found = _QUOTED_STATEMENT.search(text)
+    if not found:
+        return text
+    name = re.findall(r"\(([A-Z][A-Z0-9_]+)\)", text[found.end() :])
+    return f"{text[: found.start()].rstrip()}." + (f" ({name[-1]})" if name else "")
 
 
 def quote_name(name: str) -> str:

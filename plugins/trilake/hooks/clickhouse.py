@@ -227,6 +227,15 @@ class ClickHouseHook(OfficialClickHouseHook):
         kwargs = self._get_client_kwargs()
         return f"ClickHouse ({kwargs['host']}:{kwargs['port']})"
 
+    def _run_command(self, cur: Any, sql_statement: str, parameters: Any) -> None:
+        logs, self.log_sql = self.log_sql, False
+        if logs:  # without the parameters, which the official hook logs: they may be secrets
+            self.log.info("Running statement: %s", sql_statement)
+        try:
+            super()._run_command(cur, sql_statement, parameters)
+        finally:
+            self.log_sql = logs
+
     @contextmanager
     def client(self) -> Iterator[Client]:
         """A client whose errors name the host, and not the statement: that may hold a secret."""
