@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -117,17 +115,16 @@ def work() -> dict[str, Callable[[], Any]]:
     }
 
 
-def told(what: Callable[[], Any], caplog: pytest.LogCaptureFixture) -> str:
-    """All that a failing piece of work says: log, output, and its exception with those behind it, as Airflow prints it."""
-    caplog.clear()
-    out = io.StringIO()
-    with caplog.at_level(logging.INFO), redirect_stdout(out), redirect_stderr(out):
+def told(what: Callable[[], Any], caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> str:
+    """All that a failing piece of work says: its log, and its exception with those behind it, as Airflow prints."""
+    with caplog.at_level(logging.INFO):
         try:
             what()
             failure = ""
         except Exception as e:
-            failure = "".join(traceback.format_exception(e)) + repr(e) + "".join(map(repr, chain_of(e)))
-    return failure and failure + caplog.text + out.getvalue()
+            failure = "".join(traceback.format_exception(e)) + "".join(map(repr, chain_of(e)))
+    output = capfd.readouterr()  # Airflow's own log is here
+    return failure and "\n".join([failure, caplog.text, output.out, output.err])
 
 
 def chain_of(error: BaseException) -> list[BaseException]:
@@ -177,14 +174,17 @@ def test_a_failure_tells_no_secret(
     proxy: TcpProxy,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
     what: str,
     way: Callable[[dict[str, dict[str, Any]], TcpProxy], None],
 ) -> None:
     secrets = {str(document["password"]) for document in connections.values()}
     way(connections, proxy)
     plant(monkeypatch, connections)
-    said = told(work()[what], caplog)
+    said = told(work()[what], caplog, capfd)
     assert said, "it did not fail"
+    if (what, way) == ("hook run", bad_statement):
+        assert "Running statement" in said, "the log was not seen"
     assert PLANTED not in said
     assert not [secret for secret in secrets if secret in said]
 
