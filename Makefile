@@ -46,7 +46,7 @@ test: $(STAMP) ## Every test that needs neither Docker nor Kubernetes
 	@$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST)
 
 .PHONY: test-schedules
-test-schedules: $(STAMP) ## 1,000 new schedules of publishers that die, wait and meet (about 10 min; SCHEDULES=n)
+test-schedules: $(STAMP) ## 1,000 new schedules of publishers that die, wait and meet (10 to 20 min; SCHEDULES=n)
 	@TRILAKE_SCHEDULES=$(SCHEDULES) $(BIN)/python -m pytest --timeout 7200 -s tests/embedded/test_publication_schedules.py
 
 .PHONY: lint
