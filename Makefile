@@ -8,6 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 # Tests mostly wait for servers; the whole platform's share one worker (tests/conftest.py).
 WORKERS ?= 2
+SCHEDULES ?= 1000
 BIN := $(VENV)/bin
 LOCKS := docker/requirements/bootstrap.txt docker/requirements/development.txt docker/requirements/jdk.txt
 LOCK = $(BIN)/uv pip compile --quiet pyproject.toml --generate-hashes --no-emit-index-url --no-header \
@@ -46,6 +47,10 @@ setup: $(STAMP) ## Virtual environment, jars, Java: as locked, once
 test: $(STAMP) ## Every test that needs neither Docker nor Kubernetes
 	@$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST)
 
+.PHONY: test-schedules
+test-schedules: $(STAMP) ## 1,000 new schedules of publishers that die, wait and meet (10 to 20 min; SCHEDULES=n)
+	@TRILAKE_SCHEDULES=$(SCHEDULES) $(BIN)/python -m pytest --timeout 7200 -s tests/embedded/test_publication_schedules.py
+
 .PHONY: lint
 lint: $(STAMP) ## ruff, mypy --strict, import layers
 	@$(BIN)/ruff check .
@@ -72,7 +77,7 @@ format: $(STAMP) ## Let ruff format and mend what it can
 help: ## This list
 	@awk 'BEGIN { FS = ":.*## " } \
 	  /^##@/ { printf "\n%s\n", substr($$0, 5) } \
-	  /^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	  /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(STAMP):
 	@PYTHON="$(PYTHON)" docker/setup.sh "$(VENV)"

@@ -112,6 +112,21 @@ def _shards(connection: ConnectionLike) -> list[dict[str, Any]]:
     return shards
 
 
+def _client_options(connection: ConnectionLike) -> dict[str, Any]:
+    """The extra's ``client_kwargs``: an object, or its JSON, as a form or a URI leaves it."""
+    options = connection.extra_dejson.get("client_kwargs") or {}
+    try:
+        options = json.loads(options) if isinstance(options, str) else options
+    except ValueError:
+        options = None
+    if not isinstance(options, dict):  # not shown: it may hold a secret
+        raise ConfigurationError(
+            f"The client_kwargs of connection {connection.conn_id} are no JSON object.",
+            hint='Write them as {"send_receive_timeout": 600}.',
+        )
+    return options
+
+
 @dataclass(frozen=True)
 class S3Endpoint:
     """An S3-compatible store, addressed by path (`http://host:port/bucket/key`)."""
@@ -181,7 +196,11 @@ class ClickHouseShard:
 
 @dataclass(frozen=True)
 class ClickHouseEndpoint:
-    """All shards of one ClickHouse cluster. `database` holds the tables over all shards, on every host."""
+    """All shards of one ClickHouse cluster. `database` holds the tables over all shards, on every host.
+
+    :param verify: whether a server's certificate is checked.
+    :param options: more for the driver, from the connection's ``client_kwargs``: timeouts (in seconds), a CA, a proxy.
+    """
 
     shards: tuple[ClickHouseShard, ...]
     user: str
@@ -189,6 +208,8 @@ class ClickHouseEndpoint:
     cluster: str = "trilake"
     database: str = "analytics"
     secure: bool = False
+    verify: bool = True
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
 
     @classmethod
     def from_connection(cls, connection: ConnectionLike) -> ClickHouseEndpoint:
@@ -212,6 +233,8 @@ class ClickHouseEndpoint:
             cluster=extra.get("cluster") or "trilake",
             database=connection.schema or "analytics",
             secure=secure,
+            verify=is_on(extra.get("verify", True)),
+            options=_client_options(connection),
         )
 
     @classmethod
@@ -228,6 +251,8 @@ class ClickHouseEndpoint:
             password=connection.password or "",
             database=database,
             secure=secure,
+            verify=is_on(connection.extra_dejson.get("verify", True)),
+            options=_client_options(connection),
         )
 
     @property

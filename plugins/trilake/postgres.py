@@ -58,7 +58,9 @@ def connect(endpoint: PostgresEndpoint, *, autocommit: bool = False) -> Iterator
         if not autocommit:
             connection.commit()
     except psycopg2.Error as e:
-        raise PostgresError(f"PostgreSQL database {endpoint.database}: {str(e).strip()}") from e
+        # the first line alone, and `from None`: what follows quotes the statement with its values in it
+        first = next(iter(str(e).strip().splitlines()), type(e).__name__)
+        raise PostgresError(f"PostgreSQL database {endpoint.database}: {first}") from None
     finally:
         connection.close()  # an open transaction is rolled back by the server
 

@@ -35,8 +35,8 @@ from trilake.postgres import connect
 MONTH = "2013-01"
 
 
-def forget(endpoints: Endpoints, data_set: DataSet) -> None:
-    with connect(endpoints.lake) as connection, connection.cursor() as cursor:
+def forget(connection: Any, data_set: DataSet) -> None:
+    with connection.cursor() as cursor:
         for table in ("publications", "publication_attempts"):
             cursor.execute(f"DELETE FROM {table} WHERE table_name = %s", (data_set.table,))
 
@@ -65,7 +65,11 @@ class Table:
             for (name,) in self.cluster.on_shard(shard, Statement("SHOW TABLES FROM {shard}")):
                 if name.startswith(self.data_set.name):
                     self.cluster.on_shard(shard, Statement(f"DROP TABLE {{shard}}.{name} SYNC"))
-        forget(self.endpoints, self.data_set)
+        with connect(self.endpoints.lake) as connection:
+            self.forget(connection)
+
+    def forget(self, connection: Any) -> None:
+        forget(connection, self.data_set)
 
     def publisher(self, *checks: Check) -> Publisher:
         return Publisher(self.cluster, self.ledger, checks=checks)
@@ -464,7 +468,8 @@ def test_an_empty_dimension_table_is_published_the_first_time(endpoints: Endpoin
             cluster.every_shard(Statement(f"DROP TABLE {local} SYNC"))
             catalog.drop_table(data_set.curated)
             catalog.close()
-            forget(endpoints, data_set)
+            with connect(endpoints.lake) as connection:
+                forget(connection, data_set)
 
 
 def test_a_partition_of_more_files_than_one_statement_can_name_is_published(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import re
+import socket
+import ssl
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +35,10 @@ STATEMENTS_PER_SHARD = 2
 UNKNOWN_TABLE = 60
 
 _CODE = re.compile(r"[Cc]ode: (\d+)")
+# of what the operating system says; a full disk, say, is not the network's
+_NETWORK_ERRORS = (ConnectionError, TimeoutError, socket.gaierror, ssl.SSLError)
+_QUOTED_STATEMENT = re.compile(r"[.,:]?\s+(?:in scope|while (?:processing|executing))\b", re.IGNORECASE)
+_STATUS = re.compile(r"HTTP status \d+")
 
 
 class ClickHouseError(TrilakeError):
@@ -57,18 +63,40 @@ class ClusterError(ClickHouseError):
         super().__init__(lines, code=codes.pop() if len(codes) == 1 else 0, hint=" ".join(hints))
 
 
-def error_of(shard: ClickHouseShard | None, error: Exception) -> TrilakeError:
-    """ClickHouse's or the network's error as one of ours, without the statement: that may hold a secret."""
-    if isinstance(error, TrilakeError):
+def error_of(where: ClickHouseShard | str | None, error: Exception) -> Exception:
+    """ClickHouse's or the network's error as one of ours, without the statement: that may hold a secret.
+
+    What is neither of them is a fault of the program and comes back as it is: its traceback tells where.
+    """
+    from clickhouse_connect.driver import exceptions as driver
+    from urllib3.exceptions import HTTPError
+
+    if isinstance(error, TrilakeError) or not isinstance(error, (driver.DatabaseError, HTTPError, *_NETWORK_ERRORS)):
         return error
-    text = str(error)
-    where = str(shard) if shard else "ClickHouse"
+    # of a shard, or of the driver itself when it is used in a wrong way
+    if isinstance(error, (driver.ProgrammingError, driver.DataError, driver.NotSupportedError)):
+        return error
+    text, host = str(error), str(where or "ClickHouse")
+    code = int(getattr(error, "code", None) or 0)
     if found := _CODE.search(text):
-        first = text[found.start() :].splitlines()[0]
-        return ClickHouseError(f"{where}: {first[:500]}", code=int(found.group(1)))
-    return UnreachableError(
-        f"{where} does not answer ({type(error).__name__}).", hint="Is ClickHouse up? `trilake status` shows it."
-    )
+        first = without_statement(text[found.start() :].splitlines()[0])
+        return ClickHouseError(f"{host}: {first[:500]}", code=code or int(found.group(1)))
+    if code:  # a number and no words
+        return ClickHouseError(f"{host}: Code: {code}.", code=code)
+    status = _STATUS.search(text)
+    # the innermost: a refused connection and one that stalls are the same to the driver
+    cause: BaseException = error.__cause__ or error
+    reason = status[0] if status else type(getattr(cause, "reason", None) or cause).__name__
+    return UnreachableError(f"{host} does not answer ({reason}).", hint="Is ClickHouse up? `trilake status` shows it.")
+
+
+def without_statement(text: str) -> str:
+    """ClickHouse's message without the statement that it may quote, in which bound parameters stand in the clear."""
+    found = _QUOTED_STATEMENT.search(text)
+    if not found:
+        return text
+    name = re.findall(r"\(([A-Z][A-Z0-9_]+)\)", text[found.end() :])
+    return f"{text[: found.start()].rstrip()}." + (f" ({name[-1]})" if name else "")
 
 
 def quote_name(name: str) -> str:
@@ -119,6 +147,7 @@ class Cluster:
         self._connect = connect or _connect
         self._clients: dict[tuple[str, int], Client] = {}
         self._guard = threading.Lock()
+        self._connecting: dict[tuple[str, int], threading.Lock] = {}
 
     def __enter__(self) -> Cluster:
         return self
@@ -229,6 +258,8 @@ class Cluster:
         """
         address = (shard.host, shard.port)
         with self._guard:
+            connecting = self._connecting.setdefault(address, threading.Lock())
+        with connecting:  # a lock a host: a slow one keeps no other waiting
             if address not in self._clients:
                 try:
                     self._clients[address] = self._connect(self.endpoint, shard, self._comment)
@@ -248,17 +279,25 @@ class Cluster:
 def _connect(endpoint: ClickHouseEndpoint, shard: ClickHouseShard, comment: str) -> Client:
     import clickhouse_connect
 
-    return clickhouse_connect.get_client(
-        host=shard.host,
-        port=shard.port,
-        username=endpoint.user,
-        password=endpoint.password,
-        secure=endpoint.secure,
-        connect_timeout=CONNECT_TIMEOUT_S,
-        send_receive_timeout=STATEMENT_TIMEOUT_S,
-        # statements run side by side on one client, which a session would forbid
-        autogenerate_session_id=False,
+    options = {
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "send_receive_timeout": STATEMENT_TIMEOUT_S,
         # a statement that is sent twice is not ours to decide in a pool of connections
-        query_retries=0,
-        settings={"log_comment": comment},
+        "query_retries": 0,
+        **endpoint.options,
+    }
+    settings = {**(options.pop("settings", None) or {}), "log_comment": comment}
+    return clickhouse_connect.get_client(
+        **{
+            **options,
+            "host": shard.host,
+            "port": shard.port,
+            "username": endpoint.user,
+            "password": endpoint.password,
+            "secure": endpoint.secure,
+            "verify": endpoint.verify,
+            # statements run side by side on one client, which a session would forbid
+            "autogenerate_session_id": False,
+            "settings": settings,
+        }
     )

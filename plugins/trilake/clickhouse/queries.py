@@ -17,6 +17,7 @@ from trilake.clickhouse.cluster import (
     ClusterError,
     Statement,
     quote_text,
+    without_statement,
 )
 from trilake.endpoints import ClickHouseShard
 from trilake.errors import ConfigurationError, TrilakeError, UnreachableError
@@ -216,7 +217,7 @@ def _of_log(row: Sequence[Any]) -> Seen:
     if kind == "QueryFinish":
         return Seen(State.FINISHED, metrics)
     lines = str(exception).splitlines() or ["no reason given"]
-    return Seen(State.FAILED, metrics, error=lines[0][:500], code=int(code))
+    return Seen(State.FAILED, metrics, error=without_statement(lines[0])[:500], code=int(code))
 
 
 def _flush(cluster: Cluster, shard: ClickHouseShard) -> None:

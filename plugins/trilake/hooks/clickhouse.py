@@ -8,7 +8,8 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +19,9 @@ from airflow.providers.clickhousedb.hooks.clickhouse import ClickHouseHook as Of
 from airflow.sdk import get_current_context
 
 from trilake.clickhouse import queries
-from trilake.clickhouse.cluster import STATEMENT_TIMEOUT_S, Cluster
+from trilake.clickhouse.cluster import STATEMENT_TIMEOUT_S, ClickHouseError, Cluster, error_of
 from trilake.endpoints import CLICKHOUSE_CONNECTION, ClickHouseEndpoint, is_on
-from trilake.errors import ConfigurationError
+from trilake.errors import ConfigurationError, TrilakeError
 from trilake.hooks.clickhouse_cursor import IdentifiedConnection
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import pyarrow
     from airflow.sdk import Context
     from clickhouse_connect.driver.client import Client
+    from clickhouse_connect.driver.insert import InsertContext
 
 # Rows of one INSERT: as many as the server itself makes a part of, and few enough to hold in memory.
 BLOCK_ROWS = 1_000_000
@@ -67,6 +69,21 @@ def current_context() -> Context | None:
         return get_current_context()
     except RuntimeError:
         return None
+
+
+class InsertFailedError(ClickHouseError):
+    """A block of rows was sent and not acknowledged: it is in the table as a whole or not at all.
+
+    :ivar sent: rows of the blocks before it, which are in the table.
+    """
+
+    def __init__(self, table: str, sent: int, error: TrilakeError, *, safe: bool) -> None:
+        hint = "Run it again: what is in the table is not added twice."
+        if not safe:
+            hint = f"{error.hint} See what is in the table before it is run again: rows that are in are added twice."
+        message = f"{table}: {sent} rows are in, the block after them failed: {error.message}"
+        super().__init__(message, code=getattr(error, "code", 0), hint=hint.strip())
+        self.sent = sent
 
 
 class ClickHouseHook(OfficialClickHouseHook):
@@ -192,7 +209,43 @@ class ClickHouseHook(OfficialClickHouseHook):
         return {"query_id": self.new_query_id(), **given, **self._limits({**self.session_settings, **given})}
 
     def get_conn(self) -> IdentifiedConnection:
-        return IdentifiedConnection(self.get_client(), self.identify)
+        return IdentifiedConnection(self.get_client(), self.identify, self.where)
+
+    def get_client(self) -> Client:
+        """
+        :raises UnreachableError: the host does not answer.
+        :raises ClickHouseError: it refused us.
+        """
+        try:
+            return _sending_inserts_once(super().get_client())
+        except Exception as e:
+            raise error_of(self.where, e) from None
+
+    @property
+    def where(self) -> str:
+        """The host, for errors."""
+        kwargs = self._get_client_kwargs()
+        return f"ClickHouse ({kwargs['host']}:{kwargs['port']})"
+
+    def _run_command(self, cur: Any, sql_statement: str, parameters: Any) -> None:
+        logs, self.log_sql = self.log_sql, False
+        if logs:  # without the parameters, which the official hook logs: they may be secrets
+            self.log.info("Running statement: %s", sql_statement)
+        try:
+            super()._run_command(cur, sql_statement, parameters)
+        finally:
+            self.log_sql = logs
+
+    @contextmanager
+    def client(self) -> Iterator[Client]:
+        """A client whose errors name the host, and not the statement: that may hold a secret."""
+        client = self.get_client()
+        try:
+            yield client
+        except Exception as e:
+            raise error_of(self.where, e) from None
+        finally:
+            client.close()
 
     def get_uri(self) -> str:
         """SQLAlchemy's address of the same client: every part quoted, the settings in it. It holds the password."""
@@ -219,38 +272,31 @@ class ClickHouseHook(OfficialClickHouseHook):
         target_fields: Sequence[str] | None = None,
         commit_every: int = BLOCK_ROWS,
         replace: bool = False,
+        deduplication_token: str = "",
         **kwargs: Any,
     ) -> int:
         """Insert rows, column by column, with one INSERT a block.
 
-        A block is in the table as a whole or not at all; those before one that fails stay.
+        A block is in the table as a whole or not at all (where all its rows are of one partition); those before one
+        that fails stay. No block is sent twice by itself.
 
         :param target_fields: the columns' names; None: all of the table.
         :param commit_every: rows of a block; 0: all at once.
+        :param deduplication_token: of these rows in this order, such as a run id: run again with it, blocks that are in
+            the table are not added twice. The table must have ``non_replicated_deduplication_window`` (blocks) set.
         :param kwargs: what other databases' hooks take (``executemany``, ``autocommit``, ...) means nothing here.
         :returns: how many rows were sent.
         :raises ConfigurationError: `replace` is asked for; nothing was sent.
+        :raises InsertFailedError: a block was refused, or its answer did not come.
         """
         if replace:
             raise ConfigurationError(
                 f"Rows of {table} cannot be replaced by inserting: ClickHouse has no REPLACE INTO.",
                 hint="Publish the partition anew, or insert into a ReplacingMergeTree without replace=True.",
             )
-        remaining, sent = iter(rows), 0
-        client = self.get_client()
-        try:
-            insert = None
-            while block := list(islice(remaining, commit_every or None)):
-                if insert is None:
-                    insert = client.create_insert_context(table, column_names=list(target_fields or ()) or "*")
-                # the context keeps what is set: each block is a statement with an id of its own
-                insert.settings.update(self.identify())
-                client.insert(data=block, context=insert)
-                sent += len(block)
-        finally:
-            client.close()
-        self.log.info("%s: %s rows inserted", table, sent)
-        return sent
+        remaining = iter(rows)
+        blocks = iter(lambda: list(islice(remaining, commit_every or None)), [])
+        return self._insert_blocks(table, blocks, _insert_with(table, target_fields or ()), deduplication_token)
 
     def insert_arrow(
         self,
@@ -258,40 +304,61 @@ class ClickHouseHook(OfficialClickHouseHook):
         data: pyarrow.Table | pyarrow.RecordBatchReader | Iterable[pyarrow.RecordBatch],
         *,
         block_rows: int = BLOCK_ROWS,
+        deduplication_token: str = "",
     ) -> int:
         """Insert Arrow data with one INSERT for about `block_rows` rows; a reader's are never all in memory.
 
+        :param deduplication_token: see `insert_rows`.
         :returns: how many rows were sent.
+        :raises InsertFailedError: see `insert_rows`.
         """
-        return self._insert_blocks(table, _arrow_blocks(data, block_rows), lambda client: client.insert_arrow)
+        return self._insert_blocks(
+            table,
+            _arrow_blocks(data, block_rows),
+            lambda client, block, settings: client.insert_arrow(table, block, settings=settings),
+            deduplication_token,
+        )
 
-    def insert_df(self, table: str, df: pandas.DataFrame, *, block_rows: int = BLOCK_ROWS) -> int:
+    def insert_df(
+        self, table: str, df: pandas.DataFrame, *, block_rows: int = BLOCK_ROWS, deduplication_token: str = ""
+    ) -> int:
         """Insert a pandas frame, by its columns' names, with one INSERT for `block_rows` rows.
 
+        :param deduplication_token: see `insert_rows`.
         :returns: how many rows were sent.
+        :raises InsertFailedError: see `insert_rows`.
         """
         blocks = (df.iloc[start : start + block_rows] for start in range(0, len(df), block_rows))
-        return self._insert_blocks(table, blocks, lambda client: client.insert_df)
+        return self._insert_blocks(table, blocks, _insert_with(table, list(df.columns)), deduplication_token)
 
-    def _insert_blocks(self, table: str, blocks: Iterable[Any], by: Callable[[Client], Callable[..., Any]]) -> int:
+    def _insert_blocks(
+        self, table: str, blocks: Iterable[Any], send: Callable[[Client, Any, dict[str, Any]], Any], token: str
+    ) -> int:
         sent = 0
-        with closing(self.get_client()) as client:
-            for block in blocks:
-                by(client)(table, block, settings=self.identify())
+        with self.client() as client:
+            for number, block in enumerate(blocks):
+                once = {"insert_deduplication_token": f"{token}:{number}"} if token else {}
+                try:
+                    send(client, block, {**self.identify(), **once})
+                except Exception as e:
+                    error = error_of(self.where, e)
+                    if not isinstance(error, TrilakeError):
+                        raise
+                    raise InsertFailedError(table, sent, error, safe=bool(token)) from None
                 sent += len(block)
         self.log.info("%s: %s rows inserted", table, sent)
         return sent
 
     def bulk_load(self, table: str, tmp_file: str) -> None:
         """Insert a tab-separated file (ClickHouse's TabSeparated, in the table's order), streamed."""
-        with closing(self.get_client()) as client, Path(tmp_file).open("rb") as file:
+        with self.client() as client, Path(tmp_file).open("rb") as file:
             client.raw_insert(table, insert_block=file, fmt=_DUMP_FORMAT, settings=self.identify())
 
     def bulk_dump(self, table: str, tmp_file: str) -> None:
         """Write a table to a tab-separated file, streamed; the file is there once all of it is."""
         partial = Path(f"{tmp_file}.partial")
         try:
-            with closing(self.get_client()) as client, partial.open("wb") as file:
+            with self.client() as client, partial.open("wb") as file:
                 settings = {**self.identify(), "wait_end_of_query": 0}
                 with client.raw_stream(f"SELECT * FROM {table}", fmt=_DUMP_FORMAT, settings=settings) as stream:
                     while piece := stream.read(1 << 20):
@@ -304,12 +371,12 @@ class ClickHouseHook(OfficialClickHouseHook):
 
     def query_arrow(self, sql: str, parameters: Mapping[str, Any] | None = None) -> pyarrow.Table:
         """The whole result as an Arrow table. Parameters ``{name:Type}`` are bound on the server."""
-        with closing(self.get_client()) as client:
+        with self.client() as client:
             return client.query_arrow(sql, parameters=dict(parameters or {}), settings=self.identify())
 
     def query_df(self, sql: str, parameters: Mapping[str, Any] | None = None) -> pandas.DataFrame:
         """The whole result as a pandas frame. Parameters ``{name:Type}`` are bound on the server."""
-        with closing(self.get_client()) as client:
+        with self.client() as client:
             return client.query_df(sql, parameters=dict(parameters or {}), settings=self.identify())
 
     def stream_rows(self, sql: str, parameters: Mapping[str, Any] | None = None) -> Iterator[tuple[Any, ...]]:
@@ -325,7 +392,7 @@ class ClickHouseHook(OfficialClickHouseHook):
         settings, left = self.identify(), False
         try:
             with (
-                closing(self.get_client()) as client,
+                self.client() as client,
                 getattr(client, method)(sql, parameters=dict(parameters or {}), settings=settings) as stream,
             ):
                 try:
@@ -338,6 +405,37 @@ class ClickHouseHook(OfficialClickHouseHook):
         except Exception:
             if not left:
                 raise
+
+
+def _insert_with(table: str, columns: Sequence[str]) -> Callable[[Client, Any, dict[str, Any]], None]:
+    """Sends blocks of a table whose columns are asked for once. None named: all of them."""
+    insert: InsertContext | None = None
+
+    def send(client: Client, block: Any, settings: dict[str, Any]) -> None:
+        nonlocal insert
+        if insert is None:
+            insert = client.create_insert_context(table, column_names=list(columns) or "*")
+        # the context keeps what is set: each block is a statement with an id of its own
+        insert.settings.update(settings)
+        client.insert(data=block, context=insert)
+
+    return send
+
+
+def _sending_inserts_once(client: Client) -> Client:
+    """The driver (1.12) sends an INSERT again by itself when its connection is reset, and has no switch for that: but
+    the server may have the rows by then, and they would be in twice."""
+
+    def once(send: Callable[..., Any]) -> Callable[..., Any]:
+        def sent(*arguments: Any) -> Any:
+            return send(*(replace(a, retryable=False) if hasattr(a, "retryable") else a for a in arguments))
+
+        return sent
+
+    backend = client._backend  # type: ignore[attr-defined]
+    for name in ("execute_data_insert", "execute_raw_insert"):
+        setattr(backend, name, once(getattr(backend, name)))
+    return client
 
 
 # what stands in an address before the question mark, or is not the address's to say

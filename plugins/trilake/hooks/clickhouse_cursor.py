@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.clickhousedb.hooks.clickhouse import ClickHouseConnection
 
+from trilake.clickhouse.cluster import error_of
+
 if TYPE_CHECKING:
     from clickhouse_connect.dbapi.cursor import Cursor
     from clickhouse_connect.driver.client import Client
@@ -18,14 +20,16 @@ Identify = Callable[[Any], dict[str, Any]]
 class IdentifiedConnection(ClickHouseConnection):
     """
     :param identify: makes a statement's settings, its ``query_id`` among them, of those that it is given.
+    :param where: the host, for errors.
     """
 
-    def __init__(self, client: Client, identify: Identify) -> None:
+    def __init__(self, client: Client, identify: Identify, where: str) -> None:
         super().__init__(client)
         self._identify = identify
+        self._where = where
 
     def cursor(self) -> Cursor:
-        cursor: Cursor = _cursor_class()(self._client, self._identify)
+        cursor: Cursor = _cursor_class()(self._client, self._identify, self._where)
         return cursor
 
 
@@ -35,9 +39,10 @@ def _cursor_class() -> type[Any]:
     from clickhouse_connect.dbapi.cursor import Cursor
 
     class IdentifiedCursor(Cursor):
-        def __init__(self, client: Client, identify: Identify) -> None:
+        def __init__(self, client: Client, identify: Identify, where: str) -> None:
             super().__init__(client)
             self._identify = identify
+            self._where = where
 
         def execute(
             self,
@@ -49,12 +54,16 @@ def _cursor_class() -> type[Any]:
             # without parameters nothing is formatted, so that nobody has doubled a percent sign
             pyformat_encoded: bool = False,
         ) -> None:
-            super().execute(
-                operation,
-                parameters,
-                self._identify(settings),
-                query_formats,
-                pyformat_encoded=pyformat_encoded,
-            )
+            try:
+                super().execute(
+                    operation,
+                    parameters,
+                    self._identify(settings),
+                    query_formats,
+                    pyformat_encoded=pyformat_encoded,
+                )
+            except Exception as e:
+                # `from None`: the client's error may carry the statement and its parameters
+                raise error_of(self._where, e) from None
 
     return IdentifiedCursor

@@ -10,7 +10,6 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -217,13 +216,10 @@ class ClickHouseOperator(ProjectOperator):
     def _read(
         self, statement: str, parameters: dict[str, Any], settings: dict[str, Any]
     ) -> tuple[list[list[Any]], Metrics]:
-        try:
-            with closing(self._hook.get_client()) as client:
-                # one row more than may be: to tell a result that is too large
-                limits = {"max_result_rows": MAX_RESULT_ROWS, "result_overflow_mode": "throw"}
-                result = client.query(statement, parameters=parameters, settings=limits | self._hook.identify(settings))
-        except Exception as e:
-            raise error_of(None, e) from None
+        # one row more than may be: to tell a result that is too large
+        limits = {"max_result_rows": MAX_RESULT_ROWS, "result_overflow_mode": "throw"}
+        with self._hook.client() as client:
+            result = client.query(statement, parameters=parameters, settings=limits | self._hook.identify(settings))
         return [list(row) for row in islice(result.result_rows, MAX_RESULT_ROWS)], Metrics.of_summary(result.summary)
 
     def _write(self, statement: str, parameters: dict[str, Any], settings: dict[str, Any]) -> Metrics:
@@ -239,7 +235,7 @@ class ClickHouseOperator(ProjectOperator):
             try:
                 outcome.append(client.command(statement, parameters=parameters, settings=identity))
             except Exception as e:
-                outcome.append(error_of(None, e))
+                outcome.append(error_of(self._hook.where, e))
             finally:
                 client.close()
 

@@ -52,16 +52,15 @@ class ClickHouseReportOperator(WindowedOperator, ProjectOperator):
         """
         window = self.window(context)
         queries = read_queries(self.sql_folder / self.folder)
-        client = ClickHouseHook(clickhouse_conn_id=self.clickhouse_conn_id).get_client()
+        hook = ClickHouseHook(clickhouse_conn_id=self.clickhouse_conn_id)
+        bounds = {"start": window.start, "stop": window.stop}
+        with hook.client() as client:
 
-        def run(query: Query) -> Result:
-            answer = client.query(query.sql, parameters={"start": window.start, "stop": window.stop})
-            return Result(answer.column_names, answer.result_rows)
+            def run(query: Query) -> Result:
+                answer = client.query(query.sql, parameters=bounds, settings=hook.identify())
+                return Result(answer.column_names, answer.result_rows)
 
-        try:
             page = render(self.title, f"{window}, out of ClickHouse.", queries, run)
-        finally:
-            client.close()
         if not self.key.endswith(".html"):
             raise ConfigurationError(f"The report's key {self.key!r} does not end in .html.")
         key = f"reports/{self.key}"

@@ -70,7 +70,7 @@ def read(client: S3Client, application_id: str) -> Metrics | None:
 
 def summarise(lines: Iterable[bytes]) -> Metrics:
     """The sums of an event log's lines. What is cut off at its end is left out."""
-    totals: dict[str, int] = dict.fromkeys((*Metrics.__dataclass_fields__, "cpu_ns", "run_ms", "gc_ms"), 0)
+    totals: dict[str, Any] = dict.fromkeys((*Metrics.__dataclass_fields__, "cpu_ns", "run_ms", "gc_ms"), 0)
     for line in lines:
         if _TASK_END not in line[:64]:
             continue

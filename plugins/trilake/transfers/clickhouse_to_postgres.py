@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from trilake.endpoints import CLICKHOUSE_CONNECTION, OLTP_CONNECTION, PostgresEndpoint
@@ -78,7 +77,7 @@ class ClickHouseToPostgresOperator(WindowedOperator, ProjectOperator):
         settings = hook.identify({"max_block_size": ROWS_PER_BLOCK})
         result: dict[str, Any] = {"table": self.table}
         with (
-            closing(hook.get_client()) as client,
+            hook.client() as client,
             client.query_row_block_stream(self.sql, parameters=bound, settings=settings) as stream,
             connect(postgres) as connection,
         ):

@@ -48,6 +48,8 @@ def _listen(configuration: ClusterConfiguration) -> socket.socket:
     # TCP by name: asyncio turns Nagle's algorithm off for no other, and each answer would wait for an acknowledgement
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # inherited by what it accepts; asyncio sets it on sockets of a named protocol only
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     address = (configuration.host, configuration.port)
     try:
         listening.bind(address)
