@@ -33,7 +33,17 @@ from trilake.clickhouse.cluster import (
 )
 from trilake.clickhouse.ledger import Claim, Ledger, Publication, total_rows
 from trilake.clickhouse.queries import Metrics
-from trilake.clickhouse.sources import STRICT, AuditError, Columns, Sums, check_header, sources, sums, sums_by_file
+from trilake.clickhouse.sources import (
+    STRICT,
+    AuditError,
+    Columns,
+    Sums,
+    check_header,
+    sources,
+    staged,
+    sums,
+    sums_by_file,
+)
 from trilake.endpoints import ClickHouseShard
 from trilake.errors import CountMismatchError, TrilakeError
 from trilake.lake.catalog import PartitionPlan, SnapshotPlan, check_shards
@@ -317,15 +327,14 @@ class Publisher:
                     by_file[key] = found.rows
             else:
                 pulled += sums(client, source, columns)
-        held = sums(client, staging, columns)
+        held, partitions = staged(client, staging, columns)
         where = f"{data_set.table}, partition {partition.partition}, {shard}"
         if not plan.plain and held.rows != (expected := sum(file.rows for file in files)):
             raise AuditError(f"{where}: the snapshot says {expected} rows, staging holds {held.rows}.")
         if held != pulled:
             raise AuditError(f"{where}: the values in staging are not those of the files.", hint="Run the task again.")
         declared = data_set.partition_id(partition.partition)
-        strangers = {row[0] for row in client.query(f"SELECT DISTINCT _partition_id FROM {staging}").result_rows}
-        if strangers := strangers - {declared}:
+        if strangers := partitions - {declared}:
             raise AuditError(f"{where}: staging holds rows of other partitions: {', '.join(sorted(strangers))}.")
         return _Cell(held.rows, by_file, loads)
 
