@@ -55,6 +55,11 @@ def test_every_public_class_is_used_by_a_dag_that_a_test_runs(name: str) -> None
     assert any(re.search(rf"\b{name}\b", text) for text in texts)
 
 
+def test_the_documentation_tells_of_every_public_class() -> None:
+    told = (PROJECT / "docs" / "provider.md").read_text()
+    assert not [name for name in public_classes() if f".{name}`" not in told]
+
+
 @pytest.fixture(scope="module")
 def runs(platform: Platform) -> dict[str, Any]:
     """Each example's run: all at once, as they come."""
