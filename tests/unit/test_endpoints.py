@@ -101,6 +101,6 @@ def test_a_connection_without_shards_is_one_server() -> None:
 
 def test_questions_are_answered_soon_or_given_up() -> None:
     shard = ClickHouseShard(1, "vps-3", 8123, "shard_1")
-    assert ClickHouseEndpoint((shard,), "u").for_questions().options == {"send_receive_timeout": 30.0}
-    quick = ClickHouseEndpoint((shard,), "u", options={"send_receive_timeout": 3, "compress": False})
+    assert ClickHouseEndpoint((shard,), "u", "p").for_questions().options == {"send_receive_timeout": 30.0}
+    quick = ClickHouseEndpoint((shard,), "u", "p", options={"send_receive_timeout": 3, "compress": False})
     assert quick.for_questions().options == {"send_receive_timeout": 3.0, "compress": False}
