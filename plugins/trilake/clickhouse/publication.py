@@ -17,6 +17,7 @@ import logging
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,9 @@ log = logging.getLogger(__name__)
 # An empty partition is published like any other. The server's guard against it is for a forgotten load; here the
 # count was audited.
 REPLACE_SETTINGS = {"allow_replace_partition_from_empty_source": 1}
+
+# Partitions that are switched at once. Each is a handful of quick statements that mostly wait for one another.
+PARTITIONS_SIDE_BY_SIDE = 4
 
 _STAGING_NAME = re.compile(r"(?P<table>[a-z][a-z0-9_]*)_staging_(?P<attempt>[0-9a-f]{12})_(?P<partition>all|\d{6,8})")
 
@@ -144,8 +148,7 @@ class Publisher:
                 claims, loads = self._write(plan, due, attempt, columns)
                 warnings = self._check(plan.data_set, due, attempt)
                 won, standing = self.ledger.claim(held, claims, force=force)
-                for publication in [*won, *(p for p in standing if p.state == "switching")]:
-                    self._switch(publication)
+                self._switch_all([*won, *(p for p in standing if p.state == "switching")])
             finally:
                 if held.lost:  # then it is not ours alone to clean up, and may have been decided all the same
                     self._clean_lost(attempt, table)
@@ -184,13 +187,7 @@ class Publisher:
         :raises SwitchIncompleteError: of all that cannot be completed, after the others were.
         """
         due = self.ledger.switching(table)
-        errors = []
-        for publication in due:
-            try:
-                self._switch(publication)
-            except TrilakeError as e:
-                errors.append(e)
-        _raise_all(errors)
+        self._switch_all(due)
         return due
 
     def clean(self, table: str | None = None) -> list[str]:
@@ -363,6 +360,20 @@ class Publisher:
         return lines
 
     # --- after the decision: only forward, by anybody, any number of times
+
+    def _switch_all(self, publications: Sequence[Publication]) -> None:
+        """:raises SwitchIncompleteError: of all that cannot be completed, after the others were."""
+        errors = []
+
+        def switch(publication: Publication) -> None:
+            try:
+                self._switch(publication)
+            except TrilakeError as e:
+                errors.append(e)
+
+        with ThreadPoolExecutor(max_workers=PARTITIONS_SIDE_BY_SIDE) as pool:
+            list(pool.map(switch, publications))
+        _raise_all(errors)
 
     def _switch(self, publication: Publication) -> None:
         data_set = DataSet(publication.table)
