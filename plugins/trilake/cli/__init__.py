@@ -155,6 +155,25 @@ def demo() -> None:
 
 
 @app.command()
+def run(
+    job: Annotated[str, typer.Argument(help="A module of spark_jobs/.")],
+    partition: Annotated[str, typer.Option(help="The first partition, such as 2013-02 or 2013-02-28.")],
+    end: Annotated[str, typer.Option(help="The last partition; by default the first.")] = "",
+    limit: Annotated[int, typer.Option(min=0, help="Read so many lines of each partition; 0: all.")] = 0,
+    data_set: Annotated[str, typer.Option(help="What the job makes, where the DAGs do not say it.")] = "",
+    json: Json = False,
+) -> None:
+    """Rehearse a Spark job here: what it would commit, and what that changes. Exit code 1 if it would not fit."""
+    from trilake.cli.run import run
+    from trilake.endpoints import Endpoints
+
+    home = _home()
+    endpoints = Endpoints.from_environment(home.environment())
+    fits = run(home, endpoints, job=job, start=partition, end=end, limit=limit, data_set=data_set, as_json=json)
+    raise typer.Exit(0 if fits else 1)
+
+
+@app.command()
 def migrate(
     plan: Annotated[bool, typer.Option("--plan", help="Only say what would be done.")] = False, json: Json = False
 ) -> None:
