@@ -28,6 +28,8 @@ app = typer.Typer(
 )
 jobs_app = typer.Typer(help="The Spark jobs' code in S3.", no_args_is_help=True)
 app.add_typer(jobs_app, name="jobs")
+new_app = typer.Typer(help="Files to start from.", no_args_is_help=True)
+app.add_typer(new_app, name="new")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -204,3 +206,20 @@ def jobs_push() -> None:
     from trilake.spark import versions
 
     print(versions.push(s3.client(_endpoints().s3), find_project()))
+
+
+@new_app.callback()
+def _new() -> None:
+    """Keeps `dataset` a command of its own."""
+
+
+@new_app.command("dataset")
+def new_dataset(
+    name: Annotated[str, typer.Argument(help="Lower-case letters, digits and underscores.")],
+    grain: Annotated[str, typer.Option(help="What is recomputed and replaced as a whole: month or day.")] = "month",
+) -> None:
+    """Write a data set's DAG, job, table, check and tests, which run as they are. Nothing is overwritten."""
+    from trilake.cli.new import show
+    from trilake.embedded.home import find_project
+
+    show(find_project(), name, grain)

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trilake.clickhouse.checks import read_checks
 from trilake.clickhouse.cluster import quote_name, quote_text
 from trilake.endpoints import ClickHouseShard
-from trilake.errors import ConfigurationError, TrilakeError
+from trilake.errors import ConfigurationError
+from trilake.lake import DataSet
 from trilake.migrations import local_ddl, read_steps
 
 if TYPE_CHECKING:
@@ -138,10 +140,14 @@ def compare(rows: Path, published: Path, types: Mapping[str, str], sql_folder: P
     :param published: a file in ClickHouse's Native format.
     :param types: Spark's, of the job's columns. What does not fit a published column is not compared.
     """
-    there = f"file({quote_text(str(published))}, 'Native')"
-    order = _columns_and_order(sql_folder, table)[1]
+    columns, order = _columns_and_order(sql_folder, table)
     with _Engine() as engine:
-        known = {row["name"]: row["type"] for row in engine.rows(f"DESCRIBE TABLE {there}")}
+        there = f"file({quote_text(str(published))}, 'Native')"
+        if published.stat().st_size:
+            known = {row["name"]: row["type"] for row in engine.rows(f"DESCRIBE TABLE {there}")}
+        else:  # of no rows there is no block, and so no structure
+            known = {column.name: column.type for column in columns if column.required}
+            there = f"{_parquet(rows)} WHERE false"
         common = [name for name, kind in known.items() if name in types and fits(types[name], kind)]
         listed = ", ".join(map(quote_name, common))
         # one type on both sides; NULL is a value here, whatever the table says of it
@@ -169,6 +175,25 @@ def compare(rows: Path, published: Path, types: Mapping[str, str], sql_folder: P
     return Difference(tuple(common), here, gone, int(total["made"]) - here, examples)
 
 
+def found_by_check(check: str, rows: Sequence[Mapping[str, Any]], table: str, sql_folder: Path) -> int:
+    """How many rows a check of the table finds among these.
+
+    :param rows: by column; what is left out is as the DDL says.
+    :raises ConfigurationError: there is no such table or check.
+    """
+    checks = {known.name: known for known in read_checks(sql_folder, table)}
+    if check not in checks:
+        raise ConfigurationError(
+            f"The table {table} has no check {check}.", hint=f"There are {', '.join(checks) or 'none'}."
+        )
+    with _Engine() as engine:
+        name = engine.create(sql_folder, table)
+        for row in rows:
+            engine.run(f"INSERT INTO {name} FORMAT JSONEachRow {json.dumps(row)}")
+        (found,) = engine.rows(f"SELECT ({checks[check].on(name)}) AS rows")
+    return int(found["rows"])
+
+
 class _Engine:
     """One connection to an engine in memory."""
 
@@ -186,6 +211,22 @@ class _Engine:
     def run(self, sql: str) -> None:
         self._connection.query(sql, "Null")
 
+    def create(self, sql_folder: Path, table: str) -> str:
+        """The table as its steps make it; gives its name, quoted."""
+        steps = [step for step in read_steps(sql_folder) if step.database == "clickhouse" and step.table == table]
+        if not steps:
+            raise ConfigurationError(
+                f"sql/clickhouse/{table}/table.sql does not exist.", hint="Write the table that the rows are for."
+            )
+        for step in steps:
+            statement = local_ddl(step, ClickHouseShard(1, "", 0, _DATABASE))
+            try:
+                self.run(statement)
+            except RuntimeError as e:
+                told = str(e).splitlines()[0][:400]
+                raise ConfigurationError(f"ClickHouse refuses sql/{step.path}: {told}") from None
+        return f"{quote_name(_DATABASE)}.{quote_name(DataSet(table).local_table)}"
+
     def rows(self, sql: str) -> list[dict[str, Any]]:
         settings = "SETTINGS output_format_json_quote_64bit_integers = 0"
         answer = self._connection.query(f"{sql} {settings}" if sql.startswith("SELECT") else sql, "JSONEachRow")
@@ -194,23 +235,8 @@ class _Engine:
 
 def _columns_and_order(sql_folder: Path, table: str) -> tuple[tuple[Column, ...], list[str]]:
     """The columns, and the names of the sorting key's."""
-    steps = [step for step in read_steps(sql_folder) if step.database == "clickhouse" and step.table == table]
-    if not steps:
-        raise ConfigurationError(
-            f"sql/clickhouse/{table}/table.sql does not exist.", hint="Write the table that the rows are for."
-        )
-    shard = ClickHouseShard(1, "", 0, _DATABASE)
     with _Engine() as engine:
-        for step in steps:
-            try:
-                engine.run(local_ddl(step, shard))
-            except TrilakeError:
-                raise
-            except Exception as e:
-                raise ConfigurationError(
-                    f"ClickHouse refuses sql/{step.path}: {str(e).splitlines()[0][:400]}"
-                ) from None
-        name = f"{quote_name(_DATABASE)}.{quote_name(f'{table}_local')}"
+        name = engine.create(sql_folder, table)
         described = engine.rows(f"DESCRIBE TABLE {name}")
         (known,) = engine.rows(f"SELECT sorting_key FROM system.tables WHERE database = {quote_text(_DATABASE)}")
     columns = tuple(Column(row["name"], row["type"], row["default_type"] in ("", "DEFAULT")) for row in described)
