@@ -30,6 +30,8 @@ def test_what_is_written_is_as_lint_wants_it_and_is_known_as_a_data_set(tmp_path
     assert set(contents(tmp_path)) == set(written)
     assert {path.parts[0] for path in written} == {"dags", "spark_jobs", "sql", "tests"}
     shutil.copy(PROJECT / "pyproject.toml", tmp_path)  # its rules go by folder
+    (tmp_path / "plugins" / "trilake").mkdir(parents=True)
+    (tmp_path / "plugins" / "trilake" / "__init__.py").touch()
     for check in (["check"], ["format", "--check"]):
         command = [Path(sys.executable).parent / "ruff", *check, "--no-cache", tmp_path]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
