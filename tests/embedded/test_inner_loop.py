@@ -88,10 +88,10 @@ def state(platform: Platform) -> dict[str, Any]:
 def test_the_generated_tests_pass_as_they_are(platform: Platform, project: Path) -> None:
     shutil.copy(PROJECT / "tests" / "spark" / "conftest.py", project / "tests" / "spark")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", str(PROJECT / "pyproject.toml")]
-    done = subprocess.run(
-        [*command, "--rootdir", str(project), "-o", "pythonpath=spark_jobs", str(project / "tests" / "spark")],
-        capture_output=True, text=True, check=False, cwd=project, env={**platform.env, "PYTHONPATH": f"{PROJECT}/plugins:{project}/spark_jobs"},
-    )  # fmt: skip
+    command += ["--rootdir", str(project), "-o", "pythonpath=spark_jobs", str(project / "tests" / "spark")]
+    path = f"{PROJECT / 'plugins'}:{project / 'spark_jobs'}"
+    environment = {**platform.env, "PYTHONPATH": path}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=project, env=environment)
     assert done.returncode == 0, done.stdout[-3000:]
     assert "3 passed" in done.stdout
 

@@ -33,8 +33,8 @@ def test_what_is_written_is_as_lint_wants_it_and_is_known_as_a_data_set(tmp_path
     (tmp_path / "plugins" / "trilake").mkdir(parents=True)
     (tmp_path / "plugins" / "trilake" / "__init__.py").touch()
     for check in (["check"], ["format", "--check"]):
-        command = [Path(sys.executable).parent / "ruff", *check, "--no-cache", tmp_path]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        command = [Path(sys.executable).parent / "ruff", *check, "--no-cache", "."]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
         assert done.returncode == 0, done.stdout
     assert find_task(tmp_path, f"{name}_curate").data_set.grain == grain
     assert [step.table for step in read_steps(tmp_path / "sql")] == [name]
