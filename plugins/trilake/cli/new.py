@@ -14,8 +14,6 @@ from trilake.lake import DataSet, Grain
 from trilake.lake.window import partition_name
 
 TEMPLATES = Path(__file__).parent / "templates" / "dataset"
-# From here on the declaration needs a line of its own (120 columns)
-_LONG_NAME = 26
 _CSV = "id bigint NOT NULL, happened_at timestamp NOT NULL, amount double, note string"
 _SCHEDULES: Mapping[Grain, str] = {"day": "@daily", "month": "@monthly"}
 # ClickHouse's functions whose value, as a text, is the partition's id that `DataSet.partition_id` gives
@@ -87,7 +85,6 @@ def _render(data_set: DataSet) -> dict[Path, str]:
         "name": name,
         "title": name.replace("_", " ").capitalize(),
         "constant": name.upper(),
-        "long": len(name) > _LONG_NAME,
         "job": f"{name}_curate",
         "grain": grain,
         "schedule": _SCHEDULES[grain],

@@ -34,8 +34,8 @@ def describe(error: BaseException, archive: str) -> dict[str, Any]:
         frames.append(
             {"file": f"spark_jobs/{name}", "line": error.lineno, "in": "", "code": (error.text or "").strip()}
         )
-    message = str(getattr(error, "message", None) or error).strip()
-    lines = message.split("JVM stacktrace:")[0].splitlines()[:_MESSAGE_LINES]
+    message = str(getattr(error, "message", None) or error)
+    lines = message.split("JVM stacktrace:", maxsplit=1)[0].strip().splitlines()[:_MESSAGE_LINES]
     return {
         "type": type(error).__name__,
         "message": "\n".join(line[:_LINE_LETTERS] for line in lines),
