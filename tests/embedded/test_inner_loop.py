@@ -33,7 +33,7 @@ CSV = """id,happened_at,amount,note
 x,2013-02-01T00:00:00Z,1,no number
 4,2013-02-01T00:00:00Z,1
 """
-RUN_TIMEOUT_S = 240
+RUN_TIMEOUT_S = 600
 # Spark on a busy machine
 TIMEOUT_S = 280
 

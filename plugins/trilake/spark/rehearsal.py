@@ -62,29 +62,38 @@ class Rehearsal:
             "counts": {partition: vars(count) for partition, count in counts.items()},
             "columns": {field.name: field.dataType.simpleString() for field in curated.schema.fields},
             "inputs": [item.uri.replace("s3a://", "s3://", 1) for batch in batches for item in batch.inputs],
-            "refused": [refused for batch in batches for refused in _refused(batch)],
+            "refused": _refused(batches),
         }
         (self._folder / RESULT_FILE).write_text(json.dumps(document))
         raise Rehearsed
 
 
-def _refused(batch: Batch) -> list[dict[str, Any]]:
-    """Each reason with its lines, the most frequent first, and a few examples."""
-    from pyspark.sql import Window
+def _refused(batches: Sequence[Batch]) -> list[dict[str, Any]]:
+    """Each data set's reasons with their lines, the most frequent first, and a few examples. One query for all."""
+    from pyspark.sql import DataFrame, Window
     from pyspark.sql import functions as F
 
-    of_reason = Window.partitionBy(REASON)
+    if not batches:
+        return []
+    of_reason = Window.partitionBy("data_set", REASON)
+    lines = reduce(
+        DataFrame.unionByName,
+        (
+            batch.parsed.where(F.col(REASON).isNotNull()).select(
+                F.lit(batch.data_set.name).alias("data_set"), REASON, "file", "raw"
+            )
+            for batch in batches
+        ),
+    )
     rows = (
-        batch.parsed.where(F.col(REASON).isNotNull())
-        .select(REASON, "file", F.left("raw", F.lit(_EXAMPLE_LETTERS)).alias("raw"))
-        .withColumn("rows", F.count("*").over(of_reason))
+        lines.withColumn("rows", F.count("*").over(of_reason))
         .withColumn("number", F.row_number().over(of_reason.orderBy("file", "raw")))
         .where(F.col("number") <= EXAMPLES)
-        .orderBy(F.desc("rows"), REASON, "number")
         .collect()
     )
-    found: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        told = {"data_set": batch.data_set.name, "reason": row[REASON], "rows": row["rows"], "examples": []}
-        found.setdefault(row[REASON], told)["examples"].append({"file": row["file"], "raw": row["raw"]})
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in sorted(rows, key=lambda row: (row["data_set"], -row["rows"], row[REASON], row["number"])):
+        told = {"data_set": row["data_set"], "reason": row[REASON], "rows": row["rows"], "examples": []}
+        one = found.setdefault((row["data_set"], row[REASON]), told)
+        one["examples"].append({"file": row["file"], "raw": row["raw"][:_EXAMPLE_LETTERS]})
     return list(found.values())
