@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,9 @@ from trilake.endpoints import Endpoints
 from trilake.lake.data_set import BUCKETS, RAW_BUCKET
 from trilake.postgres import connect
 
-NAME, JOB = "parcels", "parcels_curate"
+# of this run alone: on a platform that is kept, the one before has its table
+NAME = f"parcels_{os.getpid()}"
+JOB = f"{NAME}_curate"
 MONTH = "2013-02"
 # Two good rows, one of them twice; three lines that are refused for three reasons.
 CSV = """id,happened_at,amount,note
