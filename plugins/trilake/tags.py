@@ -12,4 +12,5 @@ class Tag(StrEnum):
     REFERENCE = "reference"
     REPORT = "report"
     WEATHER = "weather"
+    DATA_SET = "data set"  # what `trilake new dataset` writes, until it says what it is about
     MAINTENANCE = "maintenance"

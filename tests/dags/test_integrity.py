@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from trilake.cli.new import create
+
 PROJECT = Path(__file__).resolve().parents[2]
 FILES = sorted(PROJECT.glob("dags/*.py"))
 # What a parse may not load: each costs more than the rest of the DAG together, on every parse of every file.
@@ -96,11 +98,25 @@ def test_every_dag_has_a_runbook_tags_and_retries_and_never_catches_up_by_itself
 ) -> None:
     for result in parsed.values():
         for dag in result["dags"]:
-            assert "**When it fails:**" in (dag["doc"] or ""), dag["dag_id"]
-            assert dag["tags"], dag["dag_id"]
-            assert not dag["unknown_tags"], dag["dag_id"]
-            assert not dag["catchup"], dag["dag_id"]
-            assert all(dag["tasks"].values()), f"{dag['dag_id']}: a task without retries: {dag['tasks']}"
+            check_dag(dag)
+
+
+def check_dag(dag: dict[str, Any]) -> None:
+    assert "**When it fails:**" in (dag["doc"] or ""), dag["dag_id"]
+    assert dag["tags"], dag["dag_id"]
+    assert not dag["unknown_tags"], dag["dag_id"]
+    assert not dag["catchup"], dag["dag_id"]
+    assert all(dag["tasks"].values()), f"{dag['dag_id']}: a task without retries: {dag['tasks']}"
+
+
+@pytest.mark.parametrize("grain", ["day", "month"])
+def test_the_dag_of_a_new_data_set_is_like_all_others(tmp_path: Path, grain: str) -> None:
+    create(tmp_path, "orders", grain)
+    result = parse(tmp_path / "dags" / "orders.py", *OFFICIAL)
+    (dag,) = result["dags"]
+    check_dag(dag)
+    assert (dag["dag_id"], list(dag["tasks"])) == ("orders", ["curate", "publish"])
+    assert not {name.split(".")[0] for name in result["loaded"]} & set(HEAVY)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)

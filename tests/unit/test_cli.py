@@ -27,7 +27,7 @@ def run(*arguments: str, program: str = "from trilake.cli import main; main()") 
 
 def test_help_names_every_command_and_imports_nothing_heavy() -> None:
     told = run("--help").stdout
-    for command in ("up", "down", "status", "logs", "sql", "psql", "doctor", "demo"):
+    for command in ("up", "down", "status", "logs", "sql", "psql", "doctor", "demo", "run", "new"):
         assert f"\n  {command} " in told
     program = "import sys, trilake.cli; print(*sys.modules)"
     modules = set(run(program=program).stdout.split())

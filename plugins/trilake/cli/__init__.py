@@ -28,6 +28,8 @@ app = typer.Typer(
 )
 jobs_app = typer.Typer(help="The Spark jobs' code in S3.", no_args_is_help=True)
 app.add_typer(jobs_app, name="jobs")
+new_app = typer.Typer(help="Files to start from.", no_args_is_help=True)
+app.add_typer(new_app, name="new")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -155,6 +157,25 @@ def demo() -> None:
 
 
 @app.command()
+def run(
+    job: Annotated[str, typer.Argument(help="A module of spark_jobs/.")],
+    partition: Annotated[str, typer.Option(help="The first partition, such as 2013-02 or 2013-02-28.")],
+    end: Annotated[str, typer.Option(help="The last partition; by default the first.")] = "",
+    limit: Annotated[int, typer.Option(min=0, help="Read so many lines of each partition; 0: all.")] = 0,
+    data_set: Annotated[str, typer.Option(help="What the job makes, where the DAGs do not say it.")] = "",
+    json: Json = False,
+) -> None:
+    """Rehearse a Spark job here: what it would commit, and what that changes. Exit code 1 if it would not fit."""
+    from trilake.cli.run import run
+    from trilake.endpoints import Endpoints
+
+    home = _home()
+    endpoints = Endpoints.from_environment(home.environment())
+    fits = run(home, endpoints, job=job, start=partition, end=end, limit=limit, data_set=data_set, as_json=json)
+    raise typer.Exit(0 if fits else 1)
+
+
+@app.command()
 def migrate(
     plan: Annotated[bool, typer.Option("--plan", help="Only say what would be done.")] = False, json: Json = False
 ) -> None:
@@ -185,3 +206,20 @@ def jobs_push() -> None:
     from trilake.spark import versions
 
     print(versions.push(s3.client(_endpoints().s3), find_project()))
+
+
+@new_app.callback()
+def _new() -> None:
+    """Keeps `dataset` a command of its own."""
+
+
+@new_app.command("dataset")
+def new_dataset(
+    name: Annotated[str, typer.Argument(help="Lower-case letters, digits and underscores.")],
+    grain: Annotated[str, typer.Option(help="What is recomputed and replaced as a whole: month or day.")] = "month",
+) -> None:
+    """Write a data set's DAG, job, table, check and tests, which run as they are. Nothing is overwritten."""
+    from trilake.cli.new import show
+    from trilake.embedded.home import find_project
+
+    show(find_project(), name, grain)

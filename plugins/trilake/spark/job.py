@@ -33,6 +33,7 @@ from trilake.lake.catalog import (
 )
 from trilake.spark import inputs
 from trilake.spark.delimited import REASON, ROW, header_of, parse_lines, refuse
+from trilake.spark.rehearsal import Rehearsal, Rehearsed
 from trilake.spark.session import build_session
 
 if TYPE_CHECKING:
@@ -114,7 +115,8 @@ class Commit:
 class Job:
     """One run of one job. A context manager: leaving it stops Spark.
 
-    :param arguments: the command line: ``--data-set JSON --start 2013-01 --end 2013-12 --run ID [--result s3://...]``.
+    :param arguments: the command line: ``--data-set JSON --start 2013-01 --end 2013-12 --run ID [--result s3://...]``;
+        with ``--rehearse FOLDER [--limit N]`` it ends where it would commit (`trilake.spark.rehearsal`).
     :param endpoints: by default those of the environment.
     :param spark: by default a new session.
     """
@@ -127,6 +129,7 @@ class Job:
         self.window: Window = self.data_set.window(options.start, options.end or None)
         self.run_id: str = options.run
         self._result: str = options.result
+        self.rehearsal = Rehearsal(options.rehearse, options.limit) if options.rehearse else None
         self.endpoints = endpoints or Endpoints.from_environment()
         self._own_session = spark is None
         self._started = time.monotonic()
@@ -134,14 +137,15 @@ class Job:
         self.spark.sparkContext.setLogLevel("WARN")
         self._batches: list[Batch] = []
         # before any input is pinned: a run that pinned a shorter list may not replace one that knew more
-        self._base = self._current_snapshot()
+        self._base = None if self.rehearsal else self._current_snapshot()
 
     def __enter__(self) -> Job:
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
         if self._own_session:
             self.spark.stop()
+        return kind is Rehearsed
 
     @cached_property
     def _s3(self) -> Any:
@@ -171,6 +175,8 @@ class Job:
             .select(key.alias("file"), F.regexp_replace("value", "\r$", "").alias("raw"))
             .withColumn("partition", F.split_part("file", F.lit("/"), F.lit(2)))
         )
+        if self.rehearsal and data_set == self.data_set:
+            lines = self.rehearsal.sample(lines, self.window.partitions, header_of(fields))
         parsed = parse_lines(lines, fields)
         if date is None and data_set.date in fields.fieldNames():
             date = F.col(f"{ROW}.{data_set.date}")
@@ -213,6 +219,8 @@ class Job:
             raise ConfigurationError(f"Data set {data_set.name} has no grain: write it whole, without a job.")
         curated = curated.persist()
         counts = self._count(curated, batch)
+        if self.rehearsal:
+            self.rehearsal.end(curated, counts, self._batches)
         for partition, count in counts.items():
             if batch is not None:
                 count.check(f"{data_set.name} {partition}")
@@ -392,6 +400,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--end", default="", help="the last partition; by default the first")
     parser.add_argument("--run", default="by hand", help="the run that the snapshot's properties name")
     parser.add_argument("--result", default="", help="s3:// address for what was committed, as JSON")
+    parser.add_argument("--rehearse", default="", help="commit nothing: leave what would be committed in this folder")
+    parser.add_argument("--limit", type=int, default=0, help="of a rehearsal: lines of each partition; 0: all")
     return parser
 
 

@@ -54,8 +54,7 @@ def push(s3: S3Client, project_folder: Path) -> str:
     :return: the version: 16 hexadecimal digits, the same for the same files.
     :raises ConfigurationError: the folder has no jobs, or a job has the name of a package that it would hide.
     """
-    files = dict(_files(project_folder))
-    archive = _zip(files)
+    files, archive = build(project_folder)
     manifest = json.dumps(
         {
             "files": {name: _digest(content) for name, content in files.items()},
@@ -75,6 +74,15 @@ def push(s3: S3Client, project_folder: Path) -> str:
         )
     s3.put_object(Bucket=ARTIFACTS_BUCKET, Key=CURRENT_KEY, Body=version.encode(), ContentType="text/plain")
     return version
+
+
+def build(project_folder: Path) -> tuple[dict[str, bytes], bytes]:
+    """The project's job code as a job finds it: content by name, and the zip of it.
+
+    :raises ConfigurationError: as `push`.
+    """
+    files = dict(_files(project_folder))
+    return files, _zip(files)
 
 
 def current(s3: S3Client) -> str:

@@ -1,0 +1,104 @@
+"""What a job makes is read off the DAG files, which are not run for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trilake.cli.declared import data_sets, find_task
+from trilake.errors import ConfigurationError
+from trilake.lake import DataSet
+
+PROJECT = Path(__file__).parents[2]
+SHARED = (
+    'from trilake.lake import DataSet\nA = DataSet("a", grain="day", date="d", shard_by="k")\nDIM = DataSet("dim")\n'
+)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    for name in ("dags", "spark_jobs"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "dags" / "data_sets.py").write_text(SHARED)
+    (tmp_path / "spark_jobs" / "j.py").write_text("")
+    return tmp_path
+
+
+def dag(project: Path, text: str, name: str = "one") -> None:
+    (project / "dags" / f"{name}.py").write_text(f"raise RuntimeError('a DAG file was run')\n{text}")
+
+
+A = DataSet("a", grain="day", date="d", shard_by="k")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'from data_sets import A\nSparkApplicationOperator(task_id="x", job="j", data_set=A)',
+        'from data_sets import A as OTHER\nwith DAG():\n    c = SparkApplicationOperator(job="j", data_set=OTHER)',
+        'import data_sets\nspark.SparkApplicationOperator(job="j", data_set=data_sets.A)',
+        'A: DataSet = DataSet("a", "day", "d", shard_by="k")\nSparkApplicationOperator(job="j", data_set=A)',
+        'SparkApplicationOperator(job="j", data_set=DataSet("a", grain="day", date="d", shard_by="k"))',
+    ],
+)
+def test_a_data_set_is_found_however_the_dag_names_it(project: Path, text: str) -> None:
+    if "import data_sets" in text:
+        text = text.replace("import data_sets", "from data_sets import A\nimport data_sets")
+    dag(project, text)
+    assert find_task(project, "j").data_set == A
+    assert find_task(project, "spark_jobs/j.py").data_set == A
+
+
+def test_arguments_profile_and_settings_of_the_dag_are_kept(project: Path) -> None:
+    dag(
+        project,
+        'from data_sets import A\nSparkApplicationOperator(job="j", data_set=A, profile="large", '
+        'arguments=["--x", "1"], spark_conf={"spark.sql.ansi.enabled": "false"})',
+    )
+    task = find_task(project, "j")
+    assert (task.profile, task.arguments, task.spark_conf) == (
+        "large",
+        ("--x", "1"),
+        {"spark.sql.ansi.enabled": "false"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "data_set", "what"),
+    [
+        ("", "", "is run by no SparkApplicationOperator"),
+        ("", "nowhere", "No file of dags/ declares a data set nowhere. There are a, dim"),
+        ("", "dim", "has no grain"),
+        ('SparkApplicationOperator(job="j", data_set=make())', "", "cannot be read off its DAG"),
+        ('A = DataSet("a", "day", "d", "k")\nSparkApplicationOperator(job="j", data_set=A, arguments=["{{ ds }}"])', "",
+         "renders"),
+        (
+            'from data_sets import A\nB = DataSet("b", grain="day", date="d", shard_by="k")\n'
+            'SparkApplicationOperator(job="j", data_set=A)\nSparkApplicationOperator(job="j", data_set=B)',
+            "", "makes a and b. Say which one to make: --data-set NAME",
+        ),
+        ("def", "", "dags/one.py:2 is no Python"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_told_is_an_error_that_names_the_way_out(
+    project: Path, text: str, data_set: str, what: str
+) -> None:
+    dag(project, text)
+    with pytest.raises(ConfigurationError, match=what.replace("(", r"\(").replace("{", r"\{")):
+        find_task(project, "j", data_set)
+
+
+def test_the_option_settles_what_the_dags_leave_open(project: Path) -> None:
+    dag(project, "")
+    assert find_task(project, "j", "a").data_set == A
+
+
+def test_an_unknown_job_names_those_that_there_are(project: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"There is no job k in spark_jobs/. There are j\."):
+        find_task(project, "k")
+
+
+def test_every_job_of_the_project_is_found() -> None:
+    assert find_task(PROJECT, "flights_curate").data_set.name == "flights"
+    assert {"flights", "weather", "airlines"} <= set(data_sets(PROJECT / "dags"))

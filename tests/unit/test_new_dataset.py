@@ -1,0 +1,97 @@
+"""A new data set's files: written once, formatted as the house does, shipped with the package."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from trilake.cli.declared import find_task
+from trilake.cli.new import TEMPLATES, create, show
+from trilake.errors import ConfigurationError
+from trilake.migrations import read_steps
+
+PROJECT = Path(__file__).parents[2]
+
+
+def contents(folder: Path) -> dict[Path, str]:
+    return {path.relative_to(folder): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+# long names need other line breaks; imports are sorted by the job's name
+@pytest.mark.parametrize("grain", ["day", "month"])
+@pytest.mark.parametrize("name", ["x", "orders", "y" * 28, "y" * 29, "y" * 30, "zebra_" + "z" * 34])
+def test_what_is_written_is_as_lint_wants_it_and_is_known_as_a_data_set(tmp_path: Path, name: str, grain: str) -> None:
+    written = create(tmp_path, name, grain)
+    assert set(contents(tmp_path)) == set(written)
+    assert {path.parts[0] for path in written} == {"dags", "spark_jobs", "sql", "tests"}
+    shutil.copy(PROJECT / "pyproject.toml", tmp_path)  # its rules go by folder
+    (tmp_path / "plugins").symlink_to(PROJECT / "plugins")
+    for check in (["check"], ["format", "--check"]):
+        command = [Path(sys.executable).parent / "ruff", *check, "--no-cache", "dags", "spark_jobs", "tests"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout
+    assert find_task(tmp_path, f"{name}_curate").data_set.grain == grain
+    assert [step.table for step in read_steps(tmp_path / "sql")] == [name]
+
+
+@pytest.mark.parametrize(
+    ("name", "grain", "what"),
+    [
+        ("Orders", "month", "cannot name a data set"),
+        ("1st", "month", "cannot name a data set"),
+        ("../orders", "month", "cannot name a data set"),
+        ("o" * 41, "month", "cannot name a data set"),
+        ("orders", "year", "not a grain"),
+        ("calendar", "month", "would hide the Python module"),
+        ("airflow", "month", "would hide the Python module"),
+        ("flights", "month", "declares a data set flights already"),
+    ],
+)
+def test_a_name_that_cannot_be_one_writes_nothing(tmp_path: Path, name: str, grain: str, what: str) -> None:
+    (tmp_path / "dags").mkdir()
+    (tmp_path / "dags" / "data_sets.py").write_text((PROJECT / "dags" / "data_sets.py").read_text())
+    before = contents(tmp_path)
+    with pytest.raises(ConfigurationError, match=what):
+        create(tmp_path, name, grain)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("there", ["dags/orders.py", "tests/spark/test_orders_curate.py"])
+def test_a_file_that_is_there_is_never_overwritten_and_nothing_is_written_beside_it(tmp_path: Path, there: str) -> None:
+    (tmp_path / there).parent.mkdir(parents=True)
+    (tmp_path / there).write_text("# mine\n")
+    with pytest.raises(ConfigurationError, match=f"{there} exists already"):
+        create(tmp_path, "orders", "month")
+    assert contents(tmp_path) == {Path(there): "# mine\n"}
+
+
+def test_a_disk_that_refuses_one_file_is_left_without_the_others(tmp_path: Path) -> None:
+    (tmp_path / "tests").write_text("a file where a folder has to be")
+    with pytest.raises(ConfigurationError, match="cannot be written"):
+        create(tmp_path, "orders", "month")
+    assert set(contents(tmp_path)) == {Path("tests")}
+
+
+def test_what_to_do_next_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    show(tmp_path, "orders", "month")
+    told = capsys.readouterr().out
+    assert "wrote dags/orders.py" in told
+    assert "id,happened_at,amount,note" in told
+    assert "trilake run orders_curate --partition 20" in told
+
+
+def test_the_wheel_holds_the_templates(tmp_path: Path) -> None:
+    program = (
+        "import sys; from hatchling.builders.wheel import WheelBuilder; "
+        "print(*WheelBuilder(sys.argv[1]).build(directory=sys.argv[2], versions=['standard']))"
+    )
+    built = subprocess.run(
+        [sys.executable, "-c", program, str(PROJECT), str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    names = set(zipfile.ZipFile(built.stdout.split()[-1]).namelist())
+    assert {f"trilake/cli/templates/dataset/{path.name}" for path in TEMPLATES.iterdir()} <= names
