@@ -25,6 +25,8 @@ FOUND = {
     "clickhouse_operator": ("report", 1000),
     "iceberg_to_clickhouse": ("report", 16),
     "s3_to_clickhouse": ("report", 560),
+    # of the mart purchases and rows, rows published, warnings of the table's checks
+    "spark_application": ("report", [200, 112, 200, 2]),
 }
 # Nobody uses these as they are: other classes of the provider do.
 BASES = {"ProjectOperator", "PublishOperator", "WindowedOperator"}
@@ -58,10 +60,12 @@ def test_every_public_class_is_used_by_a_dag_that_a_test_runs(name: str) -> None
 @pytest.fixture(scope="module")
 def runs(platform: Platform) -> dict[str, Any]:
     """Each example's run: all at once, as they come."""
-    for folder in ("dags", "sql"):
+    for folder in ("dags", "spark_jobs", "sql"):
         shutil.copytree(EXAMPLES / folder, Path(platform.home.project) / folder, dirs_exist_ok=True)
     migrated = platform.trilake("migrate")
     assert migrated.returncode == 0, migrated.stderr
+    pushed = platform.trilake("jobs", "push")
+    assert pushed.returncode == 0, pushed.stderr
     ended: dict[str, Any] = {}
     url, user, password = administrator(platform.home)
     with AirflowApi(url, user, password) as api:
