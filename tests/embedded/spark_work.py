@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+from datetime import date
 from typing import Any
 
+from trilake import s3
 from trilake.clickhouse.export import Source
 from trilake.endpoints import Endpoints
-from trilake.spark.clickhouse import ClickHouseReader
+from trilake.errors import TrilakeError
+from trilake.lake import DataSet, Window
+from trilake.lake.data_set import EXPORTS_BUCKET
+from trilake.postgres import connect
+from trilake.spark import postgres
+from trilake.spark.clickhouse import PREFIX, ClickHouseReader
+from trilake.spark.postgres import write_postgres
 
 KINDS = """
     SELECT cast(number, 'Int32') AS k, toDate('2013-02-28') + number AS day,
@@ -162,7 +173,8 @@ def write_and_hang(spark: Any, table: str) -> Any:
 def staging(table: str) -> list[str]:
     """What there is of staging tables in the table's schema."""
     with connect(Endpoints.from_environment().oltp) as connection, connection.cursor() as cursor:
-        pattern = f"{postgres.STAGING}%"
-        cursor.execute("SELECT schemaname || '.' || tablename FROM pg_tables WHERE schemaname = %s AND tablename LIKE %s",
-                       (table.partition(".")[0], pattern))  # fmt: skip
+        cursor.execute(
+            "SELECT schemaname || '.' || tablename FROM pg_tables WHERE schemaname = %s AND tablename LIKE %s",
+            (table.partition(".")[0], f"{postgres.STAGING}%"),
+        )
         return [name for (name,) in cursor.fetchall()]

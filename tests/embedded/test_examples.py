@@ -57,6 +57,12 @@ def test_every_public_class_is_used_by_a_dag_that_a_test_runs(name: str) -> None
     assert any(re.search(rf"\b{name}\b", text) for text in texts)
 
 
+def test_the_documentation_shows_the_example_job_as_it_is() -> None:
+    shown = re.findall(r"```python\n(.*?)```", (PROJECT / "docs" / "jobs.md").read_text(), re.DOTALL)
+    assert shown
+    assert all(text in (EXAMPLES / "spark_jobs" / "purchases_curate.py").read_text() for text in shown)
+
+
 @pytest.fixture(scope="module")
 def runs(platform: Platform) -> dict[str, Any]:
     """Each example's run: all at once, as they come."""

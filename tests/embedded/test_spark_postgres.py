@@ -26,8 +26,8 @@ def schema(endpoints: Endpoints) -> Iterator[str]:
     with connect(endpoints.oltp) as connection, connection.cursor() as cursor:
         cursor.execute(f"CREATE SCHEMA {name}")
         cursor.execute(
-            f"CREATE TABLE {name}.t (k int, d date, n double precision, note text, at timestamptz, price numeric(9, 2), "
-            "flag boolean, raw bytea, extra jsonb, kept text NOT NULL DEFAULT 'kept', "
+            f"CREATE TABLE {name}.t (k int, d date, n double precision, note text, at timestamptz, "
+            "price numeric(9, 2), flag boolean, raw bytea, extra jsonb, kept text NOT NULL DEFAULT 'kept', "
             "id bigint GENERATED ALWAYS AS IDENTITY, PRIMARY KEY (k, d))"
         )
         cursor.execute(f"INSERT INTO {name}.t (k, d) VALUES (77, '2012-01-01')")

@@ -5,8 +5,8 @@
 readers see and replaces the two months of a mart in PostgreSQL. `curated` waits for its application by labels, as
 another team's DAG would, and `report` says what came of it.
 
-**When it fails:** clear `curate`: every step of the job replaces what it wrote. `curated` fails as soon as the application
-does; clear it once `curate` runs again.
+**When it fails:** clear `curate`: every step of the job replaces what it wrote. `curated` fails as soon as the
+application does; clear it once `curate` runs again.
 """
 
 from collections.abc import Iterator
