@@ -106,7 +106,7 @@ def write_all_ways(spark: Any, table: str) -> Any:
     told["merge"] = vars(write_postgres(merged, table, key=["k", "d"]))
     told["after merge"] = rows("k", "note")
     refused = {
-        "outside": (some.select("k", "d"), {"date": "d", "window": window}),
+        "outside": (some.selectExpr("k + 50 k", "d"), {"date": "d", "window": window}),
         "doubled": (merged.union(merged), {"key": ["k", "d"]}),
         "null": (some.selectExpr("k", "cast(NULL AS date) d"), {}),
         "wrong type": (some.selectExpr("k", "d", "'x' price"), {}),

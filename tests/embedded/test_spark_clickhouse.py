@@ -23,6 +23,8 @@ KEPT = {
     **{"f32": "float", "f64": "double", "enum": "string", "list": "array<int>", "empty": "string", "old": "date"},
 }
 
+pytestmark = pytest.mark.timeout(spark_session.TIMEOUT_S)
+
 
 @pytest.fixture
 def table(endpoints: Endpoints) -> Iterator[DataSet]:

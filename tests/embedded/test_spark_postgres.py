@@ -18,6 +18,8 @@ from trilake.endpoints import Endpoints
 from trilake.postgres import alive, connect
 from trilake.spark.postgres import STAGING, STAGING_LOCKS, remove_abandoned
 
+pytestmark = pytest.mark.timeout(spark_session.TIMEOUT_S)
+
 
 @pytest.fixture
 def schema(endpoints: Endpoints) -> Iterator[str]:
@@ -45,9 +47,13 @@ def tables(endpoints: Endpoints, schema: str) -> list[str]:
 def test_rows_are_replaced_or_merged_as_they_are_or_nothing_changes(
     platform: Platform, schema: str, tmp_path: Path
 ) -> None:
-    conf = {"spark.eventLog.enabled": "true", "spark.eventLog.dir": f"file://{tmp_path}", "spark.log.level": "INFO"}
+    conf = {"spark.eventLog.enabled": "true", "spark.eventLog.dir": f"file://{tmp_path}"}
     told, said = spark_session.run(
-        platform, "spark_work:write_all_ways", f"{schema}.t", SPARK_TEST_CONF=json.dumps(conf)
+        platform,
+        "spark_work:write_all_ways",
+        f"{schema}.t",
+        SPARK_TEST_CONF=json.dumps(conf),
+        SPARK_TEST_MASTER="local[2]",  # what PostgreSQL refuses once, it refuses always
     )
     assert (told["all"]["rows"], told["all"]["inserted"], told["all"]["updated"]) == (5, 5, 0)
     zero, one, two = told["rows"][:3]
@@ -112,14 +118,14 @@ def test_what_a_killed_driver_leaves_is_removed_by_the_next_and_readers_see_noth
 ) -> None:
     driver = spark_session.start(platform, "spark_work:write_and_hang", f"{schema}.t")
     try:
-        left = await_true(lambda: tables(platform.endpoints, schema)[1:], 120)
+        left = await_true(lambda: tables(platform.endpoints, schema)[1:], spark_session.TIMEOUT_S)
         assert remove_abandoned(platform.endpoints.oltp, schema) == [], "its writer lives"
-        await_true(lambda: sessions(platform.endpoints, left[0]), 60)
+        await_true(lambda: sessions(platform.endpoints, left[0]), spark_session.TIMEOUT_S)
     finally:
         driver.send_signal(signal.SIGKILL)
         driver.wait()
     assert tables(platform.endpoints, schema) == ["t", *left]
-    await_true(lambda: remove_abandoned(platform.endpoints.oltp, schema) == left, 30)
+    await_true(lambda: remove_abandoned(platform.endpoints.oltp, schema) == left, 60)
     assert tables(platform.endpoints, schema) == ["t"]
     with connect(platform.endpoints.oltp) as connection, connection.cursor() as cursor:
         cursor.execute(f"SELECT k FROM {schema}.t")
