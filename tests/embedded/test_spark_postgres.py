@@ -54,7 +54,7 @@ def test_rows_are_replaced_or_merged_as_they_are_or_nothing_changes(
         platform,
         "spark_work:write_all_ways",
         f"{schema}.t",
-        SPARK_TEST_CONF=json.dumps(conf),
+        SPARK_TEST_CONF=json.dumps({f"spark.eventLog.{key}": value for key, value in conf.items()}),
         SPARK_TEST_MASTER="local[2]",  # what PostgreSQL refuses once, it refuses always
     )
     assert (told["all"]["rows"], told["all"]["inserted"], told["all"]["updated"]) == (5, 5, 0)
