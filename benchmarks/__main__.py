@@ -11,6 +11,7 @@ from pathlib import Path
 import imports
 import inserts
 import publish
+import spark_io
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 INTRODUCTION = """# Results
@@ -26,6 +27,7 @@ def main() -> None:
     sections = [
         (publish.TITLE, "publish", lambda: publish.table([1, 10], rounds=3)),
         (inserts.TITLE, "inserts", lambda: inserts.table(1_000_000, 2_000, rounds=3)),
+        (spark_io.TITLE, "spark_io", lambda: spark_io.table(1_000_000, rounds=3)),
         (imports.TITLE, "imports", lambda: imports.table(rounds=5)),
     ]
     text = [INTRODUCTION]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from psycopg2.extensions import cursor as Cursor
 
 CONNECT_TIMEOUT_S = 10
+# A connection that holds a lock says nothing for as long as a job runs, and firewalls forget what says nothing.
+KEEPALIVE_S = 60
 ROWS_PER_BLOCK = 10_000
 
 
@@ -44,6 +47,7 @@ def connect(endpoint: PostgresEndpoint, *, autocommit: bool = False) -> Iterator
             user=endpoint.user,
             password=endpoint.password,
             connect_timeout=CONNECT_TIMEOUT_S,
+            keepalives_idle=KEEPALIVE_S,
             application_name="trilake",
             options="-c timezone=UTC",
         )
@@ -65,6 +69,32 @@ def connect(endpoint: PostgresEndpoint, *, autocommit: bool = False) -> Iterator
         connection.close()  # an open transaction is rolled back by the server
 
 
+@contextmanager
+def alive(endpoint: PostgresEndpoint, space: int, name: str) -> Iterator[Connection]:
+    """Be known as alive under a name, for the length of a `with` block, by an advisory lock of the given connection.
+
+    :param space: the first half of the lock's key, one for each kind of names.
+    """
+    with connect(endpoint, autocommit=True) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_lock(%s, %s)", (space, lock_key(name)))
+        # closing the connection gives the lock back, and so does our death
+        yield connection
+
+
+@contextmanager
+def unless_alive(endpoint: PostgresEndpoint, space: int, name: str) -> Iterator[bool]:
+    """Whether nobody is `alive` under a name. If so, nobody else can find that for the length of the block."""
+    with connect(endpoint, autocommit=True) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT pg_try_advisory_lock(%s, %s)", (space, lock_key(name)))
+        found = cursor.fetchone()
+        yield bool(found and found[0])
+
+
+def lock_key(text: str) -> int:
+    """A signed 32 bit number for advisory locks. Two names that share one only wait for each other."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big", signed=True)
+
+
 def replace_rows(
     connection: Connection,
     table: str,
@@ -84,11 +114,29 @@ def replace_rows(
     """
     with connection.cursor() as cursor:
         staging, sent = _stage(cursor, table, columns, rows)
+    return replace_from(connection, table, columns, staging, sent, where=where, parameters=parameters)
+
+
+def replace_from(
+    connection: Connection,
+    table: str,
+    columns: Sequence[str],
+    staging: str,
+    sent: int,
+    *,
+    where: str = "TRUE",
+    parameters: Sequence[Any] = (),
+) -> int:
+    """As `replace_rows`, by the `sent` rows that are staged already.
+
+    :param staging: what the rows are selected from, as written behind FROM.
+    """
+    with connection.cursor() as cursor:
         _lock(cursor, table)
         cursor.execute(f"DELETE FROM {table} WHERE {where}", tuple(parameters) or None)
         written = 0
         if sent:
-            quoted = _listed(columns)
+            quoted = listed(columns)
             cursor.execute(f"INSERT INTO {table} ({quoted}) SELECT {quoted} FROM {staging}")
             written = cursor.rowcount
         if written != sent:
@@ -115,24 +163,32 @@ def merge_rows(
     :raises ConfigurationError: the rows have no such column, or the table no such constraint.
     :raises CountMismatchError: PostgreSQL did not write what was sent.
     """
-    from psycopg2.errors import InvalidColumnReference
-
     if columns and (missing := [name for name in key if name not in columns]):
         raise ConfigurationError(f"Rows for {table} have no column {missing[0]}.", hint="Name it in the query.")
     with connection.cursor() as cursor:
         staging, sent = _stage(cursor, table, columns, rows)
-        if not sent:
-            return 0, 0
+    return merge_from(connection, table, columns, staging, sent, key=key)
+
+
+def merge_from(
+    connection: Connection, table: str, columns: Sequence[str], staging: str, sent: int, *, key: Sequence[str]
+) -> tuple[int, int]:
+    """As `merge_rows`, with the `sent` rows that are staged already; `staging` as in `replace_from`."""
+    from psycopg2.errors import InvalidColumnReference
+
+    if not sent:
+        return 0, 0
+    with connection.cursor() as cursor:
         _check_keys(cursor, table, staging, key)
         _lock(cursor, table)
         values = [name for name in columns if name not in key] or list(key)
         assigned = ", ".join(f"{_quote(name)} = EXCLUDED.{_quote(name)}" for name in values)
-        quoted = _listed(columns)
+        quoted = listed(columns)
         try:
             cursor.execute(
                 f"WITH merged AS (INSERT INTO {table} ({quoted}) SELECT {quoted} FROM {staging} "
                 # of a row that was there, this transaction has locked the earlier version
-                f"ON CONFLICT ({_listed(key)}) DO UPDATE SET {assigned} RETURNING xmax = 0 AS inserted) "
+                f"ON CONFLICT ({listed(key)}) DO UPDATE SET {assigned} RETURNING xmax = 0 AS inserted) "
                 "SELECT count(*) FILTER (WHERE inserted), count(*) FILTER (WHERE NOT inserted) FROM merged"
             )
         except InvalidColumnReference:
@@ -154,7 +210,7 @@ def _stage(cursor: Cursor, table: str, columns: Sequence[str], rows: Iterable[Se
     staging, sent = f"pg_temp.{name}", 0
     cursor.execute(f"CREATE TEMP TABLE {name} (LIKE {table} INCLUDING DEFAULTS) ON COMMIT DROP")
     for block in _blocks(rows):
-        execute_values(cursor, f"INSERT INTO {staging} ({_listed(columns)}) VALUES %s", block, page_size=1_000)
+        execute_values(cursor, f"INSERT INTO {staging} ({listed(columns)}) VALUES %s", block, page_size=1_000)
         sent += len(block)
     return staging, sent
 
@@ -173,9 +229,9 @@ def _check_keys(cursor: Cursor, table: str, staging: str, key: Sequence[str]) ->
             f"{table}: {found[0]} rows have a NULL in their key ({', '.join(key)}).",
             hint="Leave them out of the query.",
         )
-    listed = _listed(key)
+    keys_of = listed(key)
     cursor.execute(
-        f"SELECT count(*) OVER (), {listed}, count(*) FROM {staging} GROUP BY {listed} HAVING count(*) > 1 LIMIT 1"
+        f"SELECT count(*) OVER (), {keys_of}, count(*) FROM {staging} GROUP BY {keys_of} HAVING count(*) > 1 LIMIT 1"
     )
     if found := cursor.fetchone():
         keys, *values, rows = found
@@ -185,7 +241,8 @@ def _check_keys(cursor: Cursor, table: str, staging: str, key: Sequence[str]) ->
         )
 
 
-def _listed(columns: Sequence[str]) -> str:
+def listed(columns: Sequence[str]) -> str:
+    """Column names as SQL takes them, quoted."""
     return ", ".join(map(_quote, columns))
 
 

@@ -27,6 +27,8 @@ FOUND = {
     "clickhouse_operator": ("report", 1000),
     "iceberg_to_clickhouse": ("report", 16),
     "s3_to_clickhouse": ("report", 560),
+    # of the mart purchases and rows, rows published, warnings of the table's checks
+    "spark_application": ("report", [200, 112, 200, 2]),
 }
 # Nobody uses these as they are: other classes of the provider do.
 BASES = {"ProjectOperator", "PublishOperator", "WindowedOperator"}
@@ -62,13 +64,21 @@ def test_the_documentation_tells_of_every_public_class() -> None:
     assert not [name for name in public_classes() if f".{name}`" not in told]
 
 
+def test_the_documentation_shows_the_example_job_as_it_is() -> None:
+    shown = re.findall(r"```python\n(.*?)```", (PROJECT / "docs" / "jobs.md").read_text(), re.DOTALL)
+    assert shown
+    assert all(text in (EXAMPLES / "spark_jobs" / "purchases_curate.py").read_text() for text in shown)
+
+
 @pytest.fixture(scope="module")
 def runs(platform: Platform) -> dict[str, Any]:
     """Each example's run: all at once, as they come."""
-    for folder in ("dags", "sql"):
+    for folder in ("dags", "spark_jobs", "sql"):
         shutil.copytree(EXAMPLES / folder, Path(platform.home.project) / folder, dirs_exist_ok=True)
     migrated = platform.trilake("migrate")
     assert migrated.returncode == 0, migrated.stderr
+    pushed = platform.trilake("jobs", "push")
+    assert pushed.returncode == 0, pushed.stderr
     ended: dict[str, Any] = {}
     url, user, password = administrator(platform.home)
     with AirflowApi(url, user, password) as api:

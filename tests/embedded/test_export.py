@@ -237,7 +237,7 @@ def test_an_attempt_that_was_overtaken_removes_nothing_of_its_successors(
     exports: Exports, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It stands still with its manifest written; its successor begins and ends; then it goes on."""
-    remove = module._remove
+    remove = module.remove_attempts
     successors: list[module.Export | None] = []
 
     def stall(client: Any, prefix: str, attempts: Any) -> None:
@@ -246,7 +246,7 @@ def test_an_attempt_that_was_overtaken_removes_nothing_of_its_successors(
             successors.append(exports.run())
         remove(client, prefix, attempts)
 
-    monkeypatch.setattr(module, "_remove", stall)
+    monkeypatch.setattr(module, "remove_attempts", stall)
     exports.run()
     successor = successors[1]
     assert successor is not None

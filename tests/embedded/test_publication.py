@@ -21,7 +21,7 @@ from trilake.clickhouse import publication as publication_module
 from trilake.clickhouse import sources as sources_module
 from trilake.clickhouse.checks import Check, CheckFailedError
 from trilake.clickhouse.cluster import ClickHouseError, Cluster, Statement
-from trilake.clickhouse.ledger import ATTEMPT_LOCKS, AttemptLostError, Ledger, Publication, _lock_key
+from trilake.clickhouse.ledger import ATTEMPT_LOCKS, AttemptLostError, Ledger, Publication
 from trilake.clickhouse.publication import AuditError, Publisher, SwitchIncompleteError
 from trilake.endpoints import ClickHouseShard, Endpoints
 from trilake.errors import UnreachableError
@@ -30,7 +30,7 @@ from trilake.lake.catalog import DataFile, PartitionPlan, SnapshotPlan, load_tab
 from trilake.lake.catalog import plan as plan_snapshot
 from trilake.lake.whole import replace_table
 from trilake.operators.publications import FinishPublicationsOperator
-from trilake.postgres import connect
+from trilake.postgres import connect, lock_key
 
 MONTH = "2013-01"
 
@@ -331,7 +331,7 @@ def test_a_decided_publication_whose_staging_is_lost_says_so(table: Table, monke
 def lose_connection(table: Table, attempt: str) -> None:
     """What a restart of PostgreSQL does to an attempt at work: its connection, and so its lock, is gone."""
     held = "FROM pg_locks WHERE locktype = 'advisory' AND classid = %s AND objid = %s"
-    lock = (ATTEMPT_LOCKS, _lock_key(attempt) & 0xFFFFFFFF)
+    lock = (ATTEMPT_LOCKS, lock_key(attempt) & 0xFFFFFFFF)
     with connect(table.endpoints.lake, autocommit=True) as connection, connection.cursor() as cursor:
         cursor.execute(f"SELECT pg_terminate_backend(pid) {held}", lock)
         assert cursor.fetchall() == [(True,)]

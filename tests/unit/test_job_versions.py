@@ -19,6 +19,7 @@ from moto import mock_aws
 
 from trilake.errors import ConfigurationError
 from trilake.spark import versions
+from trilake.spark.publish import job_checks
 
 PROJECT = Path(__file__).parents[2]
 
@@ -101,6 +102,28 @@ def test_the_data_sets_that_dags_and_jobs_share_go_along_and_are_no_job(s3: Any,
     version = versions.push(s3, project)
     assert "data_sets.py" in names_in(s3, version)
     assert versions.jobs(s3, version) == ["greet"]
+
+
+def test_a_version_has_the_tables_checks_of_its_time(s3: Any, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check = project / "sql" / "clickhouse" / "orders" / "checks" / "paid.sql"
+    check.parent.mkdir(parents=True)
+    check.write_text("-- warning: paid\nSELECT 1 FROM {table} WHERE NOT paid;\n")
+    (check.parents[1] / "table.sql").write_text("CREATE TABLE orders\n")
+    first = versions.push(s3, project)
+    assert [name for name in names_in(s3, first) if "sql" in name] == ["sql/clickhouse/orders/checks/paid.sql"]
+    check.write_text("SELECT 1 FROM {table}\n")
+    assert versions.push(s3, project) != first
+    archive = project / "jobs.zip"
+    archive.write_bytes(s3.get_object(Bucket="artifacts", Key=f"jobs/{first}/jobs.zip")["Body"].read())
+    monkeypatch.setenv("TRILAKE_PROJECT", str(project))
+    assert [(one.name, one.blocking) for one in job_checks("orders")] == [("paid", True)]
+    monkeypatch.setenv("TRILAKE_JOBS_ZIP", str(archive))
+    assert [(one.name, one.blocking) for one in job_checks("orders")] == [("paid", False)]
+    assert job_checks("airlines") == ()
+    monkeypatch.delenv("TRILAKE_JOBS_ZIP")
+    monkeypatch.delenv("TRILAKE_PROJECT")
+    with pytest.raises(ConfigurationError, match="checks of orders are not to be found"):
+        job_checks("orders")
 
 
 def test_a_driver_gets_the_layers_below_airflow() -> None:

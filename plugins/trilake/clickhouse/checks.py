@@ -7,9 +7,12 @@ first line may say ``-- warning``: then rows are reported, and published all the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trilake.errors import ConfigurationError, TrilakeError
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
 
 PLACEHOLDER = "{table}"
 
@@ -31,17 +34,19 @@ class Check:
         return f"SELECT count() FROM (\n{self.sql.replace(PLACEHOLDER, table)}\n)"  # its last line may be a comment
 
 
-def read_checks(sql_folder: Path, table: str) -> tuple[Check, ...]:
+def read_checks(sql_folder: Traversable, table: str) -> tuple[Check, ...]:
     """The checks of a table, by name; none if it has no such folder.
 
-    :param sql_folder: the project's ``sql/``.
+    :param sql_folder: the project's ``sql/``: a folder, or one in a zip (`zipfile.Path`).
     :raises ConfigurationError: a file that does not read ``{table}``.
     """
     checks = []
-    for path in sorted((sql_folder / "clickhouse" / table / "checks").glob("*.sql")):
+    folder = sql_folder / "clickhouse" / table / "checks"
+    found = [path for path in folder.iterdir() if path.name.endswith(".sql")] if folder.is_dir() else []
+    for path in sorted(found, key=lambda path: path.name):
         sql = path.read_text(encoding="utf-8").strip().rstrip(";")
         if PLACEHOLDER not in sql:
             raise ConfigurationError(f"The check {path.name} of {table} does not read {PLACEHOLDER}.")
         first = sql.splitlines()[0].replace(" ", "").lower()
-        checks.append(Check(path.stem, sql, blocking=not first.startswith("--warning")))
+        checks.append(Check(path.name.removesuffix(".sql"), sql, blocking=not first.startswith("--warning")))
     return tuple(checks)

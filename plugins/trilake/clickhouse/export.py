@@ -197,10 +197,10 @@ def export(
     """
     attempt = attempt or new_attempt()
     cancel(cluster, prefix)
-    earlier, complete = _attempts(client, prefix)
-    _remove(client, prefix, earlier - complete)
+    earlier, complete = attempts_below(client, prefix)
+    remove_attempts(client, prefix, earlier - complete)
     try:
-        columns = _columns(cluster, next(iter(sources.values()))) if sources else ()
+        columns = columns_of(cluster, next(iter(sources.values()))) if sources else ()
         cells = [
             (shard, partition, source, f"{prefix}/{attempt}/{partition}/shard_{shard.number}.parquet")
             for partition, source in sources.items()
@@ -219,10 +219,10 @@ def export(
     except BaseException:
         with _left_to_the_next(prefix):
             cancel(cluster, f"{prefix}/{attempt}")
-            _remove(client, prefix, {attempt})
+            remove_attempts(client, prefix, {attempt})
         raise
     with _left_to_the_next(prefix):
-        _remove(client, prefix, earlier)
+        remove_attempts(client, prefix, earlier)
     return done
 
 
@@ -259,7 +259,9 @@ def _size_and_etag(client: S3Client, key: str) -> tuple[int, str]:
     return head["ContentLength"], head["ETag"].strip('"')
 
 
-def _columns(cluster: Cluster, source: Source) -> tuple[tuple[str, str], ...]:
+def columns_of(cluster: Cluster, source: Source) -> tuple[tuple[str, str], ...]:
+    """(name, ClickHouse's type) of what a source gives, the same on every shard."""
+
     def describe(client: Client, shard: ClickHouseShard) -> tuple[tuple[str, str], ...]:
         rows = client.query(f"DESCRIBE TABLE ({source.on(shard)}\n)", parameters=source.bound).result_rows
         return tuple((row[0], row[1]) for row in rows)
@@ -273,7 +275,7 @@ def _columns(cluster: Cluster, source: Source) -> tuple[tuple[str, str], ...]:
     return first
 
 
-def _attempts(client: S3Client, prefix: str) -> tuple[set[str], set[str]]:
+def attempts_below(client: S3Client, prefix: str) -> tuple[set[str], set[str]]:
     """The attempts that have left something, and those of them with a manifest."""
     below = f"{prefix}/"
     keys = list_keys(client, EXPORTS_BUCKET, below) + [key for key, _ in list_uploads(client, EXPORTS_BUCKET, below)]
@@ -281,7 +283,8 @@ def _attempts(client: S3Client, prefix: str) -> tuple[set[str], set[str]]:
     return {part[0] for part in parts}, {part[0] for part in parts if part[1:] == [MANIFEST]}
 
 
-def _remove(client: S3Client, prefix: str, attempts: Iterable[str]) -> None:
+def remove_attempts(client: S3Client, prefix: str, attempts: Iterable[str]) -> None:
+    """Remove what attempts have left below a prefix: objects, and uploads that were begun."""
     for attempt in attempts:
         below = f"{prefix}/{attempt}/"
         abort_uploads(client, EXPORTS_BUCKET, below)

@@ -12,7 +12,6 @@ source have an order.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from trilake.endpoints import PostgresEndpoint
 from trilake.errors import TrilakeError
 from trilake.lake.catalog import ICEBERG_TABLE
 from trilake.lake.data_set import WHOLE
-from trilake.postgres import connect
+from trilake.postgres import alive, connect, lock_key, unless_alive
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -138,13 +137,11 @@ class Ledger:
 
         The row stays when the block ends: `forget` takes it, once nothing of the attempt is left in ClickHouse.
         """
-        with connect(self.endpoint, autocommit=True) as connection, connection.cursor() as cursor:
-            cursor.execute("SELECT pg_advisory_lock(%s, %s)", (ATTEMPT_LOCKS, _lock_key(attempt)))
+        with alive(self.endpoint, ATTEMPT_LOCKS, attempt) as connection, connection.cursor() as cursor:
             cursor.execute(
                 "INSERT INTO publication_attempts (attempt, table_name, run_id) VALUES (%s, %s, %s)",
                 (attempt, table, run_id),
             )
-            # closing the connection gives the lock back, and so does our death
             yield Attempt(attempt, table, run_id, connection)
 
     def forget(self, attempt: str) -> None:
@@ -189,7 +186,7 @@ class Ledger:
         with attempt.connection.cursor() as cursor:
             for claim in sorted(claims, key=lambda claim: claim.partition):  # one order: no deadlock
                 cursor.execute(
-                    "SELECT pg_advisory_xact_lock(%s, %s)", (PARTITION_LOCKS, _lock_key(f"{table}/{claim.partition}"))
+                    "SELECT pg_advisory_xact_lock(%s, %s)", (PARTITION_LOCKS, lock_key(f"{table}/{claim.partition}"))
                 )
                 current = _current(attempt.connection, table, claim.partition)
                 asked = claim.snapshot_id, claim.sequence_number, claim.source
@@ -305,9 +302,8 @@ class Ledger:
     @contextmanager
     def abandoned(self, attempt: str) -> Iterator[bool]:
         """Whether nobody is behind an attempt. If so, nobody else can take it up for the length of the block."""
-        with connect(self.endpoint, autocommit=True) as connection, connection.cursor() as cursor:
-            cursor.execute("SELECT pg_try_advisory_lock(%s, %s)", (ATTEMPT_LOCKS, _lock_key(attempt)))
-            yield bool(_one(cursor.fetchone())[0])
+        with unless_alive(self.endpoint, ATTEMPT_LOCKS, attempt) as free:
+            yield free
 
     def _select(self, sql: str, parameters: tuple[Any, ...]) -> list[Publication]:
         with connect(self.endpoint) as connection, connection.cursor() as cursor:
@@ -354,8 +350,3 @@ def _json(rows: Mapping[int, int]) -> Any:
     from psycopg2.extras import Json
 
     return Json({str(shard): count for shard, count in rows.items()})
-
-
-def _lock_key(text: str) -> int:
-    """A signed 32 bit number for PostgreSQL's advisory locks. Two names that share one only wait for each other."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big", signed=True)

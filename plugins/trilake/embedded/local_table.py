@@ -200,7 +200,8 @@ class _Engine:
     def __enter__(self) -> _Engine:
         import chdb
 
-        self._connection: Any = chdb.connect(":memory:")  # type: ignore[no-untyped-call]
+        connect: Any = chdb.connect
+        self._connection = connect(":memory:")
         self.run(f"DROP DATABASE IF EXISTS {_DATABASE}")
         self.run(f"CREATE DATABASE {_DATABASE} ENGINE = Memory")
         return self

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
@@ -312,6 +312,15 @@ class SparkApplicationHook(AsyncKubernetesHook):
             return (await self._ask(request)).splitlines()
         except ApiException:
             return []
+
+
+def newest(applications: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Of each task instance the application that was made last, and every one that no task has made; by name."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for application in sorted(applications, key=lambda one: str(one["metadata"].get("creationTimestamp") or "")):
+        metadata = application["metadata"]
+        found[(metadata.get("labels") or {}).get(INSTANCE) or metadata["name"]] = application
+    return sorted(found.values(), key=lambda one: str(one["metadata"]["name"]))
 
 
 def log_read(application: Mapping[str, Any]) -> str:

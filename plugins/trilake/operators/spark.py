@@ -19,10 +19,11 @@ from airflow.sdk.exceptions import AirflowException
 from kubernetes_asyncio.client.exceptions import ApiException
 
 from trilake import s3
+from trilake.assets import published
 from trilake.endpoints import KUBERNETES_CONNECTION, S3_CONNECTION, S3Endpoint
 from trilake.errors import ConfigurationError, TrilakeError
 from trilake.hooks.spark import INPUTS, INSTANCE, OWNER, SparkApplicationHook, Submission, is_adoptable
-from trilake.lake.data_set import ARTIFACTS_BUCKET
+from trilake.lake.data_set import ARTIFACTS_BUCKET, DataSet
 from trilake.operators.window import START, WindowedOperator
 from trilake.spark import event_log, versions
 from trilake.spark.application import SparkApplication, State, application_name, instance_digest
@@ -30,8 +31,6 @@ from trilake.triggers.spark import SparkApplicationTrigger
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
-
-    from trilake.lake.data_set import DataSet
 
 # Where a task instance keeps its submission between tries.
 STATE_KEY = "spark_application"
@@ -58,7 +57,8 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
     The job gets ``--run``, ``--data-set``, ``--start`` and ``--end`` (of the window that it works on), `arguments`, and
     ``--result``. What it writes to ``--result`` (a JSON object, in S3) is in the task's XCom, key by key, beside
     ``application``, ``state``, ``seconds`` and ``spark`` (what the event log says: `trilake.spark.event_log.Metrics`):
-    of a job that commits, ``task.output["snapshot_id"]`` is its snapshot.
+    of a job that commits, ``task.output["snapshot_id"]`` is its snapshot. Of a job that publishes by itself,
+    ``outlets=[trilake.assets.published(data_set)]`` gets an event for each partition.
 
     A submission is written down before it is made. A try that comes after a lost worker or scheduler adopts the
     application if it is still at work on the same inputs, and ends it otherwise; so no two run at a time. Whoever is
@@ -184,6 +184,7 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
             "seconds": _seconds(application),
         }
         outcome["spark"] = self._metrics(_application_id(application))
+        self._tell_published(context, outcome.get("published") or {})
         self._end(mine, wait=False)
         self._write_down(context, mine, done=True)
         return outcome
@@ -202,6 +203,14 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
             ).result()
         if ended:
             self.log.info("SparkApplication %s was deleted with its task", submission.name)
+
+    def _tell_published(self, context: Context, reports: Mapping[str, Mapping[str, Any]]) -> None:
+        """Events of the outlets that stand for what the driver has published, a partition each."""
+        for outlet in self.outlets:
+            for name, report in reports.items():
+                if outlet == published(DataSet(name)):
+                    partitions = [*report["published"], *report["current"]]
+                    context["outlet_events"][outlet].add_partitions(partitions)
 
     # --- submission
 
@@ -365,13 +374,11 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
             "too_long": f"took too long: it was {event['state'] or 'new'} when its time was over",
             "error": "cannot be waited for",
         }[event["outcome"]]
-        lines = [f"SparkApplication {submission.name} (job {self.job}, namespace {submission.namespace}) {what}."]
-        if event["error"]:
-            lines.append(f"Reason: {event['error']}")
-        lines += [f"Pod {trouble}" for trouble in event["troubles"]]
-        if event["tail"]:
-            lines += ["The driver's last lines:", *(f"  {line}" for line in event["tail"])]
-        raise SparkApplicationError("\n".join(lines))
+        raise SparkApplicationError(
+            explained(
+                f"SparkApplication {submission.name} (job {self.job}, namespace {submission.namespace}) {what}.", event
+            )
+        )
 
     def _result(self, name: str) -> dict[str, Any]:
         """What the job wrote to --result; empty if it wrote nothing."""
@@ -416,6 +423,17 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
         return SparkApplicationHook(
             self.kubernetes_conn_id, namespace=self.namespace, connection_extras=self._connection_extras
         )
+
+
+def explained(what: str, event: Mapping[str, Any]) -> str:
+    """`what` came of an application, and under it what the trigger's event knows of the reasons."""
+    lines = [what]
+    if event["error"]:
+        lines.append(f"Reason: {event['error']}")
+    lines += [f"Pod {trouble}" for trouble in event["troubles"]]
+    if event["tail"]:
+        lines += ["The driver's last lines:", *(f"  {line}" for line in event["tail"])]
+    return "\n".join(lines)
 
 
 def _instance(context: Context) -> dict[str, Any]:

@@ -4,6 +4,8 @@ def main(arguments):
     with Job(arguments) as job:
         orders = job.read(SCHEMA)
         job.commit(curate(orders.rows), orders)
+
+It can go on from there: `publish` the commit in ClickHouse, `read_table` what that holds, `write_postgres` a mart.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import logging
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
@@ -32,13 +35,19 @@ from trilake.lake.catalog import (
     plan,
 )
 from trilake.spark import inputs
+from trilake.spark.clickhouse import ClickHouseReader
 from trilake.spark.delimited import REASON, ROW, header_of, parse_lines, refuse
+from trilake.spark.postgres import Written, write_postgres
+from trilake.spark.publish import publish
 from trilake.spark.rehearsal import Rehearsal, Rehearsed
 from trilake.spark.session import build_session
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
     from pyspark.sql.types import StructType
+
+    from trilake.clickhouse.export import Source
+    from trilake.clickhouse.publication import PublicationReport
 
 log = logging.getLogger(__name__)
 
@@ -136,6 +145,9 @@ class Job:
         self.spark = spark or build_session(self.endpoints, f"{self.data_set.name} {self.window}")
         self.spark.sparkContext.setLogLevel("WARN")
         self._batches: list[Batch] = []
+        self._committed: Commit | None = None
+        self._opened = ExitStack()
+        self._told: dict[str, Any] = {}
         # before any input is pinned: a run that pinned a shorter list may not replace one that knew more
         self._base = None if self.rehearsal else self._current_snapshot()
 
@@ -143,8 +155,11 @@ class Job:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
-        if self._own_session:
-            self.spark.stop()
+        try:
+            self._opened.close()
+        finally:
+            if self._own_session:
+                self.spark.stop()
         return kind is Rehearsed
 
     @cached_property
@@ -199,7 +214,64 @@ class Job:
         """The curated rows of a data set, as of now."""
         return self.spark.table(f"{CATALOG}.{data_set.curated}")
 
+    def read_table(
+        self,
+        table: DataSet | Source,
+        *,
+        partitions: Sequence[str] | None = None,
+        columns: Sequence[str] = (),
+        where: str = "",
+        parameters: Mapping[str, Any] | None = None,
+    ) -> DataFrame:
+        """What ClickHouse holds of a table, for as long as the job lasts: see `ClickHouseReader.read_table`."""
+        return self._clickhouse.read_table(
+            self.spark, table, partitions=partitions, columns=columns, where=where, parameters=parameters
+        )
+
+    @cached_property
+    def _clickhouse(self) -> ClickHouseReader:
+        return self._opened.enter_context(ClickHouseReader(self.endpoints, run_id=self.run_id))
+
     # --- writing
+
+    def publish(
+        self, data_set: DataSet | None = None, *, snapshot_id: int | None = None, force: bool = False
+    ) -> PublicationReport:
+        """Have ClickHouse pull the window's partitions of this job's commit, exactly once: `trilake.spark.publish`.
+
+        The result has the report below ``published``, by the data set's name.
+
+        :param data_set: by default the job's own; without a grain it is published whole.
+        :param snapshot_id: by default this job's commit; of another data set, its current one.
+        :raises ConfigurationError: the job has committed nothing.
+        """
+        data_set = data_set or self.data_set
+        if data_set == self.data_set and snapshot_id is None:
+            if self._committed is None:
+                raise ConfigurationError(
+                    f"Run {self.run_id} has committed nothing to {data_set.curated}.",
+                    hint="Call commit first, or name a snapshot_id.",
+                )
+            snapshot_id = self._committed.snapshot_id
+        partitions = self.window.partitions if data_set.grain else ()
+        report = publish(self.endpoints, data_set, partitions, run_id=self.run_id, snapshot_id=snapshot_id, force=force)
+        log.warning("Published %s partitions of %s (%s rows); %s were current", len(report.published), data_set.name,
+                    report.total_rows, len(report.current))  # fmt: skip
+        self._tell("published", {data_set.name: report.to_dict()})
+        return report
+
+    def write_postgres(
+        self, frame: DataFrame, table: str, *, date: str | None = None, key: Sequence[str] = ()
+    ) -> Written:
+        """Write rows to a table of PostgreSQL, in one transaction: all of it is replaced; or, with `date`, the rows of
+        the job's window; or rows are merged by `key`. See `trilake.spark.postgres.write_postgres`.
+
+        The result has the counts below ``postgres``, by the table's name.
+        """
+        written = write_postgres(frame, table, date=date, window=self.window if date else None, key=key)
+        log.warning("Wrote %s rows to %s", written.rows, table)
+        self._tell("postgres", {table: vars(written)})
+        return written
 
     def commit(self, curated: DataFrame, batch: Batch | None = None) -> Commit:
         """Replace the window's partitions of the job's Iceberg table by `curated`, in one snapshot.
@@ -255,7 +327,14 @@ class Job:
         commit = self._verify(token, counts)
         self._base = commit.snapshot_id
         log.warning("Committed snapshot %s of %s: %s", commit.snapshot_id, commit.table, _totals(counts))
-        self._tell(commit)
+        self._committed = commit
+        self._told |= {
+            "table": commit.table,
+            "snapshot_id": commit.snapshot_id,
+            "sequence_number": commit.sequence_number,
+            "seconds": commit.seconds,
+        }
+        self._tell("counts", {name: vars(count) for name, count in counts.items()})
         return commit
 
     def _count(self, curated: DataFrame, batch: Batch | None) -> dict[str, Counts]:
@@ -379,18 +458,13 @@ class Job:
             seconds=round(time.monotonic() - self._started, 1),
         )
 
-    def _tell(self, commit: Commit) -> None:
+    def _tell(self, what: str, found: Mapping[str, Any]) -> None:
+        """Add to the job's result. It is written each time: what is done is told, though the job fails later."""
+        self._told[what] = {**self._told.get(what, {}), **found}
         if not self._result:
             return
         bucket, _, key = self._result.removeprefix("s3://").partition("/")
-        document = {
-            "table": commit.table,
-            "snapshot_id": commit.snapshot_id,
-            "sequence_number": commit.sequence_number,
-            "counts": {name: vars(count) for name, count in commit.counts.items()},
-            "seconds": commit.seconds,
-        }
-        self._s3.put_object(Bucket=bucket, Key=key, Body=json.dumps(document).encode())
+        self._s3.put_object(Bucket=bucket, Key=key, Body=json.dumps(self._told).encode())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,7 +1,8 @@
 """Job code in S3, by content: ``s3://artifacts/jobs/<version>/``. A run in flight keeps its code; no image is built.
 
 A version is named by the digest of its manifest, and the manifest holds the digest of the zip: whoever fetches a
-version can tell that it got that one (``docker/spark/run_job.py`` does).
+version can tell that it got that one (``docker/spark/run_job.py`` does). The tables' checks go along: a driver that
+publishes (`trilake.spark.publish`) runs those of its version.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ CORE = (
 # The data sets that DAGs and jobs share, beside the DAGs.
 DATA_SETS = "data_sets.py"
 
+# Below sql/: see trilake.clickhouse.checks.
+CHECKS = "clickhouse/*/checks/*.sql"
+
 _VERSION = re.compile(r"[0-9a-f]{16}")
 # A zip's files carry a time; one for all keeps the zip's bytes a function of its content alone.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -50,7 +54,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 def push(s3: S3Client, project_folder: Path) -> str:
     """Put the project's job code into S3, if it is not there yet, and make it the current version.
 
-    :param project_folder: holds ``spark_jobs/`` and ``plugins/trilake/``.
+    :param project_folder: holds ``spark_jobs/``, ``plugins/trilake/`` and ``sql/``.
     :return: the version: 16 hexadecimal digits, the same for the same files.
     :raises ConfigurationError: the folder has no jobs, or a job has the name of a package that it would hide.
     """
@@ -151,6 +155,8 @@ def _files(project_folder: Path) -> Iterator[tuple[str, bytes]]:
         path = package / part
         for source in sorted(path.rglob("*.py")) if path.is_dir() else [path] if path.is_file() else []:
             found[f"trilake/{source.relative_to(package).as_posix()}"] = source
+    for source in sorted((project_folder / "sql").glob(CHECKS)):
+        found[source.relative_to(project_folder).as_posix()] = source
     for name in sorted(found):
         yield name, found[name].read_bytes()
 

@@ -19,6 +19,7 @@ from trilake.hooks.spark import (
     error_message,
     is_transient,
     log_read,
+    newest,
 )
 from trilake.spark.application import State
 
@@ -183,3 +184,113 @@ class SparkApplicationTrigger(BaseTrigger):
         submission = Submission(**self.submission)
         if await self._hook.end(submission.name, owner=submission.owner, seconds=_KILL_SECONDS):
             self.log.info("SparkApplication %s was deleted with its task", submission.name)
+
+
+class SparkApplicationsTrigger(BaseTrigger):
+    """Fires once: when all of the applications are completed, when one has failed or is gone, or at the deadline.
+
+    :param name: of one application, or
+    :param selector: of labels: all that it selects, and at least one. Of a task's tries the last one counts.
+    :param seen: name -> state, of those that were seen before.
+    :param poll_interval: seconds between two looks.
+    :param deadline: in seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str | None,
+        selector: str | None,
+        kubernetes_conn_id: str,
+        namespace: str | None,
+        poll_interval: float,
+        deadline: float,
+        seen: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.name = name
+        self.selector = selector
+        self.kubernetes_conn_id = kubernetes_conn_id
+        self.namespace = namespace
+        self.poll_interval = poll_interval
+        self.deadline = deadline
+        self.seen = dict(seen or {})
+        self._hook = SparkApplicationHook(kubernetes_conn_id, namespace=namespace)
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        return (
+            f"{type(self).__module__}.{type(self).__qualname__}",
+            {
+                "name": self.name,
+                "selector": self.selector,
+                "kubernetes_conn_id": self.kubernetes_conn_id,
+                "namespace": self.namespace,
+                "poll_interval": self.poll_interval,
+                "deadline": self.deadline,
+                "seen": self.seen,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        yield TriggerEvent(await self.wait())  # type: ignore[no-untyped-call]
+
+    async def wait(self) -> dict[str, Any]:
+        """`look`'s event: ``waiting`` where the time is over, with ``error`` if Kubernetes does not answer."""
+        while True:
+            try:
+                event = await self.look()
+            except (TrilakeError, ApiException, ClientError, OSError) as e:
+                if isinstance(e, ApiException) and not is_transient(e):
+                    return self._event("error", error=f"Kubernetes refuses: {e.status} {e.reason}")
+                event = self._event("waiting", error=str(e))
+                self.log.warning("SparkApplications cannot be seen for now: %s", e)
+            left = self.deadline - time.time()
+            if event["outcome"] != "waiting" or left <= 0:
+                return event
+            await asyncio.sleep(min(self.poll_interval, left))
+
+    async def look(self) -> dict[str, Any]:
+        """One look: ``outcome`` completed, failed, gone or waiting; ``states`` by name; of what failed ``name``,
+        ``error``, and as `SparkApplicationTrigger` has them ``tail`` and ``troubles``.
+        """
+        found: list[Any]
+        if self.name is not None:
+            one = await self._hook.get(self.name)
+            found = [one] if one else []
+        else:
+            found = newest(await self._hook.find(str(self.selector)))
+        states = {application["metadata"]["name"]: State.of(application) for application in found}
+        for name, state in states.items():
+            if self.seen.get(name) != state:
+                self.log.info("SparkApplication %s is %s", name, state or "new")
+        # A name does not come back; of a task whose application is gone another may come.
+        gone = [name for name, state in self.seen.items() if name not in states and state != State.COMPLETED]
+        self.seen |= {name: str(state) for name, state in states.items()}
+        for application in found:
+            if states[name := application["metadata"]["name"]] in (State.FAILED, State.SUBMISSION_FAILED):
+                pod = driver_pod(application)
+                return self._event(
+                    "failed",
+                    name=name,
+                    error=error_message(application),
+                    tail=await self._hook.last_lines(pod) if pod else [],
+                    troubles=await self._hook.troubles(name),
+                )
+        if gone and self.name is not None:
+            return self._event("gone", name=gone[0])
+        # one that was seen COMPLETED may have been cleared away since
+        known = [state for name, state in self.seen.items() if name not in gone]
+        completed = bool(known) and all(state == State.COMPLETED for state in known)
+        return self._event("completed" if completed else "waiting")
+
+    def _event(
+        self,
+        outcome: Outcome | Literal["waiting"],
+        *,
+        name: str = "",
+        error: str = "",
+        tail: list[str] | None = None,
+        troubles: list[str] | None = None,
+    ) -> dict[str, Any]:
+        found = {"name": name, "error": error, "tail": tail or [], "troubles": troubles or []}
+        return {"outcome": outcome, "states": self.seen, **found}

@@ -1,0 +1,179 @@
+"""Rows of ClickHouse in Spark, by way of S3: every shard exports its own side by side, and Spark reads the files that
+the manifest names. No row passes through the driver.
+
+What a session exports lies below ``s3://exports/spark/<session>/`` and goes when the session ends. While it lasts it
+holds an advisory lock in database ``lake``; what lies there of a session whose lock is free (its driver was killed) is
+removed by the next one that reads.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from trilake import s3
+from trilake.clickhouse.cluster import Cluster
+from trilake.clickhouse.export import (
+    Source,
+    attempts_below,
+    cancel,
+    columns_of,
+    export,
+    remove_attempts,
+    table_sources,
+)
+from trilake.endpoints import Endpoints
+from trilake.errors import ConfigurationError, CountMismatchError, TrilakeError
+from trilake.lake.data_set import EXPORTS_BUCKET, WHOLE, DataSet
+from trilake.postgres import alive, unless_alive
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+log = logging.getLogger(__name__)
+
+# The first half of the advisory locks' keys, beside the ledger's (trilake.clickhouse.ledger).
+SESSION_LOCKS = 0x7474
+PREFIX = "spark"
+
+# ClickHouse's type -> Spark's, as Parquet carries the one to the other without a change of any value.
+_TYPES = {
+    **{"Bool": "boolean", "String": "string", "Float32": "float", "Float64": "double"},
+    **{"Date": "date", "Date32": "date"},
+    **{"Int8": "tinyint", "Int16": "smallint", "Int32": "int", "Int64": "bigint"},
+    # the next larger one: Spark has no unsigned numbers
+    **{"UInt8": "smallint", "UInt16": "int", "UInt32": "bigint", "UInt64": "decimal(20,0)"},
+}
+_WRAPPED = re.compile(r"(?:Nullable|LowCardinality)\((.*)\)")
+_ARRAY = re.compile(r"Array\((.*)\)")
+_DECIMAL = re.compile(r"Decimal\((\d+), (\d+)\)")
+_MOMENT = re.compile(r"DateTime(?:64\((\d)(?:, '[^']*')?\)|\('[^']*'\))?")
+_MICROSECONDS = 6
+_LARGEST_DECIMAL = 38
+
+
+class ClickHouseReader:
+    """What one Spark session reads from ClickHouse. Use it as a context manager, as long as its frames are used.
+
+    :param run_id: for ClickHouse's query log and the manifests.
+    """
+
+    def __init__(self, endpoints: Endpoints, *, run_id: str = "") -> None:
+        self.run_id = run_id
+        self.session = secrets.token_hex(6)
+        self._reads = 0
+        self._s3 = s3.client(endpoints.s3)
+        self._opened = ExitStack()
+        try:
+            comment = {"by": "spark", "run": run_id, "session": self.session}
+            self._cluster = self._opened.enter_context(Cluster(endpoints.clickhouse, comment=comment))
+            self._opened.enter_context(alive(endpoints.lake, SESSION_LOCKS, self.session))
+            self._remove_abandoned(endpoints)
+        except BaseException:
+            self._opened.close()
+            raise
+
+    def __enter__(self) -> ClickHouseReader:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove what was exported. What cannot be removed now is left to the next session that reads."""
+        try:
+            self._remove(self.session)
+        finally:
+            self._opened.close()
+
+    def read_table(
+        self,
+        spark: SparkSession,
+        table: DataSet | Source,
+        *,
+        partitions: Sequence[str] | None = None,
+        columns: Sequence[str] = (),
+        where: str = "",
+        parameters: Mapping[str, Any] | None = None,
+    ) -> DataFrame:
+        """The rows of a table, exported now: those of one shard are of one moment.
+
+        NULL stays NULL, and types are those that hold every value: an unsigned number becomes the next larger one,
+        UInt64 ``decimal(20,0)``, an Enum or LowCardinality a string, a moment in time a timestamp in UTC.
+
+        :param table: a data set, or a query that each shard runs, such as
+            ``Source("SELECT k FROM {shard}.orders_local")``.
+        :param partitions: of a data set with a grain; None: all.
+        :param columns: of a data set's table; none: all.
+        :param where: a condition on a data set's rows, in ClickHouse's SQL, with `parameters` as ``{name:Type}``.
+        :raises CountMismatchError: Spark does not find the rows that the manifest lists.
+        :raises ConfigurationError: a column is of a type that Spark does not have.
+        :raises trilake.clickhouse.cluster.ClusterError: of the shards that failed.
+        """
+        if isinstance(table, Source):
+            if partitions is not None or columns or where:
+                raise ConfigurationError("A query has no partitions, columns or condition.", hint="Write them into it.")
+            name, sources = "query", {WHOLE: table}
+        else:
+            if table.grain is None and partitions is not None:
+                raise ConfigurationError(f"Data set {table.name} has no grain.", hint="Read it without partitions.")
+            name, sources = table.name, table_sources(table, partitions, columns=columns, where=where,
+                                                      parameters=parameters)  # fmt: skip
+        if not sources:
+            raise ConfigurationError(f"No partition of {name} is to be read.", hint="Name one, or leave them out.")
+        schema = ", ".join(
+            f"`{column.replace('`', '``')}` {_spark_type(column, kind)}"
+            for column, kind in columns_of(self._cluster, next(iter(sources.values())))
+        )
+        self._reads += 1
+        done = export(
+            self._cluster, self._s3, f"{PREFIX}/{self.session}/{self._reads}_{name}", sources, run_id=self.run_id
+        )
+        frame = spark.read.schema(schema).parquet(*(f"s3a://{EXPORTS_BUCKET}/{item.key}" for item in done.objects))
+        found = frame.count()  # of the files' footers
+        if found != done.rows:
+            raise CountMismatchError(f"{name}: {done.rows} rows were exported to {done.manifest}, Spark finds {found}.")
+        log.warning("Read %s rows of %s from ClickHouse, in %s files", found, name, len(done.objects))
+        return frame
+
+    def _remove_abandoned(self, endpoints: Endpoints) -> None:
+        for session in attempts_below(self._s3, PREFIX)[0]:
+            with unless_alive(endpoints.lake, SESSION_LOCKS, session) as free:
+                if free:
+                    self._remove(session)
+                    log.warning(
+                        "Removed what a killed session has left in s3://%s/%s/%s", EXPORTS_BUCKET, PREFIX, session
+                    )
+
+    def _remove(self, session: str) -> None:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            cancel(self._cluster, f"{PREFIX}/{session}")
+            remove_attempts(self._s3, PREFIX, [session])
+        except (TrilakeError, BotoCoreError, ClientError) as e:
+            log.warning("s3://%s/%s/%s is left to the next session: %s", EXPORTS_BUCKET, PREFIX, session, e)
+
+
+def _spark_type(column: str, kind: str) -> str:
+    """A type of ClickHouse as Spark's, in DDL."""
+    while wrapped := _WRAPPED.fullmatch(kind):
+        kind = wrapped[1]
+    if known := _TYPES.get(kind):
+        return known
+    if kind.startswith(("Enum8(", "Enum16(")):
+        return "string"
+    if array := _ARRAY.fullmatch(kind):
+        return f"array<{_spark_type(column, array[1])}>"
+    if (decimal := _DECIMAL.fullmatch(kind)) and int(decimal[1]) <= _LARGEST_DECIMAL:
+        return f"decimal({decimal[1]},{decimal[2]})"
+    if (moment := _MOMENT.fullmatch(kind)) and int(moment[1] or 0) <= _MICROSECONDS:
+        return "timestamp"
+    raise ConfigurationError(
+        f"Column {column} is of type {kind}, which Spark does not have.",
+        hint=f"Leave it out, or read a query that converts it, such as Source('SELECT toString({column}) ...').",
+    )

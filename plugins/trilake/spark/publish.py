@@ -1,0 +1,71 @@
+"""Publish from a driver: it orders ClickHouse to pull a snapshot, as `IcebergToClickHouseOperator` does from Airflow.
+
+The same publisher, ledger and checks. A driver may die anywhere: what the ledger has decided is finished by whoever
+comes next (a retry, another publisher, the DAG `publication_housekeeping`), what it has not is dropped by them.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trilake.clickhouse.checks import Check, read_checks
+from trilake.clickhouse.cluster import Cluster
+from trilake.clickhouse.ledger import Ledger
+from trilake.clickhouse.publication import PublicationReport, Publisher
+from trilake.errors import ConfigurationError
+from trilake.lake.catalog import load_table, open_catalog, plan
+from trilake.spark.session import JOBS_ZIP
+
+if TYPE_CHECKING:
+    from trilake.endpoints import Endpoints
+    from trilake.lake import DataSet
+
+# Where a job that runs from a project's folder, and not from a pushed version, finds it.
+PROJECT = "TRILAKE_PROJECT"
+
+
+def job_checks(table: str) -> tuple[Check, ...]:
+    """The checks of a table as this job's version of the code has them; outside of one, as the project has them.
+
+    :raises ConfigurationError: there is neither. Publishing without a table's checks is nobody's wish.
+    """
+    if archive := os.environ.get(JOBS_ZIP):
+        return read_checks(zipfile.Path(archive, "sql/"), table)
+    if project := os.environ.get(PROJECT):
+        return read_checks(Path(project) / "sql", table)
+    raise ConfigurationError(
+        f"The checks of {table} are not to be found: this job runs from no pushed version and from no project.",
+        hint=f"Run it by its SparkApplication, or set {PROJECT} to the project's folder.",
+    )
+
+
+def publish(
+    endpoints: Endpoints,
+    data_set: DataSet,
+    partitions: Iterable[str] = (),
+    *,
+    run_id: str,
+    snapshot_id: int | None = None,
+    force: bool = False,
+) -> PublicationReport:
+    """Make readers of ClickHouse see partitions of a snapshot, exactly once: see `Publisher.publish` for its errors.
+
+    :param partitions: which; of a data set without a grain none, for it is published whole.
+    :param snapshot_id: of the Iceberg table; by default the current one.
+    :param force: replace a later state by an earlier one, or the same by itself.
+    """
+    checks, began = job_checks(data_set.table), time.time()
+    catalog = open_catalog(endpoints.lake, endpoints.s3)
+    try:
+        planned = plan(load_table(catalog, data_set.curated), data_set, partitions, snapshot_id)
+    finally:
+        catalog.close()
+    comment = {"by": "spark", "run": run_id, "data_set": data_set.name}
+    with Cluster(endpoints.clickhouse, comment=comment) as cluster:
+        publisher = Publisher(cluster, Ledger(endpoints.lake), checks=checks)
+        return publisher.measured(publisher.publish(planned, run_id=run_id, force=force), since=began)

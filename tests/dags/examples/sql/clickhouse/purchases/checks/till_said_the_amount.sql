@@ -1,0 +1,2 @@
+-- warning: every till says what was paid
+SELECT id FROM {table} WHERE amount IS NULL

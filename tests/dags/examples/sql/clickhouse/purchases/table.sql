@@ -1,0 +1,10 @@
+CREATE TABLE purchases
+(
+    id     UInt32,
+    shop   LowCardinality(String),
+    day    Date,
+    amount Nullable(Decimal(9, 2)) COMMENT 'euros; NULL where the till did not say'
+)
+ENGINE = MergeTree
+PARTITION BY toYYYYMM(day)
+ORDER BY (shop, day, id)
