@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from trilake.embedded.local_table import compare, fits, found_by_check, misfits, missing_values, table_columns
+from trilake.clickhouse.types import cuts, fits
+from trilake.embedded.local_table import compare, found_by_check, misfits, missing_values, table_columns
 from trilake.errors import ConfigurationError
 
 DDL = """-- CREATE TABLE in a comment is none
@@ -51,6 +52,22 @@ def sql(tmp_path: Path) -> Path:
 )
 def test_a_type_fits_its_equal_alone(spark: str, clickhouse: str, fit: bool) -> None:
     assert fits(spark, clickhouse) is fit
+
+
+@pytest.mark.parametrize(
+    ("iceberg", "clickhouse", "cut"),
+    [
+        ("long", "Int32", True),
+        ("long", "Nullable(Int64)", False),
+        ("timestamptz", "DateTime64(6, 'UTC')", False),
+        ("timestamptz", "DateTime", True),
+        ("decimal(9, 2)", "Decimal(9, 2)", False),
+        ("decimal(9, 2)", "Decimal(9, 1)", True),
+        ("struct<1: a: required int>", "Tuple(a Int32)", False),
+    ],
+)
+def test_a_narrower_type_would_cut_what_the_lake_has(iceberg: str, clickhouse: str, cut: bool) -> None:
+    assert cuts(iceberg, clickhouse) is cut
 
 
 def test_the_table_is_what_its_steps_make_of_it(sql: Path) -> None:

@@ -45,6 +45,7 @@ from trilake.clickhouse.sources import (
     sums,
     sums_by_file,
 )
+from trilake.clickhouse.types import cuts
 from trilake.endpoints import ClickHouseShard
 from trilake.errors import CountMismatchError, TrilakeError
 from trilake.lake.catalog import PartitionPlan, SnapshotPlan, check_shards
@@ -145,6 +146,7 @@ class Publisher:
         with self.ledger.attempt(attempt, table, run_id) as held:
             try:
                 columns = self._columns(plan.data_set)
+                _check_types(plan, columns)
                 claims, loads = self._write(plan, due, attempt, columns)
                 warnings = self._check(plan.data_set, due, attempt)
                 won, standing = self.ledger.claim(held, claims, force=force)
@@ -460,6 +462,20 @@ class Publisher:
             return [(shard, row[0]) for row in rows]
 
         return [found for by_shard in self.cluster.every_shard(tables).values() for found in by_shard]
+
+
+def _check_types(plan: SnapshotPlan, columns: Columns) -> None:
+    """:raises AuditError: a column of the table could not hold what the snapshot's column can."""
+    cut = [
+        f"{name} is {plan.types[name]} in the lake and {kind} in ClickHouse"
+        for name, kind in zip(columns.names, columns.types, strict=True)
+        if name in plan.types and cuts(plan.types[name], kind)
+    ]
+    if cut:
+        raise AuditError(
+            f"{plan.data_set.table}: {'; '.join(cut)}. Values would be cut without a word; nothing was published.",
+            hint="Give both the same type: a step in sql/clickhouse that alters the table, or a cast in the job.",
+        )
 
 
 def _raise_all(errors: Sequence[TrilakeError]) -> None:

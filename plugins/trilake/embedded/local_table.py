@@ -6,7 +6,6 @@ The engine (chDB) reads the DDL as the servers do; no server is asked, and nothi
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from trilake.clickhouse.checks import read_checks
 from trilake.clickhouse.cluster import quote_name, quote_text
+from trilake.clickhouse.types import bare, fits
 from trilake.endpoints import ClickHouseShard
 from trilake.errors import ConfigurationError
 from trilake.lake import DataSet
@@ -22,22 +22,7 @@ from trilake.migrations import local_ddl, read_steps
 if TYPE_CHECKING:
     from pyspark.sql.types import StructType
 
-# Spark's types as ClickHouse reads them from Iceberg's files. No other pair: a narrower one would cut values.
-_EQUAL = {
-    "int": ("Int32",),
-    "bigint": ("Int64",),
-    "float": ("Float32",),
-    "double": ("Float64",),
-    "string": ("String",),
-    "binary": ("String",),
-    "boolean": ("Bool",),
-    "date": ("Date", "Date32"),
-    "timestamp": ("DateTime64(6, 'UTC')",),
-}
 _DATABASE = "local"
-_WRAPPED = re.compile(r"(?:Nullable|LowCardinality)\((.*)\)")
-_DECIMAL = re.compile(r"decimal\((\d+),(\d+)\)")
-_ARRAY = re.compile(r"array<(.*)>")
 # Differing rows that are shown of each side
 EXAMPLES = 3
 
@@ -53,7 +38,7 @@ class Column:
     @property
     def bare(self) -> str:
         """Its type without Nullable and LowCardinality."""
-        return _bare(self.type)
+        return bare(self.type)
 
     @property
     def nullable(self) -> bool:
@@ -110,16 +95,6 @@ def misfits(schema: StructType | Mapping[str, str], table: str, sql_folder: Path
     return found
 
 
-def fits(kind: str, clickhouse: str) -> bool:
-    """Whether each value of Spark's type `kind` is one of ClickHouse's, NULL aside."""
-    bare = _bare(clickhouse)
-    if found := _DECIMAL.fullmatch(kind):
-        return bare == f"Decimal({found[1]}, {found[2]})"
-    if (found := _ARRAY.fullmatch(kind)) and bare.startswith("Array("):
-        return fits(found[1], bare.removeprefix("Array(").removesuffix(")"))
-    return bare in _EQUAL.get(kind, ())
-
-
 def missing_values(rows: Path, columns: tuple[Column, ...]) -> dict[str, int]:
     """Rows of a folder of Parquet files without a value where the table needs one, by column."""
     source = _parquet(rows)
@@ -151,7 +126,7 @@ def compare(rows: Path, published: Path, types: Mapping[str, str], sql_folder: P
         common = [name for name, kind in known.items() if name in types and fits(types[name], kind)]
         listed = ", ".join(map(quote_name, common))
         # one type on both sides; NULL is a value here, whatever the table says of it
-        plain = {name: _bare(known[name]) for name in common}
+        plain = {name: bare(known[name]) for name in common}
         casts = ", ".join(
             f"CAST({quote_name(n)} AS {t if t.startswith('Array(') else f'Nullable({t})'}) AS {quote_name(n)}"
             for n, t in plain.items()
@@ -246,9 +221,3 @@ def _columns_and_order(sql_folder: Path, table: str) -> tuple[tuple[Column, ...]
 
 def _parquet(folder: Path) -> str:
     return f"file({quote_text(f'{folder}/*.parquet')}, 'Parquet')"
-
-
-def _bare(kind: str) -> str:
-    while found := _WRAPPED.fullmatch(kind):
-        kind = found[1]
-    return kind

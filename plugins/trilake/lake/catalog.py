@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +19,9 @@ from trilake.lake.window import Grain, partition_name
 
 if TYPE_CHECKING:
     from pyiceberg.catalog.sql import SqlCatalog
+    from pyiceberg.schema import Schema
     from pyiceberg.table import FileScanTask, Table
+    from pyiceberg.table.snapshots import Snapshot
 
 CATALOG = "lake"
 WAREHOUSE = f"s3a://{LAKE_BUCKET}/warehouse"
@@ -90,6 +92,7 @@ class SnapshotPlan:
     :param source: what the rows come from, see `ICEBERG_TABLE`; two states of different sources have no order.
     :param bucket: of S3, where the files are.
     :param plain: the format of plain objects; None: Parquet files of Iceberg.
+    :param types: Iceberg's type of each column at that snapshot; empty where nobody knows.
     """
 
     data_set: DataSet
@@ -100,6 +103,7 @@ class SnapshotPlan:
     source: str = ICEBERG_TABLE
     bucket: str = LAKE_BUCKET
     plain: PlainFormat | None = None
+    types: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def rows(self) -> int:
@@ -215,7 +219,13 @@ def plan(table: Table, data_set: DataSet, partitions: Iterable[str], snapshot_id
             PartitionPlan(partition, tuple(sorted(files[partition], key=lambda file: file.key))) for partition in wanted
         ),
         source=f"{ICEBERG_TABLE} {table.metadata.table_uuid}",
+        types={column.name: str(column.field_type) for column in _schema_at(table, snapshot).fields},
     )
+
+
+def _schema_at(table: Table, snapshot: Snapshot) -> Schema:
+    schemas = table.schemas()
+    return schemas.get(snapshot.schema_id, table.schema()) if snapshot.schema_id is not None else table.schema()
 
 
 def _name(table: Table) -> str:

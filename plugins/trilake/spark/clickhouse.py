@@ -26,6 +26,7 @@ from trilake.clickhouse.export import (
     remove_attempts,
     table_sources,
 )
+from trilake.clickhouse.types import bare
 from trilake.endpoints import Endpoints
 from trilake.errors import ConfigurationError, CountMismatchError, TrilakeError
 from trilake.lake.data_set import EXPORTS_BUCKET, WHOLE, DataSet
@@ -48,7 +49,6 @@ _TYPES = {
     # the next larger one: Spark has no unsigned numbers
     **{"UInt8": "smallint", "UInt16": "int", "UInt32": "bigint", "UInt64": "decimal(20,0)"},
 }
-_WRAPPED = re.compile(r"(?:Nullable|LowCardinality)\((.*)\)")
 _ARRAY = re.compile(r"Array\((.*)\)")
 _DECIMAL = re.compile(r"Decimal\((\d+), (\d+)\)")
 _MOMENT = re.compile(r"DateTime(?:64\((\d)(?:, '[^']*')?\)|\('[^']*'\))?")
@@ -161,8 +161,7 @@ class ClickHouseReader:
 
 def _spark_type(column: str, kind: str) -> str:
     """A type of ClickHouse as Spark's, in DDL."""
-    while wrapped := _WRAPPED.fullmatch(kind):
-        kind = wrapped[1]
+    kind = bare(kind)
     if known := _TYPES.get(kind):
         return known
     if kind.startswith(("Enum8(", "Enum16(")):
