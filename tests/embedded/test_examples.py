@@ -28,7 +28,7 @@ FOUND = {
     "iceberg_to_clickhouse": ("report", 16),
     "s3_to_clickhouse": ("report", 560),
     # of the mart purchases and rows, rows published, warnings of the table's checks
-    "spark_application": ("report", [200, 112, 200, 2]),
+    "spark_application": ("report", [200, 58, 200, 2]),
 }
 # Nobody uses these as they are: other classes of the provider do.
 BASES = {"ProjectOperator", "PublishOperator", "WindowedOperator"}

@@ -52,7 +52,7 @@ with DAG(
         task_id="curated",
         labels={"trilake/dag": "spark_application", "trilake/task": "curate", "trilake/run": "{{ run_id }}"},
         poke_interval=2,
-        timeout=timedelta(minutes=5),
+        timeout=timedelta(minutes=20),
     )
 
     @task
