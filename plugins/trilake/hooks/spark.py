@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -63,6 +64,18 @@ class Submission:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+class KubernetesError(TrilakeError):
+    """What Kubernetes refused, in its own words."""
+
+
+def refusal(error: ApiException) -> str:
+    """Why the API server, a quota or a webhook refused, without the headers and the rest of the answer."""
+    try:
+        return str(json.loads(error.body or "")["message"])
+    except (TypeError, ValueError, KeyError):
+        return f"{error.status} {error.reason}"
 
 
 def is_transient(error: BaseException) -> bool:
@@ -145,13 +158,19 @@ class SparkApplicationHook(AsyncKubernetesHook):
         """The application as it was taken in; None if another has its name.
 
         A request whose answer was lost finds its own application and takes it for what it is.
+
+        :raises KubernetesError: it was refused: a right, a quota, the operator's webhook.
         """
+        name = manifest["metadata"]["name"]
         try:
             created: dict[str, Any] = await self._of_applications("create", manifest)
         except ApiException as e:
             if e.status != 409:
-                raise
-            found = await self.get(manifest["metadata"]["name"])
+                raise KubernetesError(
+                    f"Kubernetes refuses SparkApplication {name}: {refusal(e)}.",
+                    hint=f"See the namespace's quota and the rights of connection {self.conn_id}.",
+                ) from None
+            found = await self.get(name)
             if found and _annotation(found, OWNER) == _annotation(manifest, OWNER):
                 return found
             return None
