@@ -57,7 +57,7 @@ class Cluster:
             check=False,
         )
         if done.returncode:
-            raise KubectlError(done.stderr.strip() or done.stdout.strip())
+            raise KubectlError(f"{done.stderr}{done.stdout}".strip())
         return done.stdout
 
     def get(self, what: str, selector: str = "", *, namespace: str = NAMESPACE) -> list[dict[str, Any]]:

@@ -87,8 +87,10 @@ def test_an_application_over_the_quota_is_refused_in_kubernetes_words(
 
 
 def test_an_application_that_the_operators_webhook_refuses_is_refused_in_its_words(airflow: Airflow) -> None:
-    error = error_of(airflow.probe(spec=small(dynamicAllocation={"enabled": True, "minExecutors": 0})))
-    assert "minExecutors" in error
+    both = {"disk": "ssd"}
+    error = error_of(airflow.probe(spec=small(nodeSelector=both, driver={"nodeSelector": both})))
+    assert "Kubernetes refuses SparkApplication probe-probe-" in error
+    assert "node selector cannot be defined at both" in error
     assert "HTTP response headers" not in error
 
 

@@ -72,15 +72,17 @@ BROKEN: dict[str, tuple[Callable[[], Document], str]] = {
     "a type that is none": (lambda: set_in(application(), "spec.type", "Perl"), "Unsupported value"),
     "a number that is none": (
         lambda: set_in(application(), "spec.executor.instances", "two"),
-        "must be of type integer",
+        "cannot unmarshal string into .* of type int32",
     ),
     "a label that is none": (
         lambda: set_in(application(), "metadata.labels", {"run": "scheduled__2013-01-01T00:00:00+00:00"}),
         "Invalid value",
     ),
-    "no executors at least": (
-        lambda: set_in(application(), "spec.dynamicAllocation", {"enabled": True, "minExecutors": 0}),
-        "minExecutors",
+    "a node selector twice over": (
+        lambda: set_in(
+            set_in(application(), "spec.nodeSelector", {"disk": "ssd"}), "spec.driver.nodeSelector", {"disk": "ssd"}
+        ),
+        "node selector cannot be defined at both",
     ),
     "a name that is too long for its service": (lambda: set_in(application(), "metadata.name", "a" * 64), "63"),
 }
