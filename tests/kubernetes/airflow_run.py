@@ -39,13 +39,11 @@ class Run:
 
     @property
     def log(self) -> list[str]:
-        return self.api.last_lines(self.dag_id, self.run_id, self.task, 400)
+        return self.read_log(400)
 
-    def told(self, text: str) -> str:
-        """The first line of the task's log that has `text`."""
-        found = next((line for line in self.log if text in line), None)
-        assert found is not None, f"{text!r} is not in:\n" + "\n".join(self.log[-60:])
-        return found
+    def read_log(self, lines: int) -> list[str]:
+        """The end of the log of the task's current try."""
+        return self.api.last_lines(self.dag_id, self.run_id, self.task, lines)
 
     def result(self) -> Any:
         return self.api.xcom(self.dag_id, self.run_id, self.task_id)

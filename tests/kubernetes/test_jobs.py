@@ -17,6 +17,8 @@ def test_a_job_runs_on_executors_and_its_result_and_log_come_back(airflow: Airfl
             labels, (container,) = pod["metadata"]["labels"], pod["spec"]["containers"]
             assert labels["trilake/dag"] == "probe"
             assert labels["trilake/instance"] == application["metadata"]["labels"]["trilake/instance"]
+            # what Spark makes of 512 MiB, its least overhead with it: nobody takes a part of it away
+            assert container["resources"]["requests"]["memory"] == "896Mi"
             # by reference alone: nobody who may read pods reads a password
             assert container["envFrom"] == [{"secretRef": {"name": "trilake-jobs"}}]
             assert not [e for e in container["env"] if "AIRFLOW_CONN" in e["name"]]
@@ -36,3 +38,11 @@ def test_without_a_trigger_the_worker_waits_itself(airflow: Airflow) -> None:
     run = airflow.probe(["rows", 10, 1, 0], dag_id="probe_in_the_worker")
     run.await_end()
     assert run.result()["rows"] == 10
+
+
+def test_a_long_log_comes_whole_in_order_and_each_line_once(airflow: Airflow) -> None:
+    lines = 3000
+    run = airflow.probe(["flood", lines], ["rows", 1, 1, 8], ["flood", lines])
+    run.await_end()
+    numbers = [int(line.split()[1]) for line in run.read_log(10_000) if line.startswith("line ")]
+    assert numbers == [*range(lines)] * 2

@@ -14,7 +14,7 @@ def test_a_raised_quota_lets_a_waiting_job_have_more_executors(
 ) -> None:
     allocation = {"enabled": True, "initialExecutors": 1, "minExecutors": 1, "maxExecutors": 3}
     with airflow.gate("scaling") as gate:
-        with quota(cluster, overlay, pods="2"):
+        with quota(cluster, overlay, "pods", "2"):
             run = airflow.probe(["rows", 30, 30, 4], ["await", gate], spec=small(dynamicAllocation=allocation))
             run.await_running()
             run.await_log("exceeded quota")

@@ -40,9 +40,16 @@ _GONE_POLL_SECONDS = 0.5
 _ATTEMPTS = 6
 _CHUNK = 64 * 1024
 _TAIL_LINES = 30
+# Before Java's stack frames are taken out: an exception with its causes has some hundred of them.
+_RAW_TAIL_LINES = 1000
 
 _TRANSIENT = (429, 500, 502, 503, 504)
 _LOG_LINE = re.compile(r"(?P<time>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d)) (?P<text>.*)", re.DOTALL)
+
+# What an error need not say: where in Java it came from, what was logged besides, what Kubernetes said a second time.
+_FRAME = re.compile(r"\s+(at [^\s(]+\(.*\)|\.\.\. \d+ more)$")
+_LOGGED = re.compile(r"\d\d/\d\d/\d\d [\d:]+ (INFO|WARN) |Using Spark's default log4j profile|Setting Spark log level")
+_SAID_AGAIN = re.compile(r"\. Received status: Status\(.*")
 
 Result = TypeVar("Result")
 
@@ -275,6 +282,8 @@ class SparkApplicationHook(AsyncKubernetesHook):
                     found.append(f"{pod.metadata.name}: {waiting.reason}: {waiting.message or ''}".rstrip(": "))
                 if ended and ended.exit_code:
                     found.append(f"{pod.metadata.name}: {ended.reason}, exit code {ended.exit_code}")
+            if pod.status.phase == "Failed" and pod.status.reason:  # of the pod itself: Evicted, NodeLost
+                found.append(f"{pod.metadata.name}: {pod.status.reason}: {pod.status.message or ''}".rstrip(": "))
             if pod.status.phase == "Pending":
                 found += await self._warnings(namespace, pod.metadata.name)
         return list(dict.fromkeys(found))
@@ -320,15 +329,15 @@ class SparkApplicationHook(AsyncKubernetesHook):
                         yield match["time"], match["text"]
 
     async def last_lines(self, pod: str) -> list[str]:
-        """The last lines of the driver's log, if there are any."""
+        """The last lines of the driver's log, if there are any, without Java's stack frames."""
         namespace = await self.find_namespace()
 
         async def request(connection: Any) -> str:
             read = CoreV1Api(connection).read_namespaced_pod_log
-            return str(await read(pod, namespace, container=DRIVER_CONTAINER, tail_lines=_TAIL_LINES))
+            return str(await read(pod, namespace, container=DRIVER_CONTAINER, tail_lines=_RAW_TAIL_LINES))
 
         try:
-            return (await self._ask(request)).splitlines()
+            return without_frames(await self._ask(request))[-_TAIL_LINES:]
         except ApiException:
             return []
 
@@ -345,9 +354,19 @@ def driver_pod(application: Mapping[str, Any]) -> str:
 
 
 def error_message(application: Mapping[str, Any]) -> str:
-    """Why it failed, as the operator says it."""
+    """Why it failed, as the operator says it; of all of spark-submit's output, which it may hold, the errors."""
     state = (application.get("status") or {}).get("applicationState") or {}
-    return str(state.get("errorMessage") or "")
+    said: list[str] = []
+    for line in without_frames(str(state.get("errorMessage") or "")):
+        text = _SAID_AGAIN.sub("", line)
+        if not _LOGGED.match(text) and not any(text.removeprefix("Caused by: ") in before for before in said):
+            said.append(text)
+    return "\n".join(said)
+
+
+def without_frames(text: str) -> list[str]:
+    """A log's lines without Java's stack frames."""
+    return [line for line in text.splitlines() if not _FRAME.fullmatch(line)]
 
 
 def is_adoptable(application: Mapping[str, Any], name: str, inputs: str) -> bool:

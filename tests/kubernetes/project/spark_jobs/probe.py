@@ -1,8 +1,8 @@
 """A job that does what its steps say, on executors and in the driver: for tests of what goes around a job.
 
-["say", TEXT] prints; ["rows", ROWS, PARTITIONS, SECONDS] counts rows in Python on executors, each partition taking that
-long; ["await", NAME] waits for s3://artifacts/gates/NAME; ["fail", TEXT] raises; ["kill_executor"] ends an executor's
-Java as a kernel that is out of memory does.
+["say", TEXT] prints; ["flood", LINES] prints numbered lines, every thousandth a long one; ["rows", ROWS, PARTITIONS,
+SECONDS] counts rows in Python on executors, each partition taking that long; ["await", NAME] waits for
+s3://artifacts/gates/NAME; ["fail", TEXT] raises; ["kill_executor"] ends an executor's Java as the kernel does.
 """
 
 import argparse
@@ -52,6 +52,9 @@ def main(arguments: Sequence[str]) -> None:
     for step, *values in json.loads(options.steps):
         if step == "say":
             print(*values, flush=True)
+        elif step == "flood":
+            for number in range(*values):
+                print(f"line {number} " + "x" * (40_000 if number % 1000 == 0 else 40))
         elif step == "rows":
             result |= count(spark, *values)
         elif step == "await":
