@@ -69,6 +69,7 @@ def test_a_submission_with_a_wrong_account_is_refused_and_leaves_nothing(airflow
     assert f'serviceaccount "{account}" not found' in error
 
 
+@pytest.mark.full
 def test_a_driver_over_the_quota_is_refused_and_leaves_nothing(
     airflow: Airflow, cluster: Cluster, overlay: Path
 ) -> None:
@@ -110,6 +111,7 @@ def test_a_driver_that_no_node_has_room_for_says_so(airflow: Airflow) -> None:
     assert "Insufficient cpu" in error
 
 
+@pytest.mark.full
 def test_an_executor_that_no_node_has_room_for_is_told_in_the_log(airflow: Airflow) -> None:
     run = airflow.probe(["rows", 1, 1, 0], spec=small(executor={"coreRequest": "15"}))
     run.await_running(executors=0)

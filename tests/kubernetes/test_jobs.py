@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from airflow_run import Airflow
 from cluster import Cluster
 
@@ -34,12 +35,14 @@ def test_a_job_runs_on_executors_and_its_result_and_log_come_back(airflow: Airfl
     assert sum("once upon a time" in line for line in run.log) == 1
 
 
+@pytest.mark.full
 def test_without_a_trigger_the_worker_waits_itself(airflow: Airflow) -> None:
     run = airflow.probe(["rows", 10, 1, 0], dag_id="probe_in_the_worker")
     run.await_end()
     assert run.result()["rows"] == 10
 
 
+@pytest.mark.full
 def test_a_long_log_comes_whole_in_order_and_each_line_once(airflow: Airflow) -> None:
     lines = 3000
     run = airflow.probe(["flood", lines], ["rows", 1, 1, 8], ["flood", lines])

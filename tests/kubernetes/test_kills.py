@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
+import psutil
 import pytest
 from airflow_run import Airflow, Run
 from cluster import Cluster, await_true
@@ -13,11 +14,15 @@ from running_platform import Platform
 from trilake.embedded.status import status
 
 
-def kill(platform: Platform, service: str) -> None:
-    """kill -9 its process, and nothing that belongs to it."""
+def service_pid(platform: Platform, service: str) -> int:
     pid = next(s.pid for s in status(platform.home, memory=False) if s.service == service)
     assert pid
-    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+def kill(platform: Platform, service: str) -> None:
+    """kill -9 its process, and nothing that belongs to it."""
+    os.kill(service_pid(platform, service), signal.SIGKILL)
 
 
 def uid(run: Run) -> str:
@@ -42,35 +47,35 @@ def test_a_task_that_a_person_ends_takes_its_pods_with_it(airflow: Airflow, clus
         cluster.await_nothing_left()
 
 
-def test_a_task_whose_scheduler_was_killed_goes_on_with_its_application(airflow: Airflow, platform: Platform) -> None:
+@pytest.mark.full
+def test_a_worker_that_is_ended_with_its_scheduler_ends_its_application_and_another_try_is_right(
+    airflow: Airflow, platform: Platform
+) -> None:
     with airflow.gate("scheduler") as gate:
         run = airflow.probe(["rows", 50, 2, 0], ["await", gate], dag_id="probe_in_the_worker_again")
         run.await_log("awaiting")
         before = uid(run)
         kill(platform, "airflow-scheduler")
-        platform.up()
-        # it is in hand again: by the worker that outlived its scheduler, or by another try
-        run.await_task("running")
-        assert uid(run) == before
+        platform.up()  # asks the workers that outlived their scheduler to end, as an orderly stop does
+        run.await_task("running", "up_for_retry", seconds=240)
         airflow.open_gate(gate)
         run.await_end()
     assert run.result()["rows"] == 50
+    assert (run.task.tries, run.result()["application"][-2:]) == (2, "-2"), before
 
 
-def test_a_task_whose_worker_was_killed_too_is_tried_again_on_the_same_application(
+def test_a_task_whose_scheduler_and_worker_were_killed_goes_on_with_its_application(
     airflow: Airflow, platform: Platform
 ) -> None:
-    import psutil
-
     with airflow.gate("worker") as gate:
         run = airflow.probe(["rows", 50, 2, 0], ["await", gate], dag_id="probe_in_the_worker_again")
         run.await_log("awaiting")
         before = uid(run)
-        scheduler = next(s.pid for s in status(platform.home, memory=False) if s.service == "airflow-scheduler")
-        for process in [*psutil.Process(scheduler).children(recursive=True), psutil.Process(scheduler)]:
+        scheduler = psutil.Process(service_pid(platform, "airflow-scheduler"))
+        for process in [*scheduler.children(recursive=True), scheduler]:
             process.kill()
         platform.up()
-        await_true(lambda: run.task.tries > 1 and run.task.state == "running", 240, "another try")
+        await_true(lambda: run.task.tries > 1 and run.task.state == "running", 300, "another try")
         run.await_log_of_task("this try goes on with it")
         assert uid(run) == before
         airflow.open_gate(gate)
@@ -78,10 +83,9 @@ def test_a_task_whose_worker_was_killed_too_is_tried_again_on_the_same_applicati
     assert run.result()["rows"] == 50
 
 
-@pytest.mark.full
 def test_a_deferred_task_outlives_all_of_airflow(airflow: Airflow, platform: Platform) -> None:
     with airflow.gate("airflow") as gate:
-        run = airflow.probe(["say", "said once"], ["await", gate])
+        run = airflow.probe(["rows", 50, 2, 0], ["say", "said before"], ["await", gate], ["say", "said after"])
         run.await_log("awaiting")
         run.await_task("deferred")
         before = uid(run)
@@ -91,7 +95,9 @@ def test_a_deferred_task_outlives_all_of_airflow(airflow: Airflow, platform: Pla
         assert uid(run) == before
         airflow.open_gate(gate)
         run.await_end()
-    assert run.result()["application"]
+    assert run.result()["rows"] == 50
+    assert run.task.tries == 1
+    assert [line for line in run.log if line.startswith("said")][-1] == "said after"
 
 
 def test_a_job_that_loses_an_executor_ends_right(airflow: Airflow, cluster: Cluster) -> None:
@@ -138,6 +144,7 @@ def test_a_job_outlives_a_restart_of_spark_operator(airflow: Airflow, cluster: C
     assert run.task.tries == 1
 
 
+@pytest.mark.full
 def test_a_job_that_ends_while_spark_operator_is_away_is_taken_for_what_it_is(
     airflow: Airflow, cluster: Cluster
 ) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from airflow_run import Airflow
 from cluster import Cluster, await_true
 from test_failures import quota, small
 
 
+@pytest.mark.full
 def test_a_raised_quota_lets_a_waiting_job_have_more_executors(
     airflow: Airflow, cluster: Cluster, overlay: Path
 ) -> None:
