@@ -222,7 +222,7 @@ class SparkApplication:
             spec["dynamicAllocation"] = {
                 "enabled": True,
                 "initialExecutors": profile.executors,
-                "minExecutors": 1,  # the operator refuses 0
+                "minExecutors": 1,  # one stays warm between two stages
                 "maxExecutors": profile.max_executors,
             }
         manifest = {
