@@ -10,11 +10,13 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from trilake.embedded.home import write_private
+from trilake.errors import UnreachableError
 from trilake.spark.application import IMAGE, NAMESPACE
 
 K8S = Path(__file__).parents[2] / "k8s"
@@ -27,12 +29,14 @@ Found = TypeVar("Found")
 
 
 def await_true(what: Callable[[], Found], seconds: float, why: str) -> Found:
-    """Poll until `what` gives something."""
-    until = time.monotonic() + seconds
-    while not (found := what()):
+    """Poll until `what` gives something. An Airflow that does not answer, as one that was killed, is asked again."""
+    until, found = time.monotonic() + seconds, None
+    while True:
+        with suppress(UnreachableError):
+            if found := what():
+                return found
         assert time.monotonic() < until, f"not within {seconds} s: {why}; found {found!r}"
         time.sleep(0.3)
-    return found
 
 
 class KubectlError(Exception):
