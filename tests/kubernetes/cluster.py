@@ -116,7 +116,14 @@ class Cluster:
             for image in node["status"].get("images", ())
             for name in image.get("names", ())
         }
-        return "" if IMAGE in images else f"no node has the image {IMAGE} (docker/spark/Dockerfile)"
+        if IMAGE not in images:
+            return f"no node has the image {IMAGE} (docker/spark/Dockerfile)"
+        return f"its namespace {NAMESPACE} is in use" if self._in_use() else ""
+
+    def _in_use(self) -> bool:
+        """Whether the namespace serves somebody, whose connections and quota these tests would replace."""
+        hosts = [c["data"].get("vps_1") for c in self.get("configmaps") if c["metadata"]["name"] == "hosts"]
+        return bool(self.get("sparkapplications")) or any(host != self.own_address() for host in hosts)
 
     def own_address(self) -> str:
         """This machine's, as the nodes reach it."""
