@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 from airflow_run import Airflow, Run
-from cluster import Cluster
+from cluster import Cluster, await_true
 from running_platform import Platform
 
 from trilake.clickhouse.cluster import Cluster as ClickHouse
@@ -16,10 +18,13 @@ from trilake.sources import nycflights13
 @pytest.fixture(scope="module")
 def planes(airflow_session: Airflow) -> None:
     """The dimension tables that the job joins."""
-    api = airflow_session.api
-    api.unpause("reference_snapshot")
-    run = Run(api, airflow_session.cluster, "reference_snapshot", api.trigger("reference_snapshot"))
-    run.await_end()
+    api, began = airflow_session.api, datetime.now(UTC)
+    if api.unpause("reference_snapshot"):  # a daily DAG that is unpaused makes the run that is due by itself
+        (run, *_) = await_true(lambda: api.runs("reference_snapshot", began), 120, "the run that is due")
+        run_id = str(run["dag_run_id"])
+    else:
+        run_id = api.trigger("reference_snapshot")
+    Run(api, airflow_session.cluster, "reference_snapshot", run_id, "publish_planes").await_end(seconds=600)
 
 
 @pytest.mark.timeout(900)
