@@ -3,7 +3,7 @@
     python benchmarks/publish.py [--millions 1 10] [--rounds 3]
 
 Needs a running platform with the flights of `make demo`: its rows are written over and over (each copy with a
-`minute` of its own) into Parquet files, one a month and shard, as a snapshot of the data set has them. In each round,
+`minute` of its own) into Parquet files of a month and shard, as a snapshot of the data set has them. In each round,
 one after another: the bare inserts (a statement a file into an empty table, as many side by side), the publication with
 its counts alone, and the publication with counts and checksums, as it always runs. Ratios are of the same round; the
 table shows the medians. Memory is the engine's own peak per query, from its query log.
@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 from platform_of_benchmarks import endpoints, markdown
 
@@ -33,6 +34,8 @@ from trilake.lake.catalog import DataFile, PartitionPlan, SnapshotPlan
 from trilake.postgres import connect
 from trilake.s3 import client as s3_client
 
+# About 43,000 rows a file: more rows are more files, as they come from Spark
+COPIES_A_FILE = 3
 MONTHS = [f"2013-{month:02}" for month in range(1, 13)]
 TITLE = "Publishing a year, against a bare INSERT SELECT FROM s3()"
 HEADER = ("rows", "bare, s", "counts alone", "with checksums", "peak memory of a query, MiB: bare", "publication")
@@ -45,7 +48,7 @@ class Measure:
         self.endpoints, self.cluster, self.target = endpoints, cluster, millions * 1_000_000
         self.data_set = DataSet(f"bench_{secrets.token_hex(3)}", grain="month", date="flight_date", shard_by="flight")
         self.sequence = 0
-        self.seen = time.time()
+        self.s3 = s3_client(endpoints.s3)
 
     def every_shard(self, sql: str, **settings: Any) -> dict[int, list[tuple[Any, ...]]]:
         return self.cluster.every_shard(Statement(sql, settings))
@@ -62,14 +65,15 @@ class Measure:
         copies = -(-self.target // total)
         for shard in self.cluster.shards:
             for month in MONTHS:
-                self._write(shard, month, copies)
+                for first in range(0, copies, COPIES_A_FILE):
+                    self._write(shard, month, first, min(COPIES_A_FILE, copies - first))
 
-    def _write(self, shard: ClickHouseShard, month: str, copies: int) -> None:
-        key = f"warehouse/{self.data_set.name}/{month}/{shard.number}.parquet"
+    def _write(self, shard: ClickHouseShard, month: str, first: int, copies: int) -> None:
+        key = f"warehouse/{self.data_set.name}/{month}/{shard.number}-{first}.parquet"
         # a copy stays in its flight's bucket and month, and differs in a column that decides neither
         chosen = ", ".join(f"toInt32(copy) AS `{name}`" if name == "minute" else f"`{name}`" for name in self.columns)
         where = f"toYYYYMM(flight_date) = {month.replace('-', '')}"
-        source = f"{{shard}}.flights_local CROSS JOIN (SELECT number AS copy FROM numbers({copies})) AS copies"
+        source = f"{{shard}}.flights_local CROSS JOIN (SELECT number AS copy FROM numbers({first}, {copies})) AS copies"
         self.cluster.on_shard(
             shard,
             Statement(
@@ -79,7 +83,8 @@ class Measure:
             ),
         )
         rows = self.cluster.on_shard(shard, Statement(f"SELECT count() FROM {{shard}}.flights_local WHERE {where}"))
-        self.files[month].append(DataFile(key, rows[0][0] * copies, 0, shard.number - 1))
+        size = self.s3.head_object(Bucket="lake", Key=key)["ContentLength"]
+        self.files[month].append(DataFile(key, rows[0][0] * copies, size, shard.number - 1))
 
     @property
     def rows(self) -> int:
@@ -134,10 +139,9 @@ class Measure:
         tables = self.every_shard("SHOW TABLES FROM {shard}")
         for name in {row[0] for rows in tables.values() for row in rows if row[0].startswith(self.data_set.name)}:
             self.every_shard(f"DROP TABLE IF EXISTS {{shard}}.{name} SYNC")
-        s3 = s3_client(self.endpoints.s3)
         for files in self.files.values():
             for file in files:
-                s3.delete_object(Bucket="lake", Key=file.key)
+                self.s3.delete_object(Bucket="lake", Key=file.key)
         with connect(self.endpoints.lake) as connection, connection.cursor() as cursor:
             for table in ("publications", "publication_attempts"):
                 cursor.execute(f"DELETE FROM {table} WHERE table_name = %s", (self.data_set.table,))
@@ -146,16 +150,16 @@ class Measure:
 @contextmanager
 def without_checksums() -> Iterator[None]:
     """The audit counts alone: what the checksums cost is the difference."""
-    usual = publication.sums
 
     def count(client: Any, source: str, columns: Any) -> Sums:
         return Sums(int(client.query(f"SELECT count() FROM {source}").result_rows[0][0]))
 
-    publication.sums = count
-    try:
+    def count_staged(client: Any, staging: str, columns: Any) -> tuple[Sums, set[str]]:
+        rows, partitions = client.query(f"SELECT count(), groupUniqArray(_partition_id) FROM {staging}").result_rows[0]
+        return Sums(int(rows)), set(partitions)
+
+    with patch.multiple(publication, sums=count, staged=count_staged):
         yield
-    finally:
-        publication.sums = usual
 
 
 def seconds(work: Callable[[], None]) -> float:

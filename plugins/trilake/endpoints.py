@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 from urllib.parse import quote
 
@@ -21,6 +21,9 @@ LAKE_CONNECTION = "postgres_lake"
 OLTP_CONNECTION = "postgres_oltp"
 CLICKHOUSE_CONNECTION = "clickhouse_cluster_default"
 KUBERNETES_CONNECTION = "kubernetes_default"
+
+# Looking at a query, or ending it, is answered in milliseconds by a server that lives.
+QUESTION_TIMEOUT_S = 30.0
 
 
 class ConnectionLike(Protocol):
@@ -254,6 +257,11 @@ class ClickHouseEndpoint:
             verify=is_on(connection.extra_dejson.get("verify", True)),
             options=_client_options(connection),
         )
+
+    def for_questions(self) -> ClickHouseEndpoint:
+        """The same, for statements that take a moment: a host that has stalled is told from one at work."""
+        seconds = min(float(self.options.get("send_receive_timeout") or QUESTION_TIMEOUT_S), QUESTION_TIMEOUT_S)
+        return replace(self, options={**self.options, "send_receive_timeout": seconds})
 
     @property
     def one_server(self) -> bool:

@@ -406,7 +406,8 @@ class Stage:
         self._cluster = self._open.enter_context(Cluster(self._endpoints.clickhouse))
         self._open.enter_context(patch.object(psycopg2, "connect", self._pool.connect))
         self._open.enter_context(patch.object(publication_module.secrets, "token_hex", _name_attempt))
-        self._open.enter_context(patch.object(cluster_module, "ThreadPoolExecutor", SideBySide))
+        for module in (cluster_module, publication_module):
+            self._open.enter_context(patch.object(module, "ThreadPoolExecutor", SideBySide))
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -24,6 +26,8 @@ from trilake.endpoints import ClickHouseEndpoint, ClickHouseShard
 from trilake.errors import UnreachableError
 from trilake.hooks.clickhouse import ClickHouseHook, InsertFailedError
 from trilake.operators.clickhouse import ClickHouseOperator, QueryFailedError
+from trilake.triggers import clickhouse as triggers
+from trilake.triggers.clickhouse import ClickHouseQueryTrigger
 
 pytest_plugins = ["clickhouse_fixtures"]
 
@@ -252,6 +256,20 @@ def test_one_shard_of_two_that_is_down_is_named_and_no_other(two: tuple[TcpProxy
     assert cluster.any_host(Statement("SELECT 1")) == [(1,)]
     other.listen()
     assert cluster.every_shard(Statement("SELECT 1")) == {1: [(1,)], 2: [(1,)]}
+
+
+def test_the_trigger_does_not_wait_for_ever_for_a_server_that_stalls(
+    proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(monkeypatch, proxy.port, send_receive_timeout=1)
+    monkeypatch.setattr(triggers, "_UNREACHABLE_SECONDS", 2.0)
+    proxy.fault = Fault(b"system.processes", stall=True)
+    trigger = ClickHouseQueryTrigger(
+        clickhouse_conn_id="clickhouse_cluster_default", query_id="q", since=time.time(), poll_interval=0.1
+    )
+    event = asyncio.run(asyncio.wait_for(trigger.wait(), 60))
+    assert event["state"] == "unreachable"
+    assert str(proxy.port) in event["error"]
 
 
 def test_two_hosts_that_stall_are_waited_for_side_by_side(two: tuple[TcpProxy, TcpProxy, Cluster]) -> None:

@@ -89,17 +89,17 @@ def test_a_kill_of_the_engine_in_the_middle_of_the_write_changes_nothing(
     platform: Platform, table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = plan_of(table)
-    sums = publication_module._sums
+    staged = publication_module.staged
     killed: list[bool] = []
 
     def kill_first(*arguments: Any) -> Any:
         if not killed:
             killed.append(True)
             kill_engine(platform)
-        return sums(*arguments)
+        return staged(*arguments)
 
     with monkeypatch.context() as killing:
-        killing.setattr(publication_module, "_sums", kill_first)
+        killing.setattr(publication_module, "staged", kill_first)
         with pytest.raises(ClusterError, match="does not answer"):
             table.publisher().publish(plan, run_id="r")
     platform.up()

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from trilake.endpoints import ClickHouseEndpoint, Endpoints, EnvironmentConnection
+from trilake.endpoints import ClickHouseEndpoint, ClickHouseShard, Endpoints, EnvironmentConnection
 from trilake.errors import ConfigurationError
 
 SECRET = "s3cr3t/+ @:%"
@@ -97,3 +97,10 @@ def test_a_connection_without_shards_is_one_server() -> None:
     assert (shard.host, shard.port, shard.database) == ("vps-3", 8123, "analytics")
     with pytest.raises(ConfigurationError):
         ClickHouseEndpoint.from_connection(connection)
+
+
+def test_questions_are_answered_soon_or_given_up() -> None:
+    shard = ClickHouseShard(1, "vps-3", 8123, "shard_1")
+    assert ClickHouseEndpoint((shard,), "u", "p").for_questions().options == {"send_receive_timeout": 30.0}
+    quick = ClickHouseEndpoint((shard,), "u", "p", options={"send_receive_timeout": 3, "compress": False})
+    assert quick.for_questions().options == {"send_receive_timeout": 3.0, "compress": False}

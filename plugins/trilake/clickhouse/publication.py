@@ -17,6 +17,7 @@ import logging
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,17 @@ from trilake.clickhouse.cluster import (
 )
 from trilake.clickhouse.ledger import Claim, Ledger, Publication, total_rows
 from trilake.clickhouse.queries import Metrics
-from trilake.clickhouse.sources import STRICT, AuditError, Columns, Sums, check_header, sources, sums, sums_by_file
+from trilake.clickhouse.sources import (
+    STRICT,
+    AuditError,
+    Columns,
+    Sums,
+    check_header,
+    sources,
+    staged,
+    sums,
+    sums_by_file,
+)
 from trilake.endpoints import ClickHouseShard
 from trilake.errors import CountMismatchError, TrilakeError
 from trilake.lake.catalog import PartitionPlan, SnapshotPlan, check_shards
@@ -47,6 +58,9 @@ log = logging.getLogger(__name__)
 # An empty partition is published like any other. The server's guard against it is for a forgotten load; here the
 # count was audited.
 REPLACE_SETTINGS = {"allow_replace_partition_from_empty_source": 1}
+
+# Partitions that are switched at once. Each is a handful of quick statements that mostly wait for one another.
+PARTITIONS_SIDE_BY_SIDE = 4
 
 _STAGING_NAME = re.compile(r"(?P<table>[a-z][a-z0-9_]*)_staging_(?P<attempt>[0-9a-f]{12})_(?P<partition>all|\d{6,8})")
 
@@ -134,8 +148,7 @@ class Publisher:
                 claims, loads = self._write(plan, due, attempt, columns)
                 warnings = self._check(plan.data_set, due, attempt)
                 won, standing = self.ledger.claim(held, claims, force=force)
-                for publication in [*won, *(p for p in standing if p.state == "switching")]:
-                    self._switch(publication)
+                self._switch_all([*won, *(p for p in standing if p.state == "switching")])
             finally:
                 if held.lost:  # then it is not ours alone to clean up, and may have been decided all the same
                     self._clean_lost(attempt, table)
@@ -174,13 +187,7 @@ class Publisher:
         :raises SwitchIncompleteError: of all that cannot be completed, after the others were.
         """
         due = self.ledger.switching(table)
-        errors = []
-        for publication in due:
-            try:
-                self._switch(publication)
-            except TrilakeError as e:
-                errors.append(e)
-        _raise_all(errors)
+        self._switch_all(due)
         return due
 
     def clean(self, table: str | None = None) -> list[str]:
@@ -317,15 +324,14 @@ class Publisher:
                     by_file[key] = found.rows
             else:
                 pulled += sums(client, source, columns)
-        held = sums(client, staging, columns)
+        held, partitions = staged(client, staging, columns)
         where = f"{data_set.table}, partition {partition.partition}, {shard}"
         if not plan.plain and held.rows != (expected := sum(file.rows for file in files)):
             raise AuditError(f"{where}: the snapshot says {expected} rows, staging holds {held.rows}.")
         if held != pulled:
             raise AuditError(f"{where}: the values in staging are not those of the files.", hint="Run the task again.")
         declared = data_set.partition_id(partition.partition)
-        strangers = {row[0] for row in client.query(f"SELECT DISTINCT _partition_id FROM {staging}").result_rows}
-        if strangers := strangers - {declared}:
+        if strangers := partitions - {declared}:
             raise AuditError(f"{where}: staging holds rows of other partitions: {', '.join(sorted(strangers))}.")
         return _Cell(held.rows, by_file, loads)
 
@@ -354,6 +360,20 @@ class Publisher:
         return lines
 
     # --- after the decision: only forward, by anybody, any number of times
+
+    def _switch_all(self, publications: Sequence[Publication]) -> None:
+        """:raises SwitchIncompleteError: of all that cannot be completed, after the others were."""
+        errors = []
+
+        def switch(publication: Publication) -> None:
+            try:
+                self._switch(publication)
+            except TrilakeError as e:
+                errors.append(e)
+
+        with ThreadPoolExecutor(max_workers=PARTITIONS_SIDE_BY_SIDE) as pool:
+            list(pool.map(switch, publications))
+        _raise_all(errors)
 
     def _switch(self, publication: Publication) -> None:
         data_set = DataSet(publication.table)

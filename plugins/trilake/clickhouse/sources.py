@@ -41,6 +41,8 @@ STRICT: dict[str, Any] = {
 # Files that are named in one statement, in characters of SQL: ClickHouse parses at most 262,144 bytes (max_query_size)
 # of a statement, and reads all that it names side by side.
 MAX_SOURCE_CHARACTERS = 100_000
+# And in bytes of files: each that is read side by side has its buffers, so memory would grow with a partition's files.
+MAX_SOURCE_BYTES = 32 * 1024**2
 
 # Types whose empty text is a value; every other type reads an empty field as NULL.
 _TEXT = re.compile(r"String|FixedString\(\d+\)|LowCardinality\((Fixed)?String(\(\d+\))?\)")
@@ -104,7 +106,7 @@ def sources(plan: SnapshotPlan, files: Sequence[DataFile], columns: Columns, *, 
     where = ""
     if plan.mixed:
         where = f" WHERE icebergBucket({shards}, {quote_name(plan.data_set.shard_by or '')}) = {shard - 1}"
-    return [f"(SELECT * FROM ({' UNION ALL '.join(some)}){where})" for some in _chunks(parts)]
+    return [f"(SELECT * FROM ({' UNION ALL '.join(some)}){where})" for some in _chunks(parts, files)]
 
 
 def _part(plan: SnapshotPlan, number: int, key: str, columns: Columns) -> str:
@@ -121,15 +123,16 @@ def _part(plan: SnapshotPlan, number: int, key: str, columns: Columns) -> str:
     )
 
 
-def _chunks(parts: Iterable[str]) -> list[list[str]]:
+def _chunks(parts: Iterable[str], files: Iterable[DataFile]) -> list[list[str]]:
     chunks: list[list[str]] = []
-    length = 0
-    for part in parts:
-        if not chunks or length + len(part) > MAX_SOURCE_CHARACTERS:
+    length = size = 0
+    for part, file in zip(parts, files, strict=True):
+        if not chunks or length + len(part) > MAX_SOURCE_CHARACTERS or size + file.size > MAX_SOURCE_BYTES:
             chunks.append([])
-            length = 0
+            length = size = 0
         chunks[-1].append(part)
         length += len(part)
+        size += file.size
     return chunks
 
 
@@ -138,6 +141,13 @@ def sums(client: Client, source: str, columns: Columns) -> Sums:
     sql = f"SELECT count(), sum(cityHash64(tuple({columns.listed}))) FROM {source}"
     rows, checksum = client.query(sql, settings=STRICT).result_rows[0]
     return Sums(int(rows), int(checksum))
+
+
+def staged(client: Client, staging: str, columns: Columns) -> tuple[Sums, set[str]]:
+    """What a staging table holds, as `sums`, and the ids of the partitions that its rows are of; in one pass."""
+    sql = f"SELECT count(), sum(cityHash64(tuple({columns.listed}))), groupUniqArray(_partition_id) FROM {staging}"
+    rows, checksum, partitions = client.query(sql, settings=STRICT).result_rows[0]
+    return Sums(int(rows), int(checksum)), set(partitions)
 
 
 def sums_by_file(client: Client, source: str, files: Sequence[DataFile], columns: Columns) -> dict[str, Sums]:

@@ -143,8 +143,8 @@ class ClickHouseHook(OfficialClickHouseHook):
 
     @property
     def servers(self) -> ClickHouseEndpoint:
-        """All servers of the connection; one that names no shards is a single server."""
-        return ClickHouseEndpoint.of_servers(self.get_connection(self.get_conn_id()))
+        """All servers of the connection, to ask about queries; one that names no shards is a single server."""
+        return ClickHouseEndpoint.of_servers(self.get_connection(self.get_conn_id())).for_questions()
 
     def cluster(self, context: Context | None = None) -> Cluster:
         """All shards; a context manager.

@@ -88,4 +88,5 @@ class ClickHouseQueryTrigger(BaseTrigger):
                 self.log.info("Query %s was killed with its task", self.query_id)
 
     async def _servers(self) -> ClickHouseEndpoint:
-        return ClickHouseEndpoint.of_servers(await BaseHook.aget_connection(self.clickhouse_conn_id))
+        endpoint = ClickHouseEndpoint.of_servers(await BaseHook.aget_connection(self.clickhouse_conn_id))
+        return endpoint.for_questions()

@@ -1,0 +1,73 @@
+"""Transfers whose connection to ClickHouse is cut or stalls while rows are on their way."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from running_platform import Platform
+from tcp_proxy import Fault, TcpProxy
+from transfer_task import connect_airflow, context, make
+
+from trilake.lake import DataSet
+from trilake.postgres import connect
+from trilake.transfers.clickhouse_to_postgres import ClickHouseToPostgresOperator
+
+MONTHLY = DataSet("cut_off", grain="month", date="m", shard_by="n")
+# Some megabytes that compression leaves, in blocks that are sent as they are made
+SQL = "SELECT toDate('2013-01-01') AS m, number + 10 AS n, hex(sipHash128(number)) AS note FROM numbers(100000)"
+OLD = [("2013-01-01", 1, "old"), ("2013-02-01", 2, "old")]
+
+
+@pytest.fixture
+def mart(platform: Platform) -> Iterator[str]:
+    name = f"marts.c_{secrets.token_hex(4)}"
+    with connect(platform.endpoints.oltp) as connection, connection.cursor() as cursor:
+        cursor.execute(f"CREATE TABLE {name} (m date, n int PRIMARY KEY, note text)")
+        cursor.execute(f"INSERT INTO {name} VALUES ('2013-01-01', 1, 'old'), ('2013-02-01', 2, 'old')")
+    yield name
+    with connect(platform.endpoints.oltp) as connection, connection.cursor() as cursor:
+        cursor.execute(f"DROP TABLE {name}")
+
+
+@pytest.fixture
+def proxy(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> Iterator[TcpProxy]:
+    connect_airflow(monkeypatch, platform.env)
+    name = "AIRFLOW_CONN_CLICKHOUSE_CLUSTER_DEFAULT"
+    document = json.loads(platform.env[name])
+    with TcpProxy("127.0.0.1", document["port"]) as running:
+        document["port"] = running.port
+        document["extra"]["client_kwargs"] = {"send_receive_timeout": 2}
+        for shard in document["extra"]["shards"]:
+            shard["port"] = running.port
+        monkeypatch.setenv(name, json.dumps(document))
+        yield running
+
+
+def rows(platform: Platform, mart: str) -> list[tuple[Any, ...]]:
+    with connect(platform.endpoints.oltp) as connection, connection.cursor() as cursor:
+        cursor.execute(f"SELECT m::text, n, note FROM {mart} ORDER BY n")
+        return cursor.fetchall()
+
+
+@pytest.mark.parametrize("fault", [Fault(b"sipHash", cut_answer_after=500_000), Fault(b"sipHash", stall=True)])
+@pytest.mark.parametrize("how", [{"date": "m"}, {"key": ("n",)}], ids=["replaced", "merged"])
+def test_a_mart_stays_as_it_was_and_the_next_try_is_right(
+    platform: Platform, proxy: TcpProxy, mart: str, how: dict[str, Any], fault: Fault
+) -> None:
+    task = make(
+        ClickHouseToPostgresOperator, sql=SQL, table=mart, data_set=MONTHLY, start="2013-01", end="2013-01", **how
+    )
+    proxy.fault = fault
+    with pytest.raises(Exception, match=str(proxy.port)):
+        task.execute(context())
+    assert proxy.hits >= 1
+    assert rows(platform, mart) == OLD
+    proxy.fault = None
+    assert task.execute(context())["rows"] == 100_000
+    found = rows(platform, mart)
+    kept = OLD if "key" in how else OLD[1:]
+    assert (found[: len(kept)], len(found)) == (kept, 100_000 + len(kept))
