@@ -51,6 +51,10 @@ test: $(STAMP) ## Every test that needs neither Docker nor Kubernetes
 test-schedules: $(STAMP) ## 1,000 new schedules of publishers that die, wait and meet (10 to 20 min; SCHEDULES=n)
 	@TRILAKE_SCHEDULES=$(SCHEDULES) $(BIN)/python -m pytest --timeout 7200 -s tests/embedded/test_publication_schedules.py
 
+.PHONY: test-kubernetes
+test-kubernetes: $(STAMP) ## What needs a real Kubernetes, on the one that KUBECONFIG names; FULL=1: what takes long too
+	@$(BIN)/python -m pytest --timeout 900 $(if $(FULL),,-m "not full") tests/kubernetes $(PYTEST)
+
 .PHONY: lint
 lint: $(STAMP) ## ruff, mypy --strict, import layers
 	@$(BIN)/ruff check .
@@ -77,7 +81,7 @@ format: $(STAMP) ## Let ruff format and mend what it can
 help: ## This list
 	@awk 'BEGIN { FS = ":.*## " } \
 	  /^##@/ { printf "\n%s\n", substr($$0, 5) } \
-	  /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	  /^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(STAMP):
 	@PYTHON="$(PYTHON)" docker/setup.sh "$(VENV)"

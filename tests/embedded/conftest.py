@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running_platform import PROJECT, Platform, copy_project
+from running_platform import PROJECT, Platform, running_platform
 
 from trilake.embedded import platform as lifecycle
 from trilake.embedded.home import Home
@@ -35,26 +35,8 @@ def fresh_home() -> Iterator[Home]:
 @pytest.fixture(scope="session")
 def platform() -> Iterator[Platform]:
     """A running platform, kept for the session, or for ever where ``TRILAKE_TEST_HOME`` says so."""
-    # the services import the project's package as the tests do, installed or not
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT / "plugins"), before]))
-    kept = os.environ.get("TRILAKE_TEST_HOME")
-    folder = Path(kept) if kept else Path(tempfile.mkdtemp(prefix="trilake-test-"))
-    if not kept:
-        folder.chmod(0o711)
-    home = Home(folder.resolve() / "home", copy_project(folder.resolve() / "project"))
-    try:
-        lifecycle.up(home)
-        environment = home.environment()
-        yield Platform(home, Endpoints.from_environment(environment), {**os.environ, **environment})
-    finally:
-        if not kept:
-            lifecycle.down(home)
-            shutil.rmtree(folder, ignore_errors=True)
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
+    with running_platform(os.environ.get("TRILAKE_TEST_HOME")) as platform:
+        yield platform
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +41,35 @@ class Platform:
     def trilake(self, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         """The command line, as a user calls it: it knows the home and the project, and nothing else."""
         return run_trilake(self.home.path, *arguments, timeout=timeout, TRILAKE_PROJECT=str(self.home.project))
+
+
+@contextmanager
+def running_platform(kept: str | None, add: Callable[[Path], None] = lambda project: None) -> Iterator[Platform]:
+    """A platform in the folder `kept`, found or started there and left running; None: one that ends with the tests.
+
+    :param add: puts more into the copied project.
+    """
+    # the services import the project's package as the tests do, installed or not
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT / "plugins"), before]))
+    folder = Path(kept) if kept else Path(tempfile.mkdtemp(prefix="trilake-test-"))
+    if not kept:
+        folder.chmod(0o711)
+    project = copy_project(folder.resolve() / "project")
+    add(project)
+    home = Home(folder.resolve() / "home", project)
+    try:
+        lifecycle.up(home)
+        environment = home.environment()
+        yield Platform(home, Endpoints.from_environment(environment), {**os.environ, **environment})
+    finally:
+        if not kept:
+            lifecycle.down(home)
+            shutil.rmtree(folder, ignore_errors=True)
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 def copy_project(folder: Path) -> Path:

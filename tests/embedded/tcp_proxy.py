@@ -46,6 +46,8 @@ def http_error(status: int, text: str, code: int | None = None) -> bytes:
 class TcpProxy:
     """Hands on what comes to a port of its own, unless `fault` is set.
 
+    :param port: 0: any.
+    :param bind: the address that it listens on.
     :ivar hits: how many connections the faults were for.
     """
 
@@ -54,6 +56,7 @@ class TcpProxy:
     fault: Fault | None = None
     hits: int = 0
     port: int = 0
+    bind: str = "127.0.0.1"
     _server: asyncio.Server | None = field(default=None, repr=False)
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop, repr=False)
 
@@ -81,7 +84,7 @@ class TcpProxy:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
 
     async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._serve, self.bind, self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def _close(self) -> None:

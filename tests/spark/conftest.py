@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +17,7 @@ _NO_CATALOG = {key: value for key, value in SPARK_CONF.items() if "catalog" not 
 
 @pytest.fixture(scope="session")
 def spark() -> Iterator[SparkSession]:
+    os.environ["PYSPARK_PYTHON"] = sys.executable  # or a worker is any python3 that the path has
     builder = SparkSession.builder.master("local[1]").appName("tests")
     for key, value in {**_NO_CATALOG, "spark.sql.shuffle.partitions": "1", "spark.ui.enabled": "false"}.items():
         builder = builder.config(key, value)

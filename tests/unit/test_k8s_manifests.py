@@ -11,7 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from trilake.spark.application import JOBS_SECRET, NAMESPACE, SERVICE_ACCOUNT
+from trilake.spark.application import JOBS_SECRET, NAMESPACE, PROFILES, SERVICE_ACCOUNT, Profile
 
 K8S = Path(__file__).parents[2] / "k8s"
 VERSIONS = ("1.35", "1.36")  # 1.36 is what k3s on the hosts is
@@ -65,6 +65,17 @@ def test_the_application_names_what_is_there() -> None:
     for overlay in (K8S / "overlays").iterdir():
         generated = yaml.safe_load((overlay / "kustomization.yaml").read_text())["secretGenerator"]
         assert [secret["name"] for secret in generated] == [JOBS_SECRET]
+
+
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
+def test_every_profile_can_start_in_an_empty_namespace(profile: Profile) -> None:
+    hard = OBJECTS["ResourceQuota/spark"]["spec"]["hard"]
+    assert profile.driver_cores + profile.executors * profile.executor_cores <= int(hard["requests.cpu"])
+    # Spark adds 40 % for Python
+    memory = [int(text.removesuffix("g")) * 1.4 for text in (profile.driver_memory, profile.executor_memory)]
+    assert memory[0] + profile.executors * memory[1] <= int(hard["requests.memory"].removesuffix("Gi"))
+    (limit,) = OBJECTS["LimitRange/spark"]["spec"]["limits"]
+    assert max(memory) <= int(limit["max"]["memory"].removesuffix("Gi"))
 
 
 def test_airflow_may_manage_applications_and_look_at_pods_and_nothing_else() -> None:

@@ -58,7 +58,10 @@ def settings(home: Home, port: int, secrets: Mapping[str, str], database: Postgr
             "simple_auth_manager_passwords_file": home.config(_PASSWORDS),
             "execution_api_server_url": f"{url(port)}/execution/",
             "default_timezone": "utc",
+            # two cores that Spark keeps busy: what is slow is not broken
+            "dagbag_import_timeout": 120,
         },
+        "workers": {"execution_api_timeout": 30},
         "database": {"sql_alchemy_conn": database.uri, "sql_alchemy_pool_size": 3},
         "api": {
             "host": LOOPBACK,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,12 +21,17 @@ from trilake.endpoints import (
     OLTP_CONNECTION,
     S3_CONNECTION,
 )
+from trilake.errors import ConfigurationError
 
 CLUSTER = "trilake"
 SHARDS = ("shard_1", "shard_2")
 ANALYTICS = "analytics"
 NAMESPACE = "spark"
 JOBS_SECRET = "trilake-jobs"  # noqa: S105  the Secret's name
+# Names a kubeconfig: Spark jobs then run on its cluster and not on the platform's own API server.
+KUBECONFIG_VARIABLE = "TRILAKE_KUBECONFIG"
+# What a kubeconfig may have in files of its own: a connection is one text.
+_IN_FILES = ("certificate-authority", "client-certificate", "client-key", "tokenFile", "exec", "auth-provider")
 _COLLECTIONS = ("lake", "raw", "artifacts", "exports")
 _CLICKHOUSE_MEMORY_BYTES = 1 << 30
 # Two drivers of this size and the services stay below 4 GiB.
@@ -33,8 +39,16 @@ _DRIVERS = 2
 _DRIVER_MEMORY = "1g"
 
 
-def connections(ports: Mapping[str, int], secrets: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """The platform's Airflow connections, by id."""
+def connections(
+    ports: Mapping[str, int], secrets: Mapping[str, str], environ: Mapping[str, str] = os.environ
+) -> dict[str, dict[str, Any]]:
+    """The platform's Airflow connections, by id.
+
+    :raises ConfigurationError: ``TRILAKE_KUBECONFIG`` names no kubeconfig that is whole by itself.
+    """
+    cluster, namespace = kubeconfig(ports, secrets), NAMESPACE
+    if file := environ.get(KUBECONFIG_VARIABLE):
+        cluster, namespace = read_kubeconfig(Path(file))
 
     def database(name: str) -> dict[str, Any]:
         endpoint = postgres.endpoint(ports["postgres"], secrets, name)
@@ -76,9 +90,33 @@ def connections(ports: Mapping[str, int], secrets: Mapping[str, str]) -> dict[st
         },
         KUBERNETES_CONNECTION: {
             "conn_type": "kubernetes",
-            "extra": {"kube_config": json.dumps(kubeconfig(ports, secrets)), "namespace": NAMESPACE},
+            "extra": {"kube_config": json.dumps(cluster), "namespace": namespace},
         },
     }
+
+
+def read_kubeconfig(file: Path) -> tuple[dict[str, Any], str]:
+    """A cluster of somebody's own: its kubeconfig, and the namespace of the current context.
+
+    :raises ConfigurationError: it cannot be read, or needs other files or programs. Its text is not shown: a token.
+    """
+    import yaml
+
+    try:
+        document = yaml.safe_load(file.read_text())
+        context = next(c["context"] for c in document["contexts"] if c["name"] == document["current-context"])
+        parts = [part.get(kind) or {} for kind in ("cluster", "user") for part in document[f"{kind}s"]]
+    except (OSError, yaml.YAMLError, LookupError, TypeError, AttributeError, StopIteration) as e:
+        raise ConfigurationError(
+            f"{KUBECONFIG_VARIABLE} names {file}, which is no kubeconfig with a current context ({type(e).__name__}).",
+            hint="`kubectl config view --minify --flatten` writes one.",
+        ) from None
+    if needed := sorted(name for part in parts for name in _IN_FILES if name in part):
+        raise ConfigurationError(
+            f"{file} is not whole by itself: it names {', '.join(needed)}.",
+            hint="Put certificates and token into it (`kubectl config view --minify --flatten`).",
+        )
+    return document, str(context.get("namespace") or NAMESPACE)
 
 
 def kubeconfig(ports: Mapping[str, int], secrets: Mapping[str, str]) -> dict[str, Any]:

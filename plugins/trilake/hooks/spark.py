@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
@@ -39,9 +40,16 @@ _GONE_POLL_SECONDS = 0.5
 _ATTEMPTS = 6
 _CHUNK = 64 * 1024
 _TAIL_LINES = 30
+# Before Java's stack frames are taken out: an exception with its causes has some hundred of them.
+_RAW_TAIL_LINES = 1000
 
 _TRANSIENT = (429, 500, 502, 503, 504)
 _LOG_LINE = re.compile(r"(?P<time>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d)) (?P<text>.*)", re.DOTALL)
+
+# What an error need not say: where in Java it came from, what was logged besides, what Kubernetes said a second time.
+_FRAME = re.compile(r"\s+(at [^\s(]+\(.*\)|\.\.\. \d+ more)$")
+_LOGGED = re.compile(r"\d\d/\d\d/\d\d [\d:]+ (INFO|WARN) |Using Spark's default log4j profile|Setting Spark log level")
+_SAID_AGAIN = re.compile(r"\. Received status: Status\(.*")
 
 Result = TypeVar("Result")
 
@@ -63,6 +71,18 @@ class Submission:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+class KubernetesError(TrilakeError):
+    """What Kubernetes refused, in its own words."""
+
+
+def refusal(error: ApiException) -> str:
+    """Why the API server, a quota or a webhook refused, without the headers and the rest of the answer."""
+    try:
+        return str(json.loads(error.body or "")["message"])
+    except (TypeError, ValueError, KeyError):
+        return f"{error.status} {error.reason}"
 
 
 def is_transient(error: BaseException) -> bool:
@@ -145,13 +165,19 @@ class SparkApplicationHook(AsyncKubernetesHook):
         """The application as it was taken in; None if another has its name.
 
         A request whose answer was lost finds its own application and takes it for what it is.
+
+        :raises KubernetesError: it was refused: a right, a quota, the operator's webhook.
         """
+        name = manifest["metadata"]["name"]
         try:
             created: dict[str, Any] = await self._of_applications("create", manifest)
         except ApiException as e:
             if e.status != 409:
-                raise
-            found = await self.get(manifest["metadata"]["name"])
+                raise KubernetesError(
+                    f"Kubernetes refuses SparkApplication {name}: {refusal(e)}.",
+                    hint=f"See the namespace's quota and the rights of connection {self.conn_id}.",
+                ) from None
+            found = await self.get(name)
             if found and _annotation(found, OWNER) == _annotation(manifest, OWNER):
                 return found
             return None
@@ -256,6 +282,8 @@ class SparkApplicationHook(AsyncKubernetesHook):
                     found.append(f"{pod.metadata.name}: {waiting.reason}: {waiting.message or ''}".rstrip(": "))
                 if ended and ended.exit_code:
                     found.append(f"{pod.metadata.name}: {ended.reason}, exit code {ended.exit_code}")
+            if pod.status.phase == "Failed" and pod.status.reason:  # of the pod itself: Evicted, NodeLost
+                found.append(f"{pod.metadata.name}: {pod.status.reason}: {pod.status.message or ''}".rstrip(": "))
             if pod.status.phase == "Pending":
                 found += await self._warnings(namespace, pod.metadata.name)
         return list(dict.fromkeys(found))
@@ -301,15 +329,15 @@ class SparkApplicationHook(AsyncKubernetesHook):
                         yield match["time"], match["text"]
 
     async def last_lines(self, pod: str) -> list[str]:
-        """The last lines of the driver's log, if there are any."""
+        """The last lines of the driver's log, if there are any, without Java's stack frames."""
         namespace = await self.find_namespace()
 
         async def request(connection: Any) -> str:
             read = CoreV1Api(connection).read_namespaced_pod_log
-            return str(await read(pod, namespace, container=DRIVER_CONTAINER, tail_lines=_TAIL_LINES))
+            return str(await read(pod, namespace, container=DRIVER_CONTAINER, tail_lines=_RAW_TAIL_LINES))
 
         try:
-            return (await self._ask(request)).splitlines()
+            return without_frames(await self._ask(request))[-_TAIL_LINES:]
         except ApiException:
             return []
 
@@ -335,9 +363,19 @@ def driver_pod(application: Mapping[str, Any]) -> str:
 
 
 def error_message(application: Mapping[str, Any]) -> str:
-    """Why it failed, as the operator says it."""
+    """Why it failed, as the operator says it; of all of spark-submit's output, which it may hold, the errors."""
     state = (application.get("status") or {}).get("applicationState") or {}
-    return str(state.get("errorMessage") or "")
+    said: list[str] = []
+    for line in without_frames(str(state.get("errorMessage") or "")):
+        text = _SAID_AGAIN.sub("", line)
+        if not _LOGGED.match(text) and not any(text.removeprefix("Caused by: ") in before for before in said):
+            said.append(text)
+    return "\n".join(said)
+
+
+def without_frames(text: str) -> list[str]:
+    """A log's lines without Java's stack frames."""
+    return [line for line in text.splitlines() if not _FRAME.fullmatch(line)]
 
 
 def is_adoptable(application: Mapping[str, Any], name: str, inputs: str) -> bool:

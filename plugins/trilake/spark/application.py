@@ -222,7 +222,7 @@ class SparkApplication:
             spec["dynamicAllocation"] = {
                 "enabled": True,
                 "initialExecutors": profile.executors,
-                "minExecutors": 1,  # the operator refuses 0
+                "minExecutors": 1,  # one stays warm between two stages
                 "maxExecutors": profile.max_executors,
             }
         manifest = {
@@ -246,6 +246,8 @@ class SparkApplication:
         # cannot split what was never apart.
         cores = profile.max_executors * profile.executor_cores
         conf["spark.sql.shuffle.partitions"] = str(SHUFFLE_PARTITIONS_PER_CORE * cores)
+        # An executor that has ended stays until its driver goes, as a pod that takes nothing: its log and why it ended.
+        conf["spark.kubernetes.executor.deleteOnTermination"] = "false"
         conf["spark.eventLog.enabled"] = "true" if self.event_log else "false"
         if self.event_log:
             conf |= {**EVENT_LOG_CONF, "spark.eventLog.dir": self.event_log}

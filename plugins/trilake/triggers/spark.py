@@ -20,6 +20,7 @@ from trilake.hooks.spark import (
     is_transient,
     log_read,
     newest,
+    refusal,
 )
 from trilake.spark.application import State
 
@@ -67,6 +68,7 @@ class SparkApplicationTrigger(BaseTrigger):
         )
         self._read = ""
         self._noted = ""
+        self._told: set[str] = set()
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         return (
@@ -111,11 +113,12 @@ class SparkApplicationTrigger(BaseTrigger):
                     return self._event(late, state, troubles=await self._hook.troubles(self.name))
                 if time.monotonic() - noted_at > _NOTE_SECONDS:
                     await self._note_log_read()
+                    await self._tell_troubles()
                     noted_at = time.monotonic()
             except (TrilakeError, ApiException, ClientError, OSError) as e:
                 if isinstance(e, ApiException) and not is_transient(e):
                     # a right that is missing, a token that is no longer taken: time does not mend these
-                    return self._event("error", state, error=f"Kubernetes refuses: {e.status} {e.reason}")
+                    return self._event("error", state, error=f"Kubernetes refuses: {refusal(e)}")
                 if time.monotonic() - answered > _UNREACHABLE_SECONDS:
                     return self._event("error", state, error=str(e))
                 self.log.warning("SparkApplication %s cannot be seen for now: %s", self.name, e)
@@ -167,6 +170,13 @@ class SparkApplicationTrigger(BaseTrigger):
         async for moment, text in self._hook.log_lines(pod, self._read):
             self.log.info("%s", text)
             self._read = moment
+
+    async def _tell_troubles(self) -> None:
+        """An executor that finds no node keeps a job waiting for ever, and nobody is told by Spark."""
+        for trouble in await self._hook.troubles(self.name):
+            if trouble not in self._told:
+                self.log.warning("Pod %s", trouble)
+                self._told.add(trouble)
 
     async def _note_log_read(self) -> None:
         """Keep on the application how far its log was read: another triggerer goes on from there."""
