@@ -164,9 +164,10 @@ def write_in_a_storm(spark: Any, table: str) -> Any:
 def write_and_hang(spark: Any, table: str) -> Any:
     from pyspark.sql import functions as F
 
-    slow = F.udf(lambda k: (time.sleep(600 if k == 15_000 else 0), k)[1], "int")
+    # late enough that rows are on their way to PostgreSQL by then: Spark hands them on in blocks, and blocks in buffers
+    slow = F.udf(lambda k: (time.sleep(600 if k == 300_000 else 0), k)[1], "int")
     write_postgres(
-        spark.range(0, 20_000, 1, 1).select(slow("id").alias("k"), F.lit(date(2013, 2, 1)).alias("d")), table
+        spark.range(0, 400_000, 1, 1).select(slow("id").alias("k"), F.lit(date(2013, 2, 1)).alias("d")), table
     )
 
 

@@ -20,6 +20,7 @@ from trilake.cli.airflow_api import AirflowApi
 from trilake.cli.lifecycle import administrator
 from trilake.clickhouse.cluster import Cluster, Statement
 from trilake.endpoints import Endpoints
+from trilake.lake.catalog import open_catalog
 from trilake.lake.data_set import BUCKETS, RAW_BUCKET
 from trilake.postgres import connect
 
@@ -72,7 +73,8 @@ def state(platform: Platform) -> dict[str, Any]:
     for bucket in BUCKETS:
         if bucket != "logs":  # Airflow writes those all the time
             pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket)
-            found[bucket] = {item["Key"]: item["ETag"] for page in pages for item in page.get("Contents", ())}
+            found[bucket] = {item["Key"]: item.get("ETag") for page in pages for item in page.get("Contents", ())}
+    open_catalog(endpoints.lake, endpoints.s3).close()  # a catalog makes its tables when it is first opened
     with connect(endpoints.lake) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT catalog_name, table_namespace, table_name, metadata_location FROM iceberg_tables")
         found["tables"] = sorted(cursor.fetchall())
@@ -158,12 +160,9 @@ def test_a_job_that_raises_shows_its_own_frames_alone(platform: Platform, projec
 def test_a_job_that_writes_past_its_commit_is_refused_by_the_catalog(platform: Platform, project: Path) -> None:
     job = project / "spark_jobs" / f"{JOB}.py"
     text = job.read_text()
-    job.write_text(
-        text.replace(
-            "        job.commit(", '        job.spark.sql("CREATE NAMESPACE lake.sneaked")\n        job.commit('
-        )
-    )
     before = state(platform)
+    sneaking = '        job.spark.sql("CREATE NAMESPACE lake.sneaked")\n        job.commit('
+    job.write_text(text.replace("        job.commit(", sneaking))
     try:
         told = _error(platform, JOB, "--partition", MONTH)
     finally:

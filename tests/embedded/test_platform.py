@@ -23,6 +23,7 @@ from trilake.embedded import processes
 from trilake.embedded.home import LOOPBACK, SERVICES
 from trilake.embedded.postgres import DATABASES
 from trilake.embedded.status import status
+from trilake.lake.data_set import BUCKETS
 from trilake.postgres import connect
 
 AIRFLOW = [service for service in SERVICES if service.startswith("airflow")]
@@ -288,13 +289,7 @@ def test_the_services_environment_is_not_the_callers(platform: Platform) -> None
 def test_s3_lists_what_was_put_and_nothing_else(platform: Platform) -> None:
     platform.up()
     client = s3.client(platform.endpoints.s3)
-    assert {bucket["Name"] for bucket in client.list_buckets()["Buckets"]} == {
-        "artifacts",
-        "backups",
-        "lake",
-        "logs",
-        "raw",
-    }
+    assert {bucket["Name"] for bucket in client.list_buckets()["Buckets"]} == set(BUCKETS)
     keys = {f"listing/{number % 2}/{number}" for number in range(5)}
     for key in keys:
         client.put_object(Bucket="backups", Key=key, Body=b"x")

@@ -47,9 +47,7 @@ def tables(endpoints: Endpoints, schema: str) -> list[str]:
 def test_rows_are_replaced_or_merged_as_they_are_or_nothing_changes(
     platform: Platform, schema: str, tmp_path: Path
 ) -> None:
-    conf = {"spark.eventLog.enabled": "true", "spark.eventLog.dir": f"file://{tmp_path}"} | {
-        "spark.eventLog.compress": "false"
-    }
+    conf = {"enabled": "true", "dir": f"file://{tmp_path}", "compress": "false"}
     told, said = spark_session.run(
         platform,
         "spark_work:write_all_ways",

@@ -1,6 +1,6 @@
 CREATE TABLE purchases
 (
-    id     UInt32,
+    id     Int32,
     shop   LowCardinality(String),
     day    Date,
     amount Nullable(Decimal(9, 2)) COMMENT 'euros; NULL where the till did not say'
