@@ -44,8 +44,12 @@ clean: down ## End the platform and remove its data (.trilake) and what tools le
 setup: $(STAMP) ## Virtual environment, jars, Java: as locked, once
 
 .PHONY: test
-test: $(STAMP) ## Every test that needs neither Docker nor Kubernetes
-	@$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST)
+test: $(STAMP) ## Every quick test that needs neither Docker nor Kubernetes
+	@$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(PYTEST)
+
+.PHONY: test-slow
+test-slow: $(STAMP) ## The tests that start Spark sessions of their own on the platform
+	@$(BIN)/python -m pytest -m slow tests/embedded $(PYTEST)
 
 .PHONY: test-schedules
 test-schedules: $(STAMP) ## 1,000 new schedules of publishers that die, wait and meet (10 to 20 min; SCHEDULES=n)

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from running_platform import PROJECT, Platform
 
 from trilake.embedded import jars
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_run_that_pinned_its_input_earlier_cannot_replace_one_that_knew_more(platform: Platform) -> None:

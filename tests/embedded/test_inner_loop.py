@@ -24,6 +24,8 @@ from trilake.lake.catalog import open_catalog
 from trilake.lake.data_set import BUCKETS, RAW_BUCKET
 from trilake.postgres import connect
 
+pytestmark = pytest.mark.slow
+
 # of this run alone: on a platform that is kept, the one before has its table
 NAME = f"parcels_{os.getpid()}"
 JOB = f"{NAME}_curate"

@@ -23,7 +23,7 @@ KEPT = {
     **{"f32": "float", "f64": "double", "enum": "string", "list": "array<int>", "empty": "string", "old": "date"},
 }
 
-pytestmark = pytest.mark.timeout(spark_session.TIMEOUT_S)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(spark_session.TIMEOUT_S)]
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from trilake.endpoints import Endpoints
 from trilake.postgres import alive, connect
 from trilake.spark.postgres import STAGING, STAGING_LOCKS, remove_abandoned
 
-pytestmark = pytest.mark.timeout(spark_session.TIMEOUT_S)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(spark_session.TIMEOUT_S)]
 
 
 @pytest.fixture
