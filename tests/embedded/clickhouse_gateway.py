@@ -65,6 +65,12 @@ class RunningGateway:
         self.log = folder / "clickhouse.log"
         self.process: subprocess.Popen[bytes] | None = None
 
+    def connection(self, *, schema: str = "analytics") -> str:
+        """As AIRFLOW_CONN_CLICKHOUSE_CLUSTER_DEFAULT has it."""
+        shards = [{"database": "shard_1"}, {"database": "shard_2"}]
+        address = {"host": "127.0.0.1", "port": self.port, "login": USER, "password": PASSWORD, "schema": schema}
+        return json.dumps({"conn_type": "clickhouse_cluster", **address, "extra": {"shards": shards}})
+
     def start(self) -> RunningGateway:
         self.process = self.spawn()
         wait_until(self.answers, READY_SECONDS)

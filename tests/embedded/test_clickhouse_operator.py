@@ -18,7 +18,7 @@ import pytest
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
 from airflow_task import Store
-from clickhouse_gateway import PASSWORD, PLUGINS, USER, RunningGateway, wait_until
+from clickhouse_gateway import PLUGINS, RunningGateway, wait_until
 
 from trilake.clickhouse import queries
 from trilake.errors import ConfigurationError
@@ -31,16 +31,7 @@ pytest_plugins = ["clickhouse_fixtures"]
 
 @pytest.fixture(autouse=True)
 def connections(gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    document = {
-        "conn_type": "clickhouse_cluster",
-        "host": "127.0.0.1",
-        "port": gateway.port,
-        "login": USER,
-        "password": PASSWORD,
-        "schema": "analytics",
-        "extra": {"shards": [{"database": "shard_1"}, {"database": "shard_2"}]},
-    }
-    monkeypatch.setenv("AIRFLOW_CONN_CLICKHOUSE_CLUSTER_DEFAULT", json.dumps(document))
+    monkeypatch.setenv("AIRFLOW_CONN_CLICKHOUSE_CLUSTER_DEFAULT", gateway.connection())
     monkeypatch.setattr(module, "_SHORT_SECONDS", 0.3)
     monkeypatch.setattr(queries, "LOG_DELAY_SECONDS", 1.0)
 

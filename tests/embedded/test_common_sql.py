@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from typing import Any
 
@@ -19,7 +18,7 @@ from airflow.providers.common.sql.operators.sql import (
 from airflow.providers.common.sql.sensors.sql import SqlSensor
 from airflow.sdk.exceptions import AirflowException, AirflowSensorTimeout
 from airflow.sdk.execution_time import macros
-from clickhouse_gateway import PASSWORD, USER, RunningGateway
+from clickhouse_gateway import PASSWORD, RunningGateway
 from transfer_task import context, make
 
 from trilake.hooks.clickhouse import ClickHouseHook
@@ -30,16 +29,7 @@ CONNECTION = "clickhouse_cluster_default"
 
 @pytest.fixture(autouse=True)
 def connections(gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    document = {
-        "conn_type": "clickhouse_cluster",
-        "host": "127.0.0.1",
-        "port": gateway.port,
-        "login": USER,
-        "password": PASSWORD,
-        "schema": "shard_1",
-        "extra": {"shards": [{"database": "shard_1"}, {"database": "shard_2"}]},
-    }
-    monkeypatch.setenv("AIRFLOW_CONN_CLICKHOUSE_CLUSTER_DEFAULT", json.dumps(document))
+    monkeypatch.setenv("AIRFLOW_CONN_CLICKHOUSE_CLUSTER_DEFAULT", gateway.connection(schema="shard_1"))
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import json
 import secrets
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import date
 from types import SimpleNamespace
 from typing import Any
@@ -470,6 +471,18 @@ def test_an_empty_dimension_table_is_published_the_first_time(endpoints: Endpoin
             catalog.close()
             with connect(endpoints.lake) as connection:
                 forget(connection, data_set)
+
+
+def test_a_column_that_the_table_would_cut_is_refused_before_anything_is_written(table: Table) -> None:
+    """Both sides of the audit would read it cut alike."""
+    plan = replace(table.plan(table.file(0, (1, date(2013, 1, 1), "a"))), types={"k": "long", "d": "date"})
+    with pytest.raises(AuditError, match="k is long in the lake and Int32 in ClickHouse"):
+        table.publisher().publish(plan, run_id="r")
+    assert table.seen() == []
+    assert table.ledger.publications(table.data_set.table) == []
+    assert (table.staging(), table.ledger.attempts(table.data_set.table)) == ([], [])
+    fitting = replace(plan, types={"k": "int", "d": "date", "note": "string"})
+    assert table.publisher().publish(fitting, run_id="r").published == (MONTH,)
 
 
 def test_a_partition_of_more_files_than_one_statement_can_name_is_published(

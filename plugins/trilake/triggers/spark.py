@@ -251,7 +251,7 @@ class SparkApplicationsTrigger(BaseTrigger):
                 event = await self.look()
             except (TrilakeError, ApiException, ClientError, OSError) as e:
                 if isinstance(e, ApiException) and not is_transient(e):
-                    return self._event("error", error=f"Kubernetes refuses: {e.status} {e.reason}")
+                    return self._event("error", error=f"Kubernetes refuses: {refusal(e)}")
                 event = self._event("waiting", error=str(e))
                 self.log.warning("SparkApplications cannot be seen for now: %s", e)
             left = self.deadline - time.time()
