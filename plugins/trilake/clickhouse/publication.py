@@ -35,7 +35,7 @@ from trilake.clickhouse.cluster import (
 from trilake.clickhouse.ledger import Claim, Ledger, Publication, total_rows
 from trilake.clickhouse.queries import Metrics
 from trilake.clickhouse.sources import (
-    STRICT,
+    PULL,
     AuditError,
     Columns,
     Sums,
@@ -62,6 +62,8 @@ REPLACE_SETTINGS = {"allow_replace_partition_from_empty_source": 1}
 
 # Partitions that are switched at once. Each is a handful of quick statements that mostly wait for one another.
 PARTITIONS_SIDE_BY_SIDE = 4
+# Parts of staging tables smaller than this have all columns in one file
+COMPACT_BYTES = 1 << 40
 
 _STAGING_NAME = re.compile(r"(?P<table>[a-z][a-z0-9_]*)_staging_(?P<attempt>[0-9a-f]{12})_(?P<partition>all|\d{6,8})")
 
@@ -311,17 +313,19 @@ class Publisher:
         name = data_set.staging_table(attempt, partition.partition)
         staging = f"{quote_name(shard.database)}.{quote_name(name)}"
         client.command(f"CREATE TABLE {staging} AS {local}")
+        # a wide part has buffers of 2 MiB for each of its files, several a column; merges make parts wide later
+        client.command(f"ALTER TABLE {staging} MODIFY SETTING min_bytes_for_wide_part = {COMPACT_BYTES}")
         files = partition.of_shard(shard.number)
         pulled, by_file, loads = Sums(), dict[str, int](), dict[str, Metrics]()
         for source in sources(plan, files, columns, shard=shard.number, shards=len(self.cluster.shards)):
             query_id = f"publish:{attempt}:{partition.partition}:{shard.number}:{len(loads) + 1}"
             done = client.command(
                 f"INSERT INTO {staging} ({columns.listed}) SELECT {columns.listed} FROM {source}",
-                settings={**STRICT, "query_id": query_id},
+                settings={**PULL, "query_id": query_id},
             )
             loads[query_id] = Metrics.of_summary(getattr(done, "summary", {}))
             if plan.plain:
-                for key, found in sums_by_file(client, source, files, columns).items():
+                for key, found in sums_by_file(client, source, plan.bucket, files, columns).items():
                     pulled += found
                     by_file[key] = found.rows
             else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,11 +38,20 @@ STRICT: dict[str, Any] = {
     "format_csv_null_representation": "\\N",
 }
 
-# Files that are named in one statement, in characters of SQL: ClickHouse parses at most 262,144 bytes (max_query_size)
-# of a statement, and reads all that it names side by side.
+# Of an insert that pulls, in rows and bytes: it gathers that much in memory before it writes a part; by default a
+# million rows, so that a larger partition would take more memory.
+PULL: dict[str, Any] = {
+    **STRICT,
+    "min_insert_block_size_rows": 65_536,
+    "min_insert_block_size_bytes": 32 * 1024**2,
+}
+
+# Keys that are named in one statement, in characters: ClickHouse parses at most 262,144 bytes (max_query_size) of it.
 MAX_SOURCE_CHARACTERS = 100_000
-# And in bytes of files: each that is read side by side has its buffers, so memory would grow with a partition's files.
-MAX_SOURCE_BYTES = 32 * 1024**2
+# Table functions beside each other in one statement, and bytes of their files: each has decoded rows at hand before
+# anybody asks for them.
+MAX_FUNCTIONS = 16
+MAX_FUNCTIONS_BYTES = 4 * 1024**2
 
 # Types whose empty text is a value; every other type reads an empty field as NULL.
 _TEXT = re.compile(r"String|FixedString\(\d+\)|LowCardinality\((Fixed)?String(\(\d+\))?\)")
@@ -102,15 +111,48 @@ def sources(plan: SnapshotPlan, files: Sequence[DataFile], columns: Columns, *, 
     for file in files:
         if not is_plain_key(file.key):
             raise AuditError(f"The key {file.key!r} cannot be named to ClickHouse without being read as a pattern.")
-    parts = [_part(plan, number, file.key, columns) for number, file in enumerate(files)]
     where = ""
     if plan.mixed:
         where = f" WHERE icebergBucket({shards}, {quote_name(plan.data_set.shard_by or '')}) = {shard - 1}"
-    return [f"(SELECT * FROM ({' UNION ALL '.join(some)}){where})" for some in _chunks(parts, files)]
+    statements: list[list[str]] = []
+    size = length = 0
+    for some in _together(plan, files):
+        part, more = _part(plan, [file.key for file in some], columns), sum(file.size for file in some)
+        full = statements and (
+            len(statements[-1]) == MAX_FUNCTIONS
+            or size + more > MAX_FUNCTIONS_BYTES
+            or length + len(part) > MAX_SOURCE_CHARACTERS
+        )
+        if full or not statements:
+            statements.append([])
+            size = length = 0
+        statements[-1].append(part)
+        size, length = size + more, length + len(part)
+    return [f"(SELECT * FROM ({' UNION ALL '.join(parts)}){where})" for parts in statements]
 
 
-def _part(plan: SnapshotPlan, number: int, key: str, columns: Columns) -> str:
-    where = f"s3({quote_name(plan.bucket)}, filename = {quote_text(key)}"
+def _together(plan: SnapshotPlan, files: Sequence[DataFile]) -> Iterator[list[DataFile]]:
+    """The files that one s3() reads, as many at a time as it has threads, however many they are."""
+    some: list[DataFile] = []
+    length = 0
+    for file in files:
+        # of plain Parquet files s3() asks the first what types all of them have; a comma parts two keys
+        alone = plan.plain == "Parquet" or "," in file.key
+        if some and (alone or length + len(file.key) > MAX_SOURCE_CHARACTERS):
+            yield some
+            some, length = [], 0
+        if alone:
+            yield [file]
+        else:
+            some.append(file)
+            length += len(file.key) + 1
+    if some:
+        yield some
+
+
+def _part(plan: SnapshotPlan, keys: Sequence[str], columns: Columns) -> str:
+    name = keys[0] if len(keys) == 1 else f"{{{','.join(keys)}}}"
+    where = f"s3({quote_name(plan.bucket)}, filename = {quote_text(name)}"
     if plan.plain is None:
         structure = quote_text(columns.structure)
         return f"SELECT {columns.listed} FROM {where}, format = 'Parquet', structure = {structure})"
@@ -118,22 +160,9 @@ def _part(plan: SnapshotPlan, number: int, key: str, columns: Columns) -> str:
     # Parquet says its own types; what is read as the table's would be cut to size without a word
     structure = f", structure = {quote_text(columns.csv_structure)}" if of_csv else ""
     return (
-        f"SELECT {columns.accurate(of_csv=of_csv)}, {number}::UInt32 AS {_FILE}, _etag AS {_ETAG} "
+        f"SELECT {columns.accurate(of_csv=of_csv)}, _path AS {_FILE}, _etag AS {_ETAG} "
         f"FROM {where}, format = {quote_text(plan.plain)}{structure})"
     )
-
-
-def _chunks(parts: Iterable[str], files: Iterable[DataFile]) -> list[list[str]]:
-    chunks: list[list[str]] = []
-    length = size = 0
-    for part, file in zip(parts, files, strict=True):
-        if not chunks or length + len(part) > MAX_SOURCE_CHARACTERS or size + file.size > MAX_SOURCE_BYTES:
-            chunks.append([])
-            length = size = 0
-        chunks[-1].append(part)
-        length += len(part)
-        size += file.size
-    return chunks
 
 
 def sums(client: Client, source: str, columns: Columns) -> Sums:
@@ -150,7 +179,9 @@ def staged(client: Client, staging: str, columns: Columns) -> tuple[Sums, set[st
     return Sums(int(rows), int(checksum)), set(partitions)
 
 
-def sums_by_file(client: Client, source: str, files: Sequence[DataFile], columns: Columns) -> dict[str, Sums]:
+def sums_by_file(
+    client: Client, source: str, bucket: str, files: Sequence[DataFile], columns: Columns
+) -> dict[str, Sums]:
     """As `sums`, of each plain object that has rows here, by its key.
 
     :raises AuditError: an object is not the one that was pinned.
@@ -159,9 +190,9 @@ def sums_by_file(client: Client, source: str, files: Sequence[DataFile], columns
         f"SELECT {_FILE}, groupUniqArray({_ETAG}), count(), sum(cityHash64(tuple({columns.listed}))) "
         f"FROM {source} GROUP BY {_FILE}"
     )
-    found = {}
-    for number, etags, rows, checksum in client.query(sql, settings=STRICT).result_rows:
-        file = files[int(number)]
+    found, named = {}, {f"{bucket}/{file.key}": file for file in files}
+    for path, etags, rows, checksum in client.query(sql, settings=STRICT).result_rows:
+        file = named[path]
         if file.etag and {etag.strip('"') for etag in etags} != {file.etag}:
             raise AuditError(f"{file.key} was changed while it was read.", hint="Run the task again.")
         found[file.key] = Sums(int(rows), int(checksum))
