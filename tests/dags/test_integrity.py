@@ -85,7 +85,7 @@ def parsed() -> dict[str, dict[str, Any]]:
 
 def test_there_are_the_dags_of_the_flights_pipeline_and_the_housekeeping(parsed: dict[str, dict[str, Any]]) -> None:
     found = {dag["dag_id"] for result in parsed.values() for dag in result["dags"]}
-    assert {"reference_snapshot", "flights", "flights_report", "publication_housekeeping"} <= found
+    assert {"reference_snapshot", "flights", "flights_report", "publication_housekeeping", "lake_maintenance"} <= found
 
 
 def test_a_file_holds_at_most_one_dag_named_as_the_file(parsed: dict[str, dict[str, Any]]) -> None:

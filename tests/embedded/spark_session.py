@@ -25,7 +25,7 @@ TIMEOUT_S = 900
 def start(platform: Platform, work: str, *arguments: str, **environ: str) -> subprocess.Popen[str]:
     """:param work: ``module:function`` beside this file; it takes a session and `arguments`."""
     command = [sys.executable, __file__, str(jars.folder_of(PROJECT, "spark")), work, *arguments]
-    path = os.pathsep.join([str(PROJECT / "plugins"), str(Path(__file__).parent)])
+    path = os.pathsep.join(map(str, (PROJECT / "plugins", Path(__file__).parent, PROJECT / "tests/corpus")))
     env = {**platform.env, "PYTHONPATH": path, "PYSPARK_PYTHON": sys.executable, **environ}
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 HEADER_BYTES = 65_536
 SUFFIX = ".csv"
+# Requests for an object each that are under way at once
+REQUESTS = 8
 # What Hadoop reads as a pattern in a path. A name that begins with a dot or an underscore it passes over.
 _PATTERN = re.compile(r"[*?\[\]{}\\]|//|/[._][^/]*$")
 
@@ -73,7 +76,8 @@ def pin(client: S3Client, data_set: DataSet, partitions: Iterable[str]) -> tuple
 
 def check_header(client: S3Client, inputs: Iterable[Input], header: str) -> None:
     """:raises InputError: a file whose first line is not `header`: its columns are others, or in another order."""
-    for item in inputs:
+
+    def check(item: Input) -> None:
         if not item.size:
             raise InputError(f"s3://{RAW_BUCKET}/{item.key} is empty.", hint="A file has at least its header line.")
         answer = client.get_object(Bucket=RAW_BUCKET, Key=item.key, Range=f"bytes=0-{HEADER_BYTES - 1}")
@@ -84,12 +88,14 @@ def check_header(client: S3Client, inputs: Iterable[Input], header: str) -> None
                 hint="Mend the file, or the job's schema.",
             )
 
+    _each(check, inputs)
+
 
 def check_unchanged(client: S3Client, inputs: Iterable[Input]) -> None:
     """:raises InputError: an object is not the one that was pinned."""
     from botocore.exceptions import ClientError
 
-    for item in inputs:
+    def check(item: Input) -> None:
         try:
             etag = client.head_object(Bucket=RAW_BUCKET, Key=item.key)["ETag"]
         except ClientError:
@@ -99,6 +105,19 @@ def check_unchanged(client: S3Client, inputs: Iterable[Input]) -> None:
                 f"s3://{RAW_BUCKET}/{item.key} changed while the job read it.",
                 hint="Nothing was committed. Run it again.",
             )
+
+    _each(check, inputs)
+
+
+def _each(check: Callable[[Input], None], inputs: Iterable[Input]) -> None:
+    """Some side by side: of ten thousand small files each costs a round trip. The first error ends it."""
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        try:
+            for _ in pool.map(check, inputs):
+                pass
+        except InputError:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def digest(inputs: Iterable[Input]) -> str:

@@ -40,6 +40,7 @@ from trilake.spark.delimited import REASON, ROW, header_of, parse_lines, refuse
 from trilake.spark.postgres import Written, write_postgres
 from trilake.spark.publish import publish
 from trilake.spark.rehearsal import Rehearsal, Rehearsed
+from trilake.spark.result import write_result
 from trilake.spark.session import build_session
 
 if TYPE_CHECKING:
@@ -461,10 +462,8 @@ class Job:
     def _tell(self, what: str, found: Mapping[str, Any]) -> None:
         """Add to the job's result. It is written each time: what is done is told, though the job fails later."""
         self._told[what] = {**self._told.get(what, {}), **found}
-        if not self._result:
-            return
-        bucket, _, key = self._result.removeprefix("s3://").partition("/")
-        self._s3.put_object(Bucket=bucket, Key=key, Body=json.dumps(self._told).encode())
+        if self._result:
+            write_result(self.endpoints, self._result, self._told)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,0 +1,171 @@
+"""The upkeep of the lake's tables by Iceberg's own procedures, beside whatever else runs.
+
+Of each table, in this order: small files are rewritten into larger ones, snapshots that nobody needs expire, and files
+that no snapshot knows are removed. Each step is safe to be killed in, and to be done again:
+
+- A rewrite replaces files and no row. It and a job's commit to the same files cannot both be had: whoever is later is
+  refused. A table that was written to a short while ago is therefore left for another day.
+- A snapshot stays as long as it is current, young, or the one that a partition of ClickHouse shows or is about to show.
+- What no snapshot knows may be what a job is just writing: it goes when it is older than any job may run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from trilake.clickhouse.ledger import Ledger, Publication
+from trilake.endpoints import Endpoints
+from trilake.errors import TrilakeError
+from trilake.lake.catalog import CATALOG, ICEBERG_TABLE, load_table, open_catalog
+from trilake.spark.result import write_result
+from trilake.spark.session import build_session
+
+if TYPE_CHECKING:
+    from pyiceberg.table import Table
+    from pyspark.sql import SparkSession
+
+log = logging.getLogger(__name__)
+
+SNAPSHOTS_STAY = timedelta(days=7)
+# Longer than any job may run (`RUN_TIMEOUT_SECONDS` of the operator: a day). Iceberg refuses less than a day.
+ORPHANS_STAY = timedelta(days=3)
+QUIET = timedelta(hours=1)
+# Files of one partition that are rewritten together, at least: fewer cost readers nothing worth a rewrite.
+MIN_FILES = 5
+_CONFLICTS = ("ValidationException", "CommitFailedException", "CommitStateUnknownException")
+
+
+class MaintenanceError(TrilakeError):
+    """The upkeep of some tables failed; that of all others was done."""
+
+
+@dataclass(frozen=True)
+class Upkeep:
+    """What was done to one table.
+
+    :param rewritten: data files that were replaced by larger ones; None: somebody writes to the table, it was left.
+    :param expired: snapshots; their files that no other snapshot has went with them.
+    :param orphans: files that no snapshot knew.
+    """
+
+    rewritten: int | None = 0
+    expired: int = 0
+    orphans: int = 0
+
+
+def keep_up(
+    spark: SparkSession,
+    endpoints: Endpoints,
+    *,
+    snapshots_stay: timedelta = SNAPSHOTS_STAY,
+    orphans_stay: timedelta = ORPHANS_STAY,
+    quiet: timedelta = QUIET,
+    tables: Iterable[str] | None = None,
+) -> dict[str, Upkeep]:
+    """Do the upkeep of tables, by default of all in the catalog. Gives what was done, by table.
+
+    :param tables: such as ``curated.flights``.
+    :raises MaintenanceError: of all tables where something failed, after the others were done.
+    """
+    catalog, ledger = open_catalog(endpoints.lake, endpoints.s3), Ledger(endpoints.lake)
+    done, failed = {}, {}
+    try:
+        names = [
+            ".".join(identifier)
+            for (namespace,) in catalog.list_namespaces()
+            for identifier in catalog.list_tables(namespace)
+        ]
+        for name in sorted(names if tables is None else tables):
+            try:
+                now = datetime.now(UTC)
+                rewritten = _rewrite(spark, name) if now - _written(load_table(catalog, name)) > quiet else None
+                # asked again after the rewrite, whose own snapshot is the current one from now on
+                old = expirable(load_table(catalog, name), ledger.publications(), now - snapshots_stay)
+                done[name] = Upkeep(rewritten, _expire(spark, name, old), _remove_orphans(spark, name, orphans_stay))
+            except Exception as e:  # one table's damage is no reason to leave the others
+                log.warning("The upkeep of %s failed", name, exc_info=True)
+                failed[name] = f"{type(e).__name__}: {str(e).splitlines()[0][:300]}"
+            else:
+                log.warning("%s: %s", name, done[name])
+    finally:
+        catalog.close()
+    if failed:
+        raise MaintenanceError(
+            "The upkeep failed of " + "; ".join(f"{name} ({why})" for name, why in failed.items()) + ".",
+            hint=f"That of {len(done)} other tables was done. The job's log has more.",
+        )
+    return done
+
+
+def expirable(table: Table, publications: Iterable[Publication], before: datetime) -> list[int]:
+    """The snapshots older than `before` that nobody needs: not current, and no publication's.
+
+    :param publications: all of the ledger, or those of this table's.
+    """
+    source = f"{ICEBERG_TABLE} {table.metadata.table_uuid}"
+    latest: dict[tuple[str, str], Publication] = {}
+    for publication in publications:
+        at = publication.table, publication.partition
+        if at not in latest or publication.fence > latest[at].fence:
+            latest[at] = publication
+    # rows of old do not say which table they came from: then its snapshot stays, whosever it is
+    needed = {p.snapshot_id for p in latest.values() if p.source in (source, ICEBERG_TABLE)}
+    needed |= {reference.snapshot_id for reference in table.refs().values()}
+    moment = before.timestamp() * 1000
+    return [s.snapshot_id for s in table.snapshots() if s.timestamp_ms < moment and s.snapshot_id not in needed]
+
+
+def _written(table: Table) -> datetime:
+    snapshot = table.current_snapshot()
+    return datetime.fromtimestamp(snapshot.timestamp_ms / 1000 if snapshot else 0, UTC)
+
+
+def _call(spark: SparkSession, procedure: str, name: str, arguments: str) -> list[Any]:
+    return spark.sql(f"CALL {CATALOG}.system.{procedure}(table => '{name}', {arguments})").collect()
+
+
+def _rewrite(spark: SparkSession, name: str) -> int | None:
+    try:
+        (row,) = _call(spark, "rewrite_data_files", name, f"options => map('min-input-files', '{MIN_FILES}')")
+    except Exception as e:
+        if not any(conflict in str(e) for conflict in _CONFLICTS):
+            raise
+        log.warning("%s was written to while its files were rewritten: they are left as they were", name)
+        return None
+    return int(row["rewritten_data_files_count"])
+
+
+def _expire(spark: SparkSession, name: str, snapshots: Sequence[int]) -> int:
+    """Exactly these: by age nothing expires."""
+    if snapshots:
+        ids = ", ".join(f"{snapshot}L" for snapshot in snapshots)
+        _call(spark, "expire_snapshots", name, f"older_than => TIMESTAMP '1970-01-02', snapshot_ids => array({ids})")
+    return len(snapshots)
+
+
+def _remove_orphans(spark: SparkSession, name: str, stay: timedelta) -> int:
+    moment = (datetime.now(UTC) - stay).strftime("%Y-%m-%d %H:%M:%S")
+    return len(_call(spark, "remove_orphan_files", name, f"older_than => TIMESTAMP '{moment}'"))
+
+
+def main(arguments: Sequence[str]) -> Mapping[str, Upkeep]:
+    """The job. Its result (see `write_result`) has what was done below ``tables``."""
+    parser = argparse.ArgumentParser(description="Upkeep of the lake's tables")
+    parser.add_argument("--snapshot-days", type=float, default=SNAPSHOTS_STAY.days, help="how long snapshots stay")
+    parser.add_argument("--run", default="by hand", help="who asked for it")
+    parser.add_argument("--result", default="", help="s3:// address for what was done, as JSON")
+    options = parser.parse_args(list(arguments))
+    endpoints = Endpoints.from_environment()
+    spark = build_session(endpoints, "lake maintenance")
+    try:
+        done = keep_up(spark, endpoints, snapshots_stay=timedelta(days=options.snapshot_days))
+        if options.result:
+            write_result(endpoints, options.result, {"tables": {name: asdict(upkeep) for name, upkeep in done.items()}})
+        return done
+    finally:
+        spark.stop()

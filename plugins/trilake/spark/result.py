@@ -1,0 +1,16 @@
+"""What a job tells whoever submitted it: a JSON object in S3, at the address that ``--result`` gives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from trilake import s3
+from trilake.endpoints import Endpoints
+
+
+def write_result(endpoints: Endpoints, address: str, document: Mapping[str, Any]) -> None:
+    """:param address: ``s3://bucket/key``."""
+    bucket, _, key = address.removeprefix("s3://").partition("/")
+    s3.client(endpoints.s3).put_object(Bucket=bucket, Key=key, Body=json.dumps(document).encode())

@@ -1,0 +1,61 @@
+"""What the corpus' test does inside a driver: see `spark_session.py`. A data set a case."""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import cases
+from cases import Case
+
+from trilake import s3
+from trilake.endpoints import Endpoints
+from trilake.errors import TrilakeError
+from trilake.lake import DataSet
+from trilake.lake.data_set import RAW_BUCKET
+from trilake.spark.job import Job
+
+
+def run_cases(spark: Any) -> Any:
+    return {name: run(spark, case) for name, case in cases.cases()}
+
+
+def run_long_line(spark: Any) -> Any:
+    return run(spark, cases.long_line())
+
+
+def run_flood(spark: Any, files: str) -> Any:
+    return run(spark, cases.flood(int(files)))
+
+
+def run(spark: Any, case: Case) -> Any:
+    """What came of it: the error, or counts and rows as they lie in the lake."""
+    endpoints = Endpoints.from_environment()
+    store = s3.client(endpoints.s3)
+    data_set = DataSet(f"t_{secrets.token_hex(4)}", grain="month", date="d", shard_by="k")
+
+    def put(item: tuple[str, bytes]) -> None:
+        store.put_object(Bucket=RAW_BUCKET, Key=data_set.raw_key(cases.MONTH, item[0]), Body=item[1])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(put, case.objects.items()))
+    arguments = ["--data-set", data_set.to_json(), "--start", cases.MONTH, "--run", "corpus"]
+    told: dict[str, Any] = {"refused": None}
+    with Job(arguments, endpoints=endpoints, spark=spark) as job:
+        try:
+            batch = job.read(cases.SCHEMA)
+            for item in case.changed.items():
+                put(item)
+            told["counts"] = vars(job.commit(batch.rows, batch).counts[cases.MONTH])
+        except TrilakeError as e:
+            told["refused"] = str(e)
+        there = spark.catalog.tableExists(f"lake.{data_set.curated}")
+        told["curated"] = sorted(row.k for row in job.table(data_set).select("k").collect()) if there else []
+        refused = spark.table(f"lake.{data_set.quarantine}").collect() if there else []
+        told["reasons"] = Counter(row.reason for row in refused)
+        told["kept"] = [[row.file.removeprefix(data_set.raw_key(cases.MONTH)), row.raw] for row in refused]
+    for table in (data_set.curated, data_set.quarantine):
+        spark.sql(f"DROP TABLE IF EXISTS lake.{table} PURGE")
+    return told

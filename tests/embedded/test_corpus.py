@@ -1,0 +1,53 @@
+"""Bad input is refused with the object named, or quarantined with reason and text; all rows are accounted for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cases
+import pytest
+import spark_session
+from cases import Case
+from running_platform import Platform
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(spark_session.TIMEOUT_S)]
+CASES = dict(cases.cases())
+
+
+@pytest.fixture(scope="module")
+def outcomes(platform: Platform) -> dict[str, Any]:
+    told, _ = spark_session.run(platform, "corpus_work:run_cases")
+    return dict(told)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_case_of_the_corpus(outcomes: dict[str, Any], name: str) -> None:
+    hold(CASES[name], outcomes[name])
+
+
+def test_a_line_of_100_mb_is_a_line(platform: Platform) -> None:
+    told, _ = spark_session.run(platform, "corpus_work:run_long_line")
+    hold(cases.long_line(), told)
+
+
+def test_a_flood_of_tiny_files_is_read_whole(platform: Platform) -> None:
+    told, _ = spark_session.run(platform, "corpus_work:run_flood", "10000")
+    hold(cases.flood(), told)
+
+
+def hold(case: Case, told: Any) -> None:
+    if case.refused:
+        assert case.refused in (told["refused"] or "nothing was refused")
+        assert (told["curated"], told["reasons"]) == ([], {})
+        return
+    assert told["refused"] is None
+    assert told["counts"] == {
+        "rows_in": case.rows,
+        "curated": len(case.curated),
+        "quarantined": sum(case.quarantined.values()),
+        "duplicates": case.duplicates,
+    }
+    assert (told["curated"], told["reasons"]) == (sorted(case.curated), dict(case.quarantined))
+    for file, raw in told["kept"]:
+        content = case.objects[file].decode("utf-8", errors="replace").replace("\r\n", "\n")
+        assert raw in content.split("\n"), file
