@@ -32,7 +32,8 @@ def problem(process: str, env: Mapping[str, str]) -> str:
         return _problem_of_url("127.0.0.1", SCHEDULER_HEALTH_PORT, "/health")
     with connect(metadata(env)) as connection, connection.cursor() as cursor:
         cursor.execute(
-            "SELECT extract(epoch FROM now() - max(latest_heartbeat)) FROM job WHERE job_type = %s AND state = 'running'",
+            "SELECT extract(epoch FROM now() - max(latest_heartbeat)) FROM job "
+            "WHERE job_type = %s AND state = 'running'",
             (JOBS[process],),
         )
         row = cursor.fetchone()

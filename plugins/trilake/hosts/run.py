@@ -15,12 +15,13 @@ from trilake.hosts.connections import as_environment, connections
 
 
 def environment(env: Mapping[str, str]) -> dict[str, str]:
-    """What the command is given beside what is there.
+    """What the command is given beside what is there: connections where ``TRILAKE_CONNECTIONS`` says whose, and
+    Airflow's settings where its keys are.
 
-    :raises EnvironmentFileError: a secret that this container was given others of is missing; names the variable.
+    :raises EnvironmentFileError: a secret is missing; names the variable.
     """
     found: dict[str, str] = {}
-    if "S3_AIRFLOW_SECRET" in env:
+    if "TRILAKE_CONNECTIONS" in env:
         found |= as_environment(connections(env, "airflow"))
     if "AIRFLOW_FERNET_KEY" in env:
         found |= airflow.settings(env)

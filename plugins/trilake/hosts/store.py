@@ -151,7 +151,7 @@ def _administer(root: S3Endpoint, path: str, body: bytes = b"") -> bytes:
         connection.close()
     if answer.status >= 300:
         raise StoreError(
-            f"The S3 gateway refused {path.split('?')[0]} for {root.access_key_id} ({answer.status}: "
+            f"The S3 gateway refused {path.partition('?')[0]} for {root.access_key_id} ({answer.status}: "
             f"{_message(text)}).",
             hint="S3_ROOT_SECRET has to be the one that the service s3 was started with.",
         )
