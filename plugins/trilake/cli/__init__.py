@@ -223,6 +223,22 @@ def env(
         environment.write(file, hosts=addresses, subnet=subnet)
 
 
+@app.command()
+def overlay(
+    name: Annotated[str, typer.Argument(help="Of k8s/overlays.")],
+    into: Annotated[Path, typer.Argument(help="The folder to be made, or made anew.")],
+    k8s: Annotated[Path, typer.Option(help="What it is made from.")] = Path("k8s"),
+    file: Annotated[Path | None, typer.Option(help="A .env; by default this process' environment.")] = None,
+) -> None:
+    """Write k8s/ with the hosts' addresses and the jobs' connections of .env, for `kubectl apply -k` on vps_2."""
+    import os
+
+    from trilake.hosts import environment
+    from trilake.hosts.overlay import write_overlay
+
+    print(write_overlay(k8s, name, environment.read(file) if file else os.environ, into))
+
+
 @jobs_app.command("push")
 def jobs_push() -> None:
     """Put the jobs' code into S3 and make it the current version, for runs that start from now on."""
