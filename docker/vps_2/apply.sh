@@ -10,11 +10,10 @@ overlay=$1 written=$2 server=$3
 
 # Until it goes well, or until there is no more point: what was said last is then shown.
 try() {
-  what=$1 left=${PATIENCE_S:-300}
+  what=$1 deadline=$(($(date +%s) + ${PATIENCE_S:-300}))
   shift
   until said=$("$@" 2>&1); do
-    left=$((left - 2))
-    if [ "$left" -le 0 ]; then
+    if [ "$(date +%s)" -ge "$deadline" ]; then
       echo "$what, even after ${PATIENCE_S:-300} s: $said" >&2
       exit 1
     fi
