@@ -6,6 +6,7 @@ Every command imports what it needs when it is called: ``trilake --help`` answer
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -196,6 +197,30 @@ def publications(
     from trilake.cli import ledger
 
     ledger.publications(_endpoints(), finish=finish, clean=clean, as_json=json)
+
+
+@app.command()
+def env(
+    file: Annotated[Path, typer.Option(help="Where it is.")] = Path(".env"),
+    hosts: Annotated[str, typer.Option(help="Private addresses of vps_1, vps_2 and vps_3, with commas.")] = "",
+    subnet: Annotated[str, typer.Option(help="Of the replica, if there are no hosts.")] = "10.77.0.0/24",
+    check: Annotated[bool, typer.Option("--check", help="Write nothing: say whether what is there is whole.")] = False,
+    part: Annotated[str, typer.Option(help="Write nothing: print what a host (vps_1, vps_2, vps_3) needs.")] = "",
+) -> None:
+    """Write .env for the hosts or their replica, once, with random secrets. It is never written over."""
+    from trilake.cli import environment
+
+    addresses = [address.strip() for address in hosts.split(",")] if hosts else []
+    if addresses and len(addresses) != 3:
+        raise typer.BadParameter("takes three addresses", param_hint="--hosts")
+    if part not in ("", "vps_1", "vps_2", "vps_3"):
+        raise typer.BadParameter("is one of vps_1, vps_2, vps_3", param_hint="--part")
+    if check:
+        environment.check(file, part or None)
+    elif part:
+        environment.show(file, part)
+    else:
+        environment.write(file, hosts=addresses, subnet=subnet)
 
 
 @jobs_app.command("push")
