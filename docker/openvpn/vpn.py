@@ -135,10 +135,15 @@ def _number(folder: Path) -> int:
 
 
 def _clear(number: int) -> None:
-    """Remove what is neither current nor the one before (somebody may be reading it)."""
+    """Remove every state but that one: what a killed change left, and what lies there of keys delivered or revoked."""
     for folder in PKI.glob("state-*"):
-        if folder.suffix == ".part" or _number(folder) not in (number, number - 1):
+        if folder.name != f"state-{number}":
             shutil.rmtree(folder)
+
+
+def tidy() -> None:
+    with locked(PKI / "lock"):
+        _clear(_number(CURRENT.resolve()))
 
 
 @contextmanager
@@ -164,7 +169,6 @@ def change() -> Iterator[State]:
         os.sync()
         link.replace(CURRENT)
         os.sync()
-        _clear(before + 1)
 
 
 # --- what `trilake vpn` asks for -------------------------------------------------------------------------------------
@@ -282,6 +286,7 @@ def delivered(name: str) -> dict[str, Any]:
         person["delivered"] = True
         for file in state.secrets(person["cn"]):
             file.unlink(missing_ok=True)
+    tidy()
     return person
 
 
@@ -437,7 +442,7 @@ persist-tun
 user nobody
 group nogroup
 management {MANAGEMENT} unix
-verb 3
+verb 2
 """
 
 
@@ -467,6 +472,7 @@ def serve() -> int:
                 print(f"vpn: {cn} is not valid: its session is ended", flush=True)
             if (name := CURRENT.resolve().name) != looked_at or time.monotonic() > look_again:
                 looked_at, look_again = name, time.monotonic() + RENEW_SECONDS
+                tidy()
                 if current().crl_expires() - now() < timedelta(days=CRL_LEFT_DAYS):
                     print(f"vpn: revocation list renewed, until {renew_crl()['crl_expires_at']}", flush=True)
         except (OSError, VpnError) as e:  # the server goes on; the next round tries again
