@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """The VPN of vps-1: its certificates and the server itself. Called by `trilake vpn`; answers in JSON.
 
-All there is to know lies in one folder, ``/pki/current``: easy-rsa's PKI, ``people.json``, a file for each profile that
-may connect (``ccd/``), the revocation list. A change is made in a copy of it, and one rename of a link makes the copy the
-current one: whoever is killed on the way has changed nothing, and the next change removes what he left.
+All there is to know lies in one folder, ``/pki/current``: easy-rsa's PKI, ``people.json``, a file for each profile
+that may connect (``ccd/``), the revocation list. A change is made in a copy of it, and one rename of a link makes the
+copy the current one: whoever is killed on the way has changed nothing, and the next change removes what he left.
 
-A profile's common name is ``<name>.<number>``: a name can be given anew, and a session still tells which profile it has.
+A profile's common name is ``<name>.<number>``: a name can be given anew, and a session tells which profile it has.
 A session of a profile that is not valid (any more) is ended, by the one who revokes and by the server's own watch.
 """
 
@@ -64,8 +64,7 @@ class State:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        file = folder / "people.json"
-        self.people: list[dict[str, Any]] = json.loads(file.read_text()) if file.exists() else []
+        self.people: list[dict[str, Any]] = json.loads((folder / "people.json").read_text())
 
     @property
     def valid(self) -> dict[str, dict[str, Any]]:
@@ -104,9 +103,8 @@ class State:
 def run(*command: str, **environment: str) -> str:
     """What a program said; its last words, if it fails."""
     settings = {"EASYRSA_BATCH": "1", "EASYRSA_ALGO": "ec", "EASYRSA_CURVE": "secp384r1", "EASYRSA_DIGEST": "sha384"}
-    done = subprocess.run(
-        command, env={**os.environ, **settings, **environment}, stdin=subprocess.DEVNULL, capture_output=True, text=True
-    )
+    settings = {**os.environ, **settings, **environment}
+    done = subprocess.run(command, env=settings, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
         words = " ".join((done.stdout + done.stderr).split())[-400:]
         raise VpnError(f"{Path(command[0]).name} {command[1]} failed: {words}")
@@ -117,17 +115,20 @@ def run(*command: str, **environment: str) -> str:
 
 
 @contextmanager
-def locked(file: Path) -> Iterator[None]:
-    """One at a time; a lock goes with its process."""
+def locked(file: Path, how: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """One at a time, or readers among themselves; a lock goes with its process."""
     with file.open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, how)
         yield
 
 
-def current() -> State:
-    if not CURRENT.exists():
-        raise VpnError("There is no PKI yet: `trilake vpn init` makes one.")
-    return State(CURRENT.resolve())
+@contextmanager
+def current() -> Iterator[State]:
+    """The state, which stays while it is read."""
+    with locked(PKI / "lock", fcntl.LOCK_SH):
+        if not CURRENT.exists():
+            raise VpnError("There is no PKI yet: `trilake vpn init` makes one.")
+        yield State(CURRENT.resolve())
 
 
 def _number(folder: Path) -> int:
@@ -157,6 +158,7 @@ def change() -> Iterator[State]:
             shutil.copytree(CURRENT.resolve(), part)
         else:
             part.mkdir()
+            (part / "people.json").write_text("[]")
         state = State(part)
         yield state
         state.save()
@@ -183,14 +185,13 @@ def init() -> dict[str, Any]:
             if not (state.folder / "ca.crt").exists():  # else another one was first
                 _make(state)
                 made = True
-    state = current()
-    return {
-        "made": made,
-        "fingerprint": run("openssl", "x509", "-in", str(state.folder / "ca.crt"), "-noout", "-fingerprint", "-sha256")
-        .strip()
-        .partition("=")[2],
-        "crl_expires_at": state.crl_expires().isoformat(),
-    }
+    with current() as state:
+        told = run("openssl", "x509", "-in", str(state.folder / "ca.crt"), "-noout", "-fingerprint", "-sha256")
+        return {
+            "made": made,
+            "fingerprint": told.strip().partition("=")[2],
+            "crl_expires_at": state.crl_expires().isoformat(),
+        }
 
 
 def _make(state: State) -> None:
@@ -209,7 +210,8 @@ def add(name: str, role: str, remote: str) -> dict[str, Any]:
         raise VpnError(f"{name!r} is no name for a profile: small letters, digits and -, at most 31, a letter first.")
     if role not in ROLES:
         raise VpnError(f"{role!r} is no role: it is one of {', '.join(ROLES)}.")
-    person = current().find(name)
+    with current() as state:
+        person = state.find(name)
     if person is None:
         with change() as state:
             person = state.find(name) or _issue(state, name, role)
@@ -220,7 +222,8 @@ def add(name: str, role: str, remote: str) -> dict[str, Any]:
         )
     if person["role"] != role:
         raise VpnError(f"{name} was added as {person['role']}: add it so, or `trilake vpn revoke {name}` first.")
-    return {**person, "profile": _profile(current(), person["cn"], remote)}
+    with current() as state:
+        return {**person, "profile": _profile(state, person["cn"], remote)}
 
 
 def _issue(state: State, name: str, role: str) -> dict[str, Any]:
@@ -292,17 +295,18 @@ def delivered(name: str) -> dict[str, Any]:
 
 def revoke(name: str) -> dict[str, Any]:
     """End a profile, and its session if it has one."""
-    known = [person for person in current().people if person["name"] == name]
+    with current() as state:
+        known = [person for person in state.people if person["name"] == name]
+        revoked = state.find(name)
     if not known:
         raise VpnError(f"There is no profile {name}: `trilake vpn list` shows all.")
-    revoked = current().find(name)
     if revoked is not None:
         with change() as state:
             revoked = state.find(name)
             if revoked is not None:  # else another one was first
                 _revoke(state, revoked)
-    # also when it was revoked before: whoever did it may have been killed before this
-    return {**(revoked or known[-1]), "cut": name in {cn.rpartition(".")[0] for cn in cut()}}
+    cut()  # also when it was revoked before: whoever did it may have been killed before this
+    return revoked or known[-1]
 
 
 def _revoke(state: State, person: dict[str, Any]) -> None:
@@ -317,7 +321,8 @@ def _revoke(state: State, person: dict[str, Any]) -> None:
 def people() -> list[dict[str, Any]]:
     """Every profile there was, and whether it is connected."""
     sessions = connected()
-    return [{**person, "connected_from": sessions.get(person["cn"])} for person in current().people]
+    with current() as state:
+        return [{**person, "connected_from": sessions.get(person["cn"])} for person in state.people]
 
 
 def renew_crl(days: int = CRL_DAYS) -> dict[str, Any]:
@@ -325,7 +330,7 @@ def renew_crl(days: int = CRL_DAYS) -> dict[str, Any]:
         if not (state.folder / "ca.crt").exists():
             raise VpnError("There is no PKI yet: `trilake vpn init` makes one.")
         state.renew_crl(days)
-    return {"crl_expires_at": current().crl_expires().isoformat()}
+        return {"crl_expires_at": state.crl_expires().isoformat()}
 
 
 # --- the server's sessions -------------------------------------------------------------------------------------------
@@ -373,7 +378,9 @@ def cut() -> list[str]:
     """End every session whose profile is not valid: their common names."""
     try:
         with management() as ask:
-            ended = [cn for cn in _sessions(ask) if cn not in current().valid]
+            sessions = _sessions(ask)  # before the profiles: one that comes meanwhile is none that is not valid
+            with current() as state:
+                ended = [cn for cn in sessions if cn not in state.valid]
             for cn in ended:
                 ask(f"kill {cn}")
             return ended
@@ -387,7 +394,8 @@ def check() -> dict[str, Any]:
         state = ask("state")[0]
     if ",CONNECTED," not in state:
         raise VpnError(f"OpenVPN is not ready: {state}")
-    expires = current().crl_expires()
+    with current() as pki:
+        expires = pki.crl_expires()
     if expires <= now():
         raise VpnError("The revocation list has expired, nobody gets in: `trilake vpn renew-crl`, and see the log.")
     return {"crl_expires_at": expires.isoformat()}
@@ -473,7 +481,9 @@ def serve() -> int:
             if (name := CURRENT.resolve().name) != looked_at or time.monotonic() > look_again:
                 looked_at, look_again = name, time.monotonic() + RENEW_SECONDS
                 tidy()
-                if current().crl_expires() - now() < timedelta(days=CRL_LEFT_DAYS):
+                with current() as pki:
+                    left = pki.crl_expires() - now()
+                if left < timedelta(days=CRL_LEFT_DAYS):
                     print(f"vpn: revocation list renewed, until {renew_crl()['crl_expires_at']}", flush=True)
         except (OSError, VpnError) as e:  # the server goes on; the next round tries again
             print(f"vpn: {e}", file=sys.stderr, flush=True)
