@@ -31,6 +31,10 @@ jobs_app = typer.Typer(help="The Spark jobs' code in S3.", no_args_is_help=True)
 app.add_typer(jobs_app, name="jobs")
 new_app = typer.Typer(help="Files to start from.", no_args_is_help=True)
 app.add_typer(new_app, name="new")
+vpn_app = typer.Typer(
+    help="Who may come in: the VPN of vps_1, on the host itself or in the replica.", no_args_is_help=True
+)
+app.add_typer(vpn_app, name="vpn")
 
 setup_app = typer.Typer(help="What vps_1 sets up of its own .env, whenever it comes up.", no_args_is_help=True)
 app.add_typer(setup_app, name="setup")
@@ -229,6 +233,22 @@ def env(
 
 
 @app.command()
+def overlay(
+    name: Annotated[str, typer.Argument(help="Of k8s/overlays.")],
+    into: Annotated[Path, typer.Argument(help="The folder to be made, or made anew.")],
+    k8s: Annotated[Path, typer.Option(help="What it is made from.")] = Path("k8s"),
+    file: Annotated[Path | None, typer.Option(help="A .env; by default this process' environment.")] = None,
+) -> None:
+    """Write k8s/ with the hosts' addresses and the jobs' connections of .env, for `kubectl apply -k` on vps_2."""
+    import os
+
+    from trilake.hosts import environment
+    from trilake.hosts.overlay import write_overlay
+
+    print(write_overlay(k8s, name, environment.read(file) if file else os.environ, into))
+
+
+@app.command()
 def deploy(
     check: Annotated[bool, typer.Option("--check", help="Deploy nothing: say whether it could be.")] = False,
 ) -> None:
@@ -304,3 +324,49 @@ def new_dataset(
     from trilake.embedded.home import find_project
 
     show(find_project(), name, grain)
+
+
+@vpn_app.command("init")
+def vpn_init(json: Json = False) -> None:
+    """Make the VPN's keys and certificates, if there are none (its container does so at its first start)."""
+    from trilake.cli import vpn
+
+    vpn.init(vpn.here(), as_json=json)
+
+
+@vpn_app.command("add")
+def vpn_add(
+    name: Annotated[str, typer.Argument(help="Of a person or an agent: small letters, digits and -.")],
+    role: Annotated[str, typer.Option(help="admin, engineer or agent: docs/network.md says who reaches what.")],
+    out: Annotated[Path | None, typer.Option(help="The file; by default NAME.ovpn here. Never written over.")] = None,
+    remote: Annotated[str, typer.Option(help="HOST[:PORT] of the VPN, if not as .env says.")] = "",
+    json: Json = False,
+) -> None:
+    """Make a profile: one file with all that OpenVPN needs, mode 600. Its keys are not kept."""
+    from trilake.cli import vpn
+
+    vpn.add(vpn.here(), name, role, file=out or Path(f"{name}.ovpn"), remote=remote, as_json=json)
+
+
+@vpn_app.command("revoke")
+def vpn_revoke(name: str, json: Json = False) -> None:
+    """End a profile and its session, at once."""
+    from trilake.cli import vpn
+
+    vpn.revoke(vpn.here(), name, as_json=json)
+
+
+@vpn_app.command("list")
+def vpn_list(json: Json = False) -> None:
+    """Show every profile: role, address, whether it holds, whether it is connected."""
+    from trilake.cli import vpn
+
+    vpn.show(vpn.here(), as_json=json)
+
+
+@vpn_app.command("renew-crl")
+def vpn_renew_crl(json: Json = False) -> None:
+    """Write a new revocation list. The container does so by itself long before the old one expires."""
+    from trilake.cli import vpn
+
+    vpn.renew_crl(vpn.here(), as_json=json)

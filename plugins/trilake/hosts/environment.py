@@ -66,6 +66,7 @@ VARIABLES = (
     Variable("CLICKHOUSE_ETL_PASSWORD_SHA256", "what ClickHouse itself is told of them", ("vps_3",), "digest"),
     Variable("CLICKHOUSE_AGENT_PASSWORD_SHA256", "", ("vps_3",), "digest"),
     Variable("CLICKHOUSE_BACKUP_PASSWORD_SHA256", "", ("vps_3",), "digest"),
+    Variable("K3S_TOKEN", "Kubernetes: with which a node joins", ("vps_2",)),
     Variable("CLICKHOUSE_INTERSERVER_SECRET", "ClickHouse: between the shards", ("vps_3",)),
 )
 
