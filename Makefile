@@ -69,6 +69,7 @@ lint: $(STAMP) ## ruff, mypy --strict, import layers
 .PHONY: lock
 lock: $(STAMP) ## Write the locks in docker/requirements/ from pyproject.toml; what is locked stays where it can
 	@$(LOCK) --extra airflow --extra spark --extra embedded --group dev -o docker/requirements/development.txt
+	@$(LOCK) --extra airflow --group build --constraint docker/requirements/development.txt -o docker/requirements/airflow.txt
 	@$(LOCK) --extra spark --constraint docker/requirements/development.txt -o docker/requirements/spark.txt
 
 .PHONY: bench

@@ -36,6 +36,9 @@ vpn_app = typer.Typer(
 )
 app.add_typer(vpn_app, name="vpn")
 
+setup_app = typer.Typer(help="What vps_1 sets up of its own .env, whenever it comes up.", no_args_is_help=True)
+app.add_typer(setup_app, name="setup")
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -182,13 +185,15 @@ def run(
 
 @app.command()
 def migrate(
-    plan: Annotated[bool, typer.Option("--plan", help="Only say what would be done.")] = False, json: Json = False
+    plan: Annotated[bool, typer.Option("--plan", help="Only say what would be done.")] = False,
+    wait: Annotated[int, typer.Option(min=0, help="Seconds to wait for servers that do not answer yet.")] = 0,
+    json: Json = False,
 ) -> None:
     """Apply the files of sql/ to PostgreSQL and to every shard of ClickHouse."""
     from trilake.cli import ledger
     from trilake.embedded.home import find_project
 
-    ledger.migrate(_endpoints(), find_project() / "sql", dry_run=plan, as_json=json)
+    ledger.migrate(_endpoints(), find_project() / "sql", dry_run=plan, wait=wait, as_json=json)
 
 
 @app.command()
@@ -225,6 +230,45 @@ def env(
         environment.show(file, part)
     else:
         environment.write(file, hosts=addresses, subnet=subnet)
+
+
+@app.command()
+def deploy(
+    check: Annotated[bool, typer.Option("--check", help="Deploy nothing: say whether it could be.")] = False,
+) -> None:
+    """Push the jobs' code and make the project's DAGs and SQL live under the same version. All or nothing."""
+    from trilake.cli.deploy import check as look_at
+    from trilake.cli.deploy import deploy as put_live
+    from trilake.embedded.home import find_project
+
+    if check:
+        look_at(find_project())
+    else:
+        put_live(_endpoints(), find_project())
+
+
+@setup_app.command("databases")
+def setup_databases() -> None:
+    """Databases and users of both PostgreSQL servers."""
+    from trilake.cli import setup
+
+    setup.databases()
+
+
+@setup_app.command("s3")
+def setup_s3() -> None:
+    """S3's identities, buckets, and who may do what in which."""
+    from trilake.cli import setup
+
+    setup.store()
+
+
+@setup_app.command("airflow")
+def setup_airflow() -> None:
+    """Airflow's database, and the password of its user admin."""
+    from trilake.cli import setup
+
+    setup.airflow()
 
 
 @jobs_app.command("push")

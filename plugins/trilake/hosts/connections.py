@@ -15,7 +15,7 @@ from trilake.endpoints import (
 )
 from trilake.hosts.environment import EnvironmentFileError
 
-Who = Literal["airflow", "spark", "root"]
+Who = Literal["airflow", "spark"]
 
 S3_PORT = 7070
 POSTGRES_PORT = 5432
@@ -34,7 +34,7 @@ NAMESPACE = "spark"
 
 
 def connections(env: Mapping[str, str], who: Who) -> dict[str, dict[str, Any]]:
-    """Connections by id, as `who` enters: Airflow's processes, Spark's pods, or who sets S3 up.
+    """Connections by id, as `who` enters: Airflow's processes or Spark's pods.
 
     :raises EnvironmentFileError: a secret is missing; names the variable.
     """

@@ -85,7 +85,8 @@ def replica_settings(subnet: str = REPLICA_SUBNET) -> dict[str, str]:
         raise EnvironmentFileError(f"{subnet!r} is no subnet ({e}).", hint="Name one like 10.77.0.0/24.") from None
     if network.num_addresses < 16 or not network.is_private:
         raise EnvironmentFileError(f"{subnet} is too small or public.", hint="Name one like 10.77.0.0/24.")
-    settings = {"TRILAKE_SUBNET": str(network)}
+    # a laptop's DAGs are those of the folder, as they are now; a host's are those that were deployed
+    settings = {"TRILAKE_SUBNET": str(network), "DAG_BUNDLE": "folder"}
     for host, last in _REPLICA_LAST_BYTES.items():
         settings[f"{host.upper()}_ADDRESS"] = str(network[last])
         settings[f"{host.upper()}_NETWORK"] = f"service:{host}"
