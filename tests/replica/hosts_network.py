@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -14,6 +12,7 @@ from pathlib import Path
 
 from flows import HOSTS, PROJECT, table
 
+from trilake.hosts import environment
 from trilake.hosts.vpn import Vpn
 
 HOST_IMAGE = "trilake/host:0.1.0"
@@ -161,13 +160,10 @@ def running(project: str) -> Iterator[Network]:
 def holders_and_vpn(project: str, subnet: str, folder: Path) -> Iterator[Network]:
     """The holders and the VPN, of the compose files of the whole, and listeners at every port of the table."""
     env = folder / ".env"
-    subprocess.run(
-        [sys.executable, "-m", "trilake.cli", "env", "--file", env, "--subnet", subnet], check=True, cwd=PROJECT
-    )
+    environment.write(env, environment.replica_settings(subnet))
     with env.open("a") as file:
         file.write(f"VPN_PORT=0\nUI_PORT=0\nCOMPOSE_PROJECT_NAME={project}\n")  # 0: one that is free
     compose = ["compose", "--project-directory", str(PROJECT), "--env-file", str(env), "-p", project]
-    os.environ.pop("COMPOSE_FILE", None)
     network = None
     try:
         docker(*compose, "up", "-d", "--wait", "vps_1", "vps_2", "vps_3", "openvpn", seconds=UP_SECONDS)

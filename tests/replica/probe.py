@@ -13,6 +13,7 @@ import json
 import select
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 # Everything is on one machine: an answer takes milliseconds. A SYN that was dropped is sent again after one second.
 SECONDS = 2.2
@@ -21,11 +22,10 @@ SCAN_SECONDS = 1.3
 
 
 class Echo(asyncio.DatagramProtocol):
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: asyncio.DatagramTransport) -> None:  # type: ignore[override]
         self.transport = transport
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        assert isinstance(self.transport, asyncio.DatagramTransport)
         self.transport.sendto(data, addr)
 
 
@@ -73,6 +73,7 @@ async def try_udp(address: str, port: int) -> str:
 
 
 async def attempt(targets: list[tuple[str, str, int]]) -> list[str]:
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(max_workers=128))
     tries = {"tcp": try_tcp, "udp": try_udp}
     return list(await asyncio.gather(*(tries[protocol](address, port) for address, protocol, port in targets)))
 
