@@ -1,0 +1,65 @@
+"""The three hosts in containers: those of the project that TRILAKE_REPLICA names, or holders and VPN of our own.
+
+Our own take COMPOSE_PROJECT_NAME and TRILAKE_SUBNET from the environment, so that several can be on one machine.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from hosts_network import Container, Network, holders_and_vpn, running, why_no_docker
+from vpn_client import Client
+
+REPLICA = os.environ.get("TRILAKE_REPLICA", "")
+OWN_PROJECT = "trilake-test"
+OWN_SUBNET = "10.77.250.0/24"
+
+
+def pytest_report_header() -> str:
+    why = why_no_docker()
+    return f"replica: {f'skipped, {why}' if why else REPLICA or 'holders and VPN of our own'}"
+
+
+@pytest.fixture(scope="session")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
+    if why := why_no_docker():
+        pytest.skip(why)
+    if REPLICA:
+        with running(REPLICA) as found:
+            yield found
+        return
+    project = os.environ.get("COMPOSE_PROJECT_NAME", OWN_PROJECT)
+    subnet = os.environ.get("TRILAKE_SUBNET", OWN_SUBNET)
+    with holders_and_vpn(project, subnet, tmp_path_factory.mktemp("replica")) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def outside(network: Network) -> Container:
+    """Somebody beside vps-1's public address, who knows the private addresses and tries them through vps-1."""
+    somebody = network.container(network.edge, "--ulimit", "nofile=40000")
+    for address in network.address.values():
+        network.ip(somebody.id, "route", "add", address, "via", network.edge_address)
+    return somebody
+
+
+@pytest.fixture(scope="session")
+def inside(network: Network) -> dict[str, Container]:
+    """In each host's network, by host."""
+    return {host: network.on(host) for host in network.address}
+
+
+@pytest.fixture
+def client(network: Network) -> Iterator[Client]:
+    one = Client(network)
+    yield one
+    one.end()
+
+
+@pytest.fixture
+def another_client(network: Network) -> Iterator[Client]:
+    one = Client(network)
+    yield one
+    one.end()
