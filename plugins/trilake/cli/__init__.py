@@ -263,6 +263,18 @@ def deploy(
         put_live(_endpoints(), find_project())
 
 
+@app.command()
+def replica(
+    down: Annotated[bool, typer.Option("--down", help="End it; its data is kept.")] = False,
+) -> None:
+    """Start the three hosts' replica in Docker, or what of it does not run, and wait until all is well."""
+    from trilake.cli.replica import down as end
+    from trilake.cli.replica import up as start
+    from trilake.embedded.home import find_project
+
+    (end if down else start)(find_project())
+
+
 @setup_app.command("databases")
 def setup_databases() -> None:
     """Databases and users of both PostgreSQL servers."""
