@@ -37,7 +37,8 @@ version = sys.argv[2] if len(sys.argv) > 2 else None
 bundle = GitDagBundle(**arguments, version=version)
 bundle.initialize()
 file = Path(bundle.path) / "orders.py"
-print("\\nbundle:", version or bundle.get_current_version(), of_bundle(str(file)), len(file.read_text()))
+current = version or bundle.get_current_version()
+print("\\nbundle:", getattr(current, "version", current), of_bundle(str(file)), len(file.read_text()))
 """
 
 
