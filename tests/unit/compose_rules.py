@@ -42,7 +42,7 @@ def read(text: str) -> dict[str, Any]:
 
 
 def variables(text: str) -> Iterator[tuple[str, str]]:
-    """Each use of a variable: its name, and what stands if it is not set (`:-...`, `:?...`, or nothing)."""
+    """Each use of a variable: its name, and what stands if it is not set (`:-...`, `:?...`, `-`, or nothing)."""
     for line in text.splitlines():
         if not line.lstrip().startswith("#"):
             yield from ((m["name"], m["rest"] or "") for m in _VARIABLE.finditer(line))
@@ -56,7 +56,7 @@ def problems(text: str, exempt: dict[str, dict[str, str]] = EXEMPT) -> list[str]
         found += [f"{name}: {rule}: {what}" for rule, what in broken.items()]
     required = {name for name, rest in variables(text) if rest.startswith(":?")}
     for name, rest in variables(text):
-        if _SECRET.search(name) and (rest.startswith((":-", "-")) or name not in required):
+        if _SECRET.search(name) and (re.match(":?-.", rest) or name not in required):
             found.append(f"{name}: secret: has a default, or is nowhere required with a message")
     return found
 
