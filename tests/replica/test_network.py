@@ -62,6 +62,12 @@ def test_no_tcp_port_answers_from_outside(network: Network, outside: Container, 
     assert json.loads(outside.run("python3", "-c", PROBE, "scan", address, seconds=120)) == []
 
 
+def test_the_scan_sees_who_refuses(network: Network, inside: dict[str, Container]) -> None:
+    """A host sees all of its own ports: they are open or refuse. So silence elsewhere is the rules' doing."""
+    told = inside["vps-3"].run("python3", "-c", PROBE, "scan", network.address["vps-3"], seconds=120)
+    assert json.loads(told) == list(range(1, 65536))
+
+
 def test_no_known_udp_port_answers_from_outside(network: Network, outside: Container) -> None:
     addresses = (network.edge_address, *network.address.values())
     assert outside.reached([(address, "udp", port) for address in addresses for port in {*UDP, *PORTS}]) == set()
