@@ -38,6 +38,16 @@ clean: down ## End the platform and remove its data (.trilake) and what tools le
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist
 	@find dags plugins spark_jobs tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
+##@ The three hosts on this machine, in Docker
+
+.PHONY: replica
+replica: $(STAMP) ## Build, start and set up the replica; what runs is left alone
+	@$(BIN)/trilake replica
+
+.PHONY: replica-down
+replica-down: ## End the replica's containers; its data is kept
+	@if [ -x $(BIN)/trilake ]; then $(BIN)/trilake replica --down; fi
+
 ##@ Working on it
 
 .PHONY: setup

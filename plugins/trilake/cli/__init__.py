@@ -233,6 +233,22 @@ def env(
 
 
 @app.command()
+def overlay(
+    name: Annotated[str, typer.Argument(help="Of k8s/overlays.")],
+    into: Annotated[Path, typer.Argument(help="The folder to be made, or made anew.")],
+    k8s: Annotated[Path, typer.Option(help="What it is made from.")] = Path("k8s"),
+    file: Annotated[Path | None, typer.Option(help="A .env; by default this process' environment.")] = None,
+) -> None:
+    """Write k8s/ with the hosts' addresses and the jobs' connections of .env, for `kubectl apply -k` on vps_2."""
+    import os
+
+    from trilake.hosts import environment
+    from trilake.hosts.overlay import write_overlay
+
+    print(write_overlay(k8s, name, environment.read(file) if file else os.environ, into))
+
+
+@app.command()
 def deploy(
     check: Annotated[bool, typer.Option("--check", help="Deploy nothing: say whether it could be.")] = False,
 ) -> None:
@@ -245,6 +261,18 @@ def deploy(
         look_at(find_project())
     else:
         put_live(_endpoints(), find_project())
+
+
+@app.command()
+def replica(
+    down: Annotated[bool, typer.Option("--down", help="End it; its data is kept.")] = False,
+) -> None:
+    """Start the three hosts' replica in Docker, or what of it does not run, and wait until all is well."""
+    from trilake.cli.replica import down as end
+    from trilake.cli.replica import up as start
+    from trilake.embedded.home import find_project
+
+    (end if down else start)(find_project())
 
 
 @setup_app.command("databases")

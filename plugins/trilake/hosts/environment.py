@@ -61,11 +61,12 @@ VARIABLES = (
     Variable("S3_CLICKHOUSE_SECRET", "S3: key clickhouse", ("vps_1", "vps_3")),
     Variable("S3_AGENTS_SECRET", "S3: key agents"),
     Variable("CLICKHOUSE_ETL_PASSWORD", "ClickHouse: user etl_writer (Airflow, Spark)"),
-    Variable("CLICKHOUSE_AGENT_PASSWORD", "ClickHouse: user agent_ro (agents, readers)"),
-    Variable("CLICKHOUSE_BACKUP_PASSWORD", "ClickHouse: user backup"),
+    Variable("CLICKHOUSE_AGENT_PASSWORD", "ClickHouse: user agent_ro (for agents and readers; no host has it)", ()),
+    Variable("CLICKHOUSE_BACKUP_PASSWORD", "ClickHouse: user backup (for who orders one; no host has it)", ()),
     Variable("CLICKHOUSE_ETL_PASSWORD_SHA256", "what ClickHouse itself is told of them", ("vps_3",), "digest"),
     Variable("CLICKHOUSE_AGENT_PASSWORD_SHA256", "", ("vps_3",), "digest"),
     Variable("CLICKHOUSE_BACKUP_PASSWORD_SHA256", "", ("vps_3",), "digest"),
+    Variable("K3S_TOKEN", "Kubernetes: with which a node joins", ("vps_2",)),
     Variable("CLICKHOUSE_INTERSERVER_SECRET", "ClickHouse: between the shards", ("vps_3",)),
 )
 
