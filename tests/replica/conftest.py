@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
 
 import pytest
-from hosts_network import Container, Network, holders_and_vpn, running, why_no_docker
+from hosts_network import Container, Network, await_true, holders_and_vpn, running, why_no_docker
 from vpn_client import Client
+from whole_replica import FLIGHTS, HEALTHY_S, REFERENCE, REPORT, Replica, known
 
 REPLICA = os.environ.get("TRILAKE_REPLICA", "")
 OWN_PROJECT = "trilake-test"
@@ -63,3 +66,29 @@ def another_client(network: Network) -> Iterator[Client]:
     one = Client(network)
     yield one
     one.end()
+
+
+@pytest.fixture(scope="session")
+def replica() -> Replica:
+    """All of it, as `make replica` leaves it: what it keeps is the tests' from here on."""
+    if why := why_no_docker():
+        pytest.skip(why)
+    if not REPLICA:
+        pytest.skip("TRILAKE_REPLICA names no replica that runs: `make replica`, then its Compose project's name")
+    found = Replica(REPLICA)
+    found.await_healthy()
+    await_true(lambda: known(found), HEALTHY_S, "Airflow to know the DAGs")
+    print(found.run_inside("overall_views"))
+    return found
+
+
+@pytest.fixture(scope="session")
+def flights(replica: Replica) -> dict[str, Any]:
+    """What the replica holds when the reference tables and a year of flights have gone through it."""
+    replica.await_end(REFERENCE, replica.start_reference())
+    began = datetime.now(UTC)
+    with replica.api() as api:
+        api.unpause(REPORT)
+    replica.await_end(FLIGHTS, replica.start(FLIGHTS, {"start": "2013-01", "end": "2013-12"}))
+    replica.await_end(REPORT, replica.appears(REPORT, began))
+    return replica.held()

@@ -6,7 +6,7 @@ local tables, this server's as they are and the others' by their HTTP address.
 
 from __future__ import annotations
 
-from trilake.clickhouse.cluster import Cluster, Statement, quote_name, quote_text
+from trilake.clickhouse.cluster import ClickHouseError, Cluster, Statement, quote_name, quote_text
 from trilake.endpoints import ClickHouseShard, Endpoints
 
 endpoint = Endpoints.from_environment().clickhouse
@@ -22,16 +22,22 @@ def part(table: str, shard: ClickHouseShard, here: ClickHouseShard) -> str:
 
 
 with Cluster(endpoint) as cluster:
+    database = quote_text(endpoint.database)
     described = cluster.any_host(
         Statement(
-            "SELECT t.name, arrayStringConcat(groupArray(concat(c.name, ' ', c.type)), ', ') FROM system.tables AS t "
-            f"JOIN (SELECT * FROM system.columns ORDER BY position) AS c ON c.database = t.database "
-            f"AND c.table = t.name WHERE t.database = {quote_text(endpoint.database)} AND t.engine = 'Distributed' "
-            "GROUP BY t.name"
+            "SELECT table, arrayStringConcat(arrayMap(c -> c.2, arraySort(groupArray((position, name || ' ' || type)))),"
+            f" ', ') FROM system.columns WHERE database = {database} AND table IN "
+            f"(SELECT name FROM system.tables WHERE database = {database} AND engine = 'Distributed') GROUP BY table"
         )
     )
     structure = {str(name): str(columns) for name, columns in described}
     for table in structure:
+        try:
+            cluster.any_host(Statement(f"SELECT count() FROM {quote_name(endpoint.database)}.{quote_name(table)}"))
+        except ClickHouseError:
+            pass
+        else:
+            continue  # a server that has the protocol keeps its table
         over_all = f"{quote_name(endpoint.database)}.{quote_name(table)}"
         cluster.every_host(
             lambda client, here, table=table, over_all=over_all: [
