@@ -21,7 +21,7 @@ from vpn_client import Client, profile_of
 from trilake.hosts.vpn import VpnError
 
 NOBODY = 65534
-KILLS = 6
+KILLS = 5
 _numbers = count(1)
 
 
@@ -116,6 +116,15 @@ def test_a_profile_with_a_key_of_somebody_else_is_refused(
 
     assert client.is_refused(wrong)
     client.connect(mine)
+
+
+def test_a_client_that_has_tls_1_2_alone_is_refused(
+    network: Network, client: Client, tmp_path: Path, name: str
+) -> None:
+    profile = profile_of(network, tmp_path, name, "agent")
+    assert "tls-version-min 1.3" in profile
+
+    assert client.is_refused(profile.replace("tls-version-min 1.3", "tls-version-max 1.2"))
 
 
 SELF_SIGNED = (
@@ -222,12 +231,12 @@ def test_who_is_killed_anywhere_while_he_changes_the_pki_calls_again(
 
     profile = ""
     for step in range(KILLS):
-        killed(0.05 + 0.2 * step, "add", name, "engineer")
+        killed(0.05 + 0.25 * step, "add", name, "engineer")
         file = tmp_path / f"{step}.ovpn"
         network.vpn.add(name, "engineer", file, remote=f"{network.edge_address}:1194")
         profile = file.read_text()
         if step < KILLS - 1:
-            killed(0.05 + 0.2 * step, "revoke", name)
+            killed(0.05 + 0.25 * step, "revoke", name)
             network.vpn.revoke(name)
 
     client.connect(profile)
