@@ -25,8 +25,9 @@ with Cluster(endpoint) as cluster:
     database = quote_text(endpoint.database)
     described = cluster.any_host(
         Statement(
-            "SELECT table, arrayStringConcat(arrayMap(c -> c.2, arraySort(groupArray((position, name || ' ' || type)))),"
-            f" ', ') FROM system.columns WHERE database = {database} AND table IN "
+            "WITH arraySort(groupArray((position, name || ' ' || type))) AS columns "
+            "SELECT table, arrayStringConcat(arrayMap(c -> c.2, columns), ', ') "
+            f"FROM system.columns WHERE database = {database} AND table IN "
             f"(SELECT name FROM system.tables WHERE database = {database} AND engine = 'Distributed') GROUP BY table"
         )
     )
