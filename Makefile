@@ -69,6 +69,10 @@ test-schedules: $(STAMP) ## 1,000 new schedules of publishers that die, wait and
 test-kubernetes: $(STAMP) ## What needs a real Kubernetes, on the one that KUBECONFIG names; FULL=1: what takes long too
 	@$(BIN)/python -m pytest --timeout 900 $(if $(FULL),,-m "not full") tests/kubernetes $(PYTEST)
 
+.PHONY: test-replica
+test-replica: $(STAMP) ## What needs Docker: network and VPN; TRILAKE_REPLICA=<project>: a whole replica that runs, too
+	@$(BIN)/python -m pytest --timeout 900 $(if $(FULL),,-m "not full") tests/replica $(PYTEST)
+
 .PHONY: lint
 lint: $(STAMP) ## ruff, mypy --strict, import layers
 	@$(BIN)/ruff check .

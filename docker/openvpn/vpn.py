@@ -429,6 +429,7 @@ tls-server
 topology subnet
 ifconfig {network.network_address + 1} {network.netmask}
 push "topology subnet"
+push "route-gateway {network.network_address + 1}"
 {routes}ca {CURRENT}/ca.crt
 cert {CURRENT}/issued/{SERVER}.crt
 key {CURRENT}/private/{SERVER}.key
@@ -463,9 +464,11 @@ def serve() -> int:
     file.write_text(configuration())
     MANAGEMENT.unlink(missing_ok=True)
     server = subprocess.Popen(["openvpn", "--config", str(file)])
+    ending = False
 
     def end(_signal: int, _frame: FrameType | None) -> None:
-        server.terminate()
+        nonlocal ending
+        ending = True
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
@@ -476,6 +479,10 @@ def serve() -> int:
         except subprocess.TimeoutExpired:
             pass
         try:
+            if ending:  # asked, not signalled: it is nobody's process by now, and we have no right to signal others'
+                with management() as ask:
+                    ask("signal SIGTERM")
+                continue
             for cn in cut():
                 print(f"vpn: {cn} is not valid: its session is ended", flush=True)
             if (name := CURRENT.resolve().name) != looked_at or time.monotonic() > look_again:

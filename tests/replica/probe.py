@@ -2,7 +2,7 @@
 
 python3 probe.py listen PORT...          on every address: TCP says "here", UDP sends back
 python3 probe.py try <[[address, protocol, port], ...]   "open", "refused" or "silent" for each
-python3 probe.py scan ADDRESS            the TCP ports, of all there are, that answered in any way
+python3 probe.py scan ADDRESS...         the TCP ports of each, of all there are, that answered in any way
 """
 
 from __future__ import annotations
@@ -78,28 +78,30 @@ async def attempt(targets: list[tuple[str, str, int]]) -> list[str]:
     return list(await asyncio.gather(*(tries[protocol](address, port) for address, protocol, port in targets)))
 
 
-def scan(address: str) -> list[int]:
-    answered: list[int] = []
-    for first in range(1, 65536, BATCH):
+def scan(addresses: list[str]) -> dict[str, list[int]]:
+    answered: dict[str, list[int]] = {address: [] for address in addresses}
+    everything = [(address, port) for port in range(1, 65536) for address in addresses]
+    for first in range(0, len(everything), BATCH):
         poll = select.epoll()
-        trying: dict[int, tuple[socket.socket, int]] = {}
-        for port in range(first, min(first + BATCH, 65536)):
+        trying: dict[int, tuple[socket.socket, str, int]] = {}
+        for address, port in everything[first : first + BATCH]:
             one = socket.socket()
             one.setblocking(False)
             if one.connect_ex((address, port)) in (0, errno.ECONNREFUSED):
-                answered.append(port)
-            trying[one.fileno()] = (one, port)
-            poll.register(one, select.EPOLLOUT | select.EPOLLERR)
+                answered[address].append(port)
+            else:
+                poll.register(one, select.EPOLLOUT | select.EPOLLERR)
+            trying[one.fileno()] = (one, address, port)
         while events := poll.poll(SCAN_SECONDS, BATCH):
             for file, _ in events:
                 poll.unregister(file)
-                one, port = trying[file]
+                one, address, port = trying[file]
                 if one.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) in (0, errno.ECONNREFUSED):
-                    answered.append(port)
+                    answered[address].append(port)
         poll.close()
-        for one, _ in trying.values():
+        for one, _, _ in trying.values():
             one.close()
-    return sorted(set(answered))
+    return {address: sorted(ports) for address, ports in answered.items()}
 
 
 if __name__ == "__main__":
@@ -109,4 +111,4 @@ if __name__ == "__main__":
         case "try":
             print(json.dumps(asyncio.run(attempt(json.load(sys.stdin)))))
         case "scan":
-            print(json.dumps(scan(sys.argv[2])))
+            print(json.dumps(scan(sys.argv[2:])))

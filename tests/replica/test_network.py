@@ -54,12 +54,23 @@ def test_the_ui_answers_on_this_machines_loopback(network: Network) -> None:
         assert connection.recv(100)
 
 
-@pytest.mark.parametrize("where", ["edge", *HOSTS])
-def test_no_tcp_port_answers_from_outside(network: Network, outside: Container, where: str) -> None:
-    """All 65,535; without refusals either, which would tell that somebody is there."""
-    address = network.edge_address if where == "edge" else network.address[where]
+def test_no_tcp_port_answers_from_outside(network: Network, outside: Container) -> None:
+    """All 65,535 of every host; without refusals either, which would tell that somebody is there."""
+    addresses = [network.edge_address, *network.address.values()]
 
-    assert json.loads(outside.run("python3", "-c", PROBE, "scan", address, seconds=120)) == []
+    told = json.loads(outside.run("python3", "-c", PROBE, "scan", *addresses, seconds=200))
+
+    assert told == {address: [] for address in addresses}
+
+
+def test_the_scan_sees_who_refuses(network: Network) -> None:
+    """A host sees all of its own ports: they are open or refuse. So silence elsewhere is the rules' doing."""
+    address = network.address["vps-3"]
+    own = network.container(f"container:{network.holder['vps-3']}", "--ulimit", "nofile=40000")
+
+    told = json.loads(own.run("python3", "-c", PROBE, "scan", address, seconds=200))
+
+    assert told == {address: list(range(1, 65536))}
 
 
 def test_no_known_udp_port_answers_from_outside(network: Network, outside: Container) -> None:

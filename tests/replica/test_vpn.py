@@ -20,6 +20,8 @@ from vpn_client import Client, profile_of
 
 from trilake.hosts.vpn import VpnError
 
+NOBODY = 65534
+KILLS = 5
 _numbers = count(1)
 
 
@@ -39,6 +41,20 @@ def server(network: Network) -> Container:
 
 def person(network: Network, name: str) -> dict[str, object]:
     return next(one for one in reversed(network.vpn.people()) if one["name"] == name)
+
+
+FIND = r"""
+import os
+for number in filter(str.isdigit, os.listdir("/proc")):
+    if open(f"/proc/{number}/comm").read() == "openvpn\n":
+        print(number, os.stat(f"/proc/{number}").st_uid)
+"""
+
+
+def process_of(server: Container) -> tuple[int, int]:
+    """OpenVPN's number and user."""
+    number, user = server.run("python3", "-c", FIND).split()
+    return int(number), int(user)
 
 
 def everywhere(network: Network) -> list[tuple[str, str, int]]:
@@ -102,6 +118,15 @@ def test_a_profile_with_a_key_of_somebody_else_is_refused(
     client.connect(mine)
 
 
+def test_a_client_that_has_tls_1_2_alone_is_refused(
+    network: Network, client: Client, tmp_path: Path, name: str
+) -> None:
+    profile = profile_of(network, tmp_path, name, "agent")
+    assert "tls-version-min 1.3" in profile
+
+    assert client.is_refused(profile.replace("tls-version-min 1.3", "tls-version-max 1.2"))
+
+
 SELF_SIGNED = (
     *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:secp384r1", "-nodes", "-days", "1"),
     *("-subj", "/CN=test.1", "-addext", "extendedKeyUsage=clientAuth", "-keyout", "/tmp/k.pem"),
@@ -116,7 +141,7 @@ def test_revoking_ends_the_session_and_keeps_out(
     client.connect(profile)
     assert client.reached([database]) == {database}
     assert person(network, name)["connected_from"]
-    process = server.run("pgrep", "-x", "openvpn")
+    process = process_of(server)[0]
 
     network.vpn.revoke(name)
 
@@ -125,7 +150,7 @@ def test_revoking_ends_the_session_and_keeps_out(
     client.disconnect()
     assert client.is_refused(profile)
     assert client.reached([database]) == set()
-    assert server.run("pgrep", "-x", "openvpn") == process
+    assert process_of(server)[0] == process
     again = profile_of(network, tmp_path / "..", f"{name}-new", "engineer")
     client.connect(again)
     network.vpn.revoke(f"{name}-new")
@@ -162,7 +187,7 @@ def test_a_revocation_list_that_is_about_to_expire_is_renewed_without_a_restart(
     network: Network, client: Client, tmp_path: Path, name: str, server: Container
 ) -> None:
     profile = profile_of(network, tmp_path, name, "agent")
-    process = server.run("pgrep", "-x", "openvpn")
+    process = process_of(server)[0]
     server.run("vpn", "renew-crl", "--days", "10")
 
     def left() -> timedelta:
@@ -170,7 +195,7 @@ def test_a_revocation_list_that_is_about_to_expire_is_renewed_without_a_restart(
         return expires - datetime.now(UTC)
 
     await_true(lambda: left() > timedelta(days=25), 20, "a new revocation list")
-    assert server.run("pgrep", "-x", "openvpn") == process
+    assert process_of(server)[0] == process
     client.connect(profile)
 
 
@@ -180,7 +205,7 @@ def test_nobody_alone_reads_the_list_and_no_key(server: Container) -> None:
     for file in ("private/ca.key", "private/vps-1.key", "people.json"):
         with pytest.raises(AssertionError, match="PermissionError"):
             server.run("python3", "-c", readable.format(file))
-    assert server.run("ps", "-o", "user=", "-C", "openvpn").strip() == "nobody"
+    assert process_of(server)[1] == NOBODY
 
 
 def test_a_server_that_dies_comes_back_with_the_same_keys(
@@ -188,7 +213,7 @@ def test_a_server_that_dies_comes_back_with_the_same_keys(
 ) -> None:
     profile = profile_of(network, tmp_path, name, "agent")
 
-    server.run("pkill", "-9", "-x", "openvpn")
+    docker("exec", "-u", str(NOBODY), server.id, "python3", "-c", f"import os; os.kill({process_of(server)[0]}, 9)")
 
     health = ("inspect", server.id, "--format", "{{.State.Health.Status}} {{.RestartCount}}")
     await_true(lambda: re.fullmatch(r"healthy [1-9]\d*", docker(*health)), 60, "the server to come back")
@@ -205,13 +230,13 @@ def test_who_is_killed_anywhere_while_he_changes_the_pki_calls_again(
         subprocess.run(["docker", "exec", server.id, *command], capture_output=True, check=False, timeout=60)
 
     profile = ""
-    for step in range(8):
-        killed(0.05 + 0.15 * step, "add", name, "engineer")
+    for step in range(KILLS):
+        killed(0.05 + 0.25 * step, "add", name, "engineer")
         file = tmp_path / f"{step}.ovpn"
         network.vpn.add(name, "engineer", file, remote=f"{network.edge_address}:1194")
         profile = file.read_text()
-        if step < 7:
-            killed(0.05 + 0.15 * step, "revoke", name)
+        if step < KILLS - 1:
+            killed(0.05 + 0.25 * step, "revoke", name)
             network.vpn.revoke(name)
 
     client.connect(profile)

@@ -8,8 +8,8 @@ from pathlib import Path
 from hosts_network import VPN_PORT, Container, Network, await_true, docker
 
 CONNECT_SECONDS = 25
-# A refused client is told nothing at a handshake that the server does not answer: it has had several by then
-REFUSED_SECONDS = 8
+# A refused client may hear nothing at all; one that is let in is so within a second
+REFUSED_SECONDS = 5
 
 
 class Client(Container):
@@ -20,7 +20,7 @@ class Client(Container):
 
     def start(self, profile: str) -> None:
         self.run("sh", "-c", "cat > /tmp/profile.ovpn && : > /tmp/log", stdin=profile)
-        retry = ["--connect-retry", "1", "1", "--server-poll-timeout", "4", "--ping-restart", "8"]
+        retry = ["--connect-retry", "1", "1", "--server-poll-timeout", "4", "--writepid", "/tmp/pid"]
         docker("exec", "-d", self.id, "openvpn", "--config", "/tmp/profile.ovpn", *retry, "--log", "/tmp/log")
 
     def log(self) -> str:
@@ -42,7 +42,7 @@ class Client(Container):
         return refused
 
     def disconnect(self) -> None:
-        self.run("sh", "-c", "pkill -x openvpn; while pgrep -x openvpn >/dev/null; do sleep 0.1; done")
+        self.run("sh", "-c", "kill $(cat /tmp/pid); while kill -0 $(cat /tmp/pid) 2>/dev/null; do sleep 0.1; done")
 
     def end(self) -> None:
         docker("rm", "-f", self.id)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,32 +24,39 @@ class ReplicaError(TrilakeError):
 
 @dataclass(frozen=True)
 class Service:
-    """A container as `docker compose ps` shows it."""
+    """A container as `docker compose ps` shows it.
+
+    :param job: it does its work and ends (`restart: "no"`).
+    """
 
     name: str
     state: str
     health: str
     exit_code: int
+    job: bool
 
     @property
     def ready(self) -> bool:
-        if self.state == "exited":
-            return self.name.startswith("setup-") and self.exit_code == 0
-        return self.state == "running" and self.health in ("", "healthy") and not self.name.startswith("setup-")
+        if self.job:
+            return self.state == "exited" and self.exit_code == 0
+        return self.state == "running" and self.health in ("", "healthy")
 
     @property
     def failed(self) -> bool:
-        """Whether waiting is in vain: a one-shot job ended badly. A service that ended is started anew by Docker."""
-        return self.state == "exited" and self.name.startswith("setup-") and self.exit_code != 0
+        """Whether waiting is in vain: a job ended badly. A service that ended is started anew by Docker."""
+        return self.job and self.state == "exited" and self.exit_code != 0
 
     def __str__(self) -> str:
         return f"exit code {self.exit_code}" if self.state == "exited" else self.health or self.state
 
 
-def read_services(text: str) -> dict[str, Service]:
+def read_services(text: str, jobs: Container[str]) -> dict[str, Service]:
     """What `docker compose ps --all --format json` prints: an object a line, or, in older versions, a list."""
     documents = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]
-    found = (Service(d["Service"], d["State"], d.get("Health") or "", int(d.get("ExitCode") or 0)) for d in documents)
+    found = (
+        Service(d["Service"], d["State"], d.get("Health") or "", int(d.get("ExitCode") or 0), d["Service"] in jobs)
+        for d in documents
+    )
     return {service.name: service for service in found}
 
 
@@ -89,8 +97,10 @@ def _await(project: Path, *, started: bool) -> None:
     """:raises ReplicaError: a job failed, or something is not ready in time; with the end of its log."""
     until = time.monotonic() + (READY_TIMEOUT_S if started else 0)
     told: dict[str, str] = {}
+    configured = json.loads(_output(project, "compose", "config", "--format", "json") or "{}").get("services", {})
+    jobs = {name for name, service in configured.items() if service.get("restart") == "no"}
     while True:
-        services = read_services(_output(project, "compose", "ps", "--all", "--format", "json"))
+        services = read_services(_output(project, "compose", "ps", "--all", "--format", "json"), jobs)
         for service in services.values():
             if told.get(service.name) != str(service):
                 told[service.name] = str(service)
