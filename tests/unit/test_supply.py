@@ -154,7 +154,7 @@ def test_an_image_that_docker_lacks_is_pulled(supply: ModuleType, docker: Docker
 
 
 def test_an_image_that_cannot_be_pulled_is_named_in_one_line(supply: ModuleType, docker: Docker, ready: Path) -> None:
-    with pytest.raises(SystemExit, match="^supply: The image a/b:1 is not here and cannot be pulled: manifest "):
+    with pytest.raises(SystemExit, match=r"^supply: The image a/b:1 is not here and cannot be pulled: manifest "):
         run(supply, docker, ready, "a/b:1")
 
 
