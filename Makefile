@@ -38,6 +38,16 @@ clean: down ## End the platform and remove its data (.trilake) and what tools le
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist
 	@find dags plugins spark_jobs tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
+##@ The three hosts on this machine, in Docker
+
+.PHONY: replica
+replica: $(STAMP) ## Build, start and set up the replica; what runs is left alone
+	@$(BIN)/trilake replica
+
+.PHONY: replica-down
+replica-down: ## End the replica's containers; its data is kept
+	@if [ -x $(BIN)/trilake ]; then $(BIN)/trilake replica --down; fi
+
 ##@ Working on it
 
 .PHONY: setup
@@ -59,6 +69,10 @@ test-schedules: $(STAMP) ## 1,000 new schedules of publishers that die, wait and
 test-kubernetes: $(STAMP) ## What needs a real Kubernetes, on the one that KUBECONFIG names; FULL=1: what takes long too
 	@$(BIN)/python -m pytest --timeout 900 $(if $(FULL),,-m "not full") tests/kubernetes $(PYTEST)
 
+.PHONY: test-replica
+test-replica: $(STAMP) ## What needs Docker: network and VPN; TRILAKE_REPLICA=<project>: a whole replica that runs, too
+	@$(BIN)/python -m pytest --timeout 900 $(if $(FULL),,-m "not full") tests/replica $(PYTEST)
+
 .PHONY: lint
 lint: $(STAMP) ## ruff, mypy --strict, import layers
 	@$(BIN)/ruff check .
@@ -69,6 +83,7 @@ lint: $(STAMP) ## ruff, mypy --strict, import layers
 .PHONY: lock
 lock: $(STAMP) ## Write the locks in docker/requirements/ from pyproject.toml; what is locked stays where it can
 	@$(LOCK) --extra airflow --extra spark --extra embedded --group dev -o docker/requirements/development.txt
+	@$(LOCK) --extra airflow --group build --constraint docker/requirements/development.txt -o docker/requirements/airflow.txt
 	@$(LOCK) --extra spark --constraint docker/requirements/development.txt -o docker/requirements/spark.txt
 
 .PHONY: bench

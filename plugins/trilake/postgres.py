@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -52,9 +52,12 @@ def connect(endpoint: PostgresEndpoint, *, autocommit: bool = False) -> Iterator
             options="-c timezone=UTC",
         )
     except psycopg2.OperationalError as e:
+        refused = "authentication failed" in str(e)
         raise UnreachableError(
-            f"PostgreSQL database {endpoint.database} ({endpoint.host}:{endpoint.port}): {' '.join(str(e).split())}",
-            hint="Is PostgreSQL up? `trilake status` shows it.",
+            f"PostgreSQL database {endpoint.database} ({endpoint.host}:{endpoint.port}): {' '.join(str(e).split())}.",
+            hint="The password is not the one that the server was made with."
+            if refused
+            else "Is PostgreSQL up? `trilake status` shows it.",
         ) from None
     connection.autocommit = autocommit
     try:
@@ -259,3 +262,29 @@ def _blocks(rows: Iterable[Sequence[Any]]) -> Iterator[list[Sequence[Any]]]:
             block = []
     if block:
         yield block
+
+
+def make_databases(superuser: PostgresEndpoint, passwords: Mapping[str, str]) -> None:
+    """Databases that do not know one another, each owned by a user of its name, who may enter no other. Safe twice.
+
+    A user that is there gets this password: it is the one that everybody is told.
+
+    :param passwords: by database.
+    """
+    from psycopg2 import sql
+    from psycopg2.extensions import encrypt_password
+
+    with connect(superuser, autocommit=True) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT rolname FROM pg_roles UNION ALL SELECT 'database ' || datname FROM pg_database")
+        known = {name for (name,) in cursor.fetchall()}
+        for name, password in passwords.items():
+            # hashed here: the password itself is never part of a statement
+            hashed = encrypt_password(password, name, connection, "scram-sha-256")
+            verb = "ALTER" if name in known else "CREATE"
+            cursor.execute(
+                sql.SQL(f"{verb} ROLE {{}} LOGIN PASSWORD {{}}").format(sql.Identifier(name), sql.Literal(hashed))
+            )
+            if f"database {name}" not in known:
+                cursor.execute(sql.SQL("CREATE DATABASE {0} OWNER {0}").format(sql.Identifier(name)))
+            cursor.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name)))
+        cursor.execute("REVOKE ALL ON DATABASE postgres, template1 FROM PUBLIC")

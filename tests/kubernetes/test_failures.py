@@ -26,7 +26,9 @@ def error_of(run: Run) -> str:
     """The one error of a failed run, as its log has it."""
     run.await_end("failed")
     log = "\n".join(run.log)
-    (begin,) = re.finditer(r"(SparkApplication|Kubernetes)Error: ", log)
+    found = list(re.finditer(r"(SparkApplication|Kubernetes)Error: ", log))
+    assert len(found) == 1, log
+    (begin,) = found
     assert "\tat " not in log[begin.start() :]
     # not a dump of a pod
     assert "'metadata'" not in log

@@ -48,7 +48,7 @@ def test_a_task_that_a_person_ends_takes_its_pods_with_it(airflow: Airflow, clus
 
 
 @pytest.mark.full
-def test_a_worker_that_is_ended_with_its_scheduler_ends_its_application_and_another_try_is_right(
+def test_a_task_whose_worker_is_asked_to_end_with_its_scheduler_is_right_at_its_next_try(
     airflow: Airflow, platform: Platform
 ) -> None:
     with airflow.gate("scheduler") as gate:
@@ -60,8 +60,13 @@ def test_a_worker_that_is_ended_with_its_scheduler_ends_its_application_and_anot
         run.await_task("running", "up_for_retry", seconds=240)
         airflow.open_gate(gate)
         run.await_end()
-    assert run.result()["rows"] == 50
-    assert (run.task.tries, run.result()["application"][-2:]) == (2, "-2"), before
+    assert (run.result()["rows"], run.task.tries) == (50, 2)
+    # Whether the worker's process still gets to delete its application is a race with its own end: what it left is
+    # adopted, what it deleted is submitted anew, and there was never a second one beside it (Run.application).
+    if run.result()["application"].endswith("-1"):
+        assert any("this try goes on with it" in line for line in run.log), before
+    else:
+        assert run.result()["application"].endswith("-2"), before
 
 
 def test_a_task_whose_scheduler_and_worker_were_killed_goes_on_with_its_application(

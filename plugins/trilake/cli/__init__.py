@@ -6,6 +6,7 @@ Every command imports what it needs when it is called: ``trilake --help`` answer
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -30,6 +31,13 @@ jobs_app = typer.Typer(help="The Spark jobs' code in S3.", no_args_is_help=True)
 app.add_typer(jobs_app, name="jobs")
 new_app = typer.Typer(help="Files to start from.", no_args_is_help=True)
 app.add_typer(new_app, name="new")
+vpn_app = typer.Typer(
+    help="Who may come in: the VPN of vps_1, on the host itself or in the replica.", no_args_is_help=True
+)
+app.add_typer(vpn_app, name="vpn")
+
+setup_app = typer.Typer(help="What vps_1 sets up of its own .env, whenever it comes up.", no_args_is_help=True)
+app.add_typer(setup_app, name="setup")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -177,13 +185,15 @@ def run(
 
 @app.command()
 def migrate(
-    plan: Annotated[bool, typer.Option("--plan", help="Only say what would be done.")] = False, json: Json = False
+    plan: Annotated[bool, typer.Option("--plan", help="Only say what would be done.")] = False,
+    wait: Annotated[int, typer.Option(min=0, help="Seconds to wait for servers that do not answer yet.")] = 0,
+    json: Json = False,
 ) -> None:
     """Apply the files of sql/ to PostgreSQL and to every shard of ClickHouse."""
     from trilake.cli import ledger
     from trilake.embedded.home import find_project
 
-    ledger.migrate(_endpoints(), find_project() / "sql", dry_run=plan, as_json=json)
+    ledger.migrate(_endpoints(), find_project() / "sql", dry_run=plan, wait=wait, as_json=json)
 
 
 @app.command()
@@ -196,6 +206,97 @@ def publications(
     from trilake.cli import ledger
 
     ledger.publications(_endpoints(), finish=finish, clean=clean, as_json=json)
+
+
+@app.command()
+def env(
+    file: Annotated[Path, typer.Option(help="Where it is.")] = Path(".env"),
+    hosts: Annotated[str, typer.Option(help="Private addresses of vps_1, vps_2 and vps_3, with commas.")] = "",
+    subnet: Annotated[str, typer.Option(help="Of the replica, if there are no hosts.")] = "10.77.0.0/24",
+    check: Annotated[bool, typer.Option("--check", help="Write nothing: say whether what is there is whole.")] = False,
+    part: Annotated[str, typer.Option(help="Write nothing: print what a host (vps_1, vps_2, vps_3) needs.")] = "",
+) -> None:
+    """Write .env for the hosts or their replica, once, with random secrets. It is never written over."""
+    from trilake.cli import environment
+
+    addresses = [address.strip() for address in hosts.split(",")] if hosts else []
+    if addresses and len(addresses) != 3:
+        raise typer.BadParameter("takes three addresses", param_hint="--hosts")
+    if part not in ("", "vps_1", "vps_2", "vps_3"):
+        raise typer.BadParameter("is one of vps_1, vps_2, vps_3", param_hint="--part")
+    if check:
+        environment.check(file, part or None)
+    elif part:
+        environment.show(file, part)
+    else:
+        environment.write(file, hosts=addresses, subnet=subnet)
+
+
+@app.command()
+def overlay(
+    name: Annotated[str, typer.Argument(help="Of k8s/overlays.")],
+    into: Annotated[Path, typer.Argument(help="The folder to be made, or made anew.")],
+    k8s: Annotated[Path, typer.Option(help="What it is made from.")] = Path("k8s"),
+    file: Annotated[Path | None, typer.Option(help="A .env; by default this process' environment.")] = None,
+) -> None:
+    """Write k8s/ with the hosts' addresses and the jobs' connections of .env, for `kubectl apply -k` on vps_2."""
+    import os
+
+    from trilake.hosts import environment
+    from trilake.hosts.overlay import write_overlay
+
+    print(write_overlay(k8s, name, environment.read(file) if file else os.environ, into))
+
+
+@app.command()
+def deploy(
+    check: Annotated[bool, typer.Option("--check", help="Deploy nothing: say whether it could be.")] = False,
+) -> None:
+    """Push the jobs' code and make the project's DAGs and SQL live under the same version. All or nothing."""
+    from trilake.cli.deploy import check as look_at
+    from trilake.cli.deploy import deploy as put_live
+    from trilake.embedded.home import find_project
+
+    if check:
+        look_at(find_project())
+    else:
+        put_live(_endpoints(), find_project())
+
+
+@app.command()
+def replica(
+    down: Annotated[bool, typer.Option("--down", help="End it; its data is kept.")] = False,
+) -> None:
+    """Start the three hosts' replica in Docker, or what of it does not run, and wait until all is well."""
+    from trilake.cli.replica import down as end
+    from trilake.cli.replica import up as start
+    from trilake.embedded.home import find_project
+
+    (end if down else start)(find_project())
+
+
+@setup_app.command("databases")
+def setup_databases() -> None:
+    """Databases and users of both PostgreSQL servers."""
+    from trilake.cli import setup
+
+    setup.databases()
+
+
+@setup_app.command("s3")
+def setup_s3() -> None:
+    """S3's identities, buckets, and who may do what in which."""
+    from trilake.cli import setup
+
+    setup.store()
+
+
+@setup_app.command("airflow")
+def setup_airflow() -> None:
+    """Airflow's database, and the password of its user admin."""
+    from trilake.cli import setup
+
+    setup.airflow()
 
 
 @jobs_app.command("push")
@@ -223,3 +324,49 @@ def new_dataset(
     from trilake.embedded.home import find_project
 
     show(find_project(), name, grain)
+
+
+@vpn_app.command("init")
+def vpn_init(json: Json = False) -> None:
+    """Make the VPN's keys and certificates, if there are none (its container does so at its first start)."""
+    from trilake.cli import vpn
+
+    vpn.init(vpn.here(), as_json=json)
+
+
+@vpn_app.command("add")
+def vpn_add(
+    name: Annotated[str, typer.Argument(help="Of a person or an agent: small letters, digits and -.")],
+    role: Annotated[str, typer.Option(help="admin, engineer or agent: docs/network.md says who reaches what.")],
+    out: Annotated[Path | None, typer.Option(help="The file; by default NAME.ovpn here. Never written over.")] = None,
+    remote: Annotated[str, typer.Option(help="HOST[:PORT] of the VPN, if not as .env says.")] = "",
+    json: Json = False,
+) -> None:
+    """Make a profile: one file with all that OpenVPN needs, mode 600. Its keys are not kept."""
+    from trilake.cli import vpn
+
+    vpn.add(vpn.here(), name, role, file=out or Path(f"{name}.ovpn"), remote=remote, as_json=json)
+
+
+@vpn_app.command("revoke")
+def vpn_revoke(name: str, json: Json = False) -> None:
+    """End a profile and its session, at once."""
+    from trilake.cli import vpn
+
+    vpn.revoke(vpn.here(), name, as_json=json)
+
+
+@vpn_app.command("list")
+def vpn_list(json: Json = False) -> None:
+    """Show every profile: role, address, whether it holds, whether it is connected."""
+    from trilake.cli import vpn
+
+    vpn.show(vpn.here(), as_json=json)
+
+
+@vpn_app.command("renew-crl")
+def vpn_renew_crl(json: Json = False) -> None:
+    """Write a new revocation list. The container does so by itself long before the old one expires."""
+    from trilake.cli import vpn
+
+    vpn.renew_crl(vpn.here(), as_json=json)

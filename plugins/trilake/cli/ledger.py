@@ -46,10 +46,17 @@ def publications(endpoints: Endpoints, *, finish: bool, clean: bool, as_json: bo
     _print(columns, rows, as_json=as_json)
 
 
-def migrate(endpoints: Endpoints, sql_folder: Path, *, dry_run: bool, as_json: bool) -> None:
-    """Apply what is not applied yet; or only say what that is."""
-    from trilake import migrations
+def migrate(endpoints: Endpoints, sql_folder: Path, *, dry_run: bool, wait: int = 0, as_json: bool) -> None:
+    """Apply what is not applied yet; or only say what that is.
 
+    :param wait: seconds to wait for ClickHouse's hosts to answer; other hosts than ours may be coming up.
+    """
+    from trilake import migrations
+    from trilake.clickhouse.cluster import Cluster
+
+    if wait:
+        with Cluster(endpoints.clickhouse.for_questions()) as cluster:
+            cluster.await_hosts(wait)
     rows = [
         {"step": f"sql/{planned.step.path}", "target": planned.target, "state": planned.state}
         for planned in migrations.migrate(endpoints, sql_folder, dry_run=dry_run)

@@ -11,6 +11,7 @@ import re
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ STATEMENT_TIMEOUT_S = 3_600
 STATEMENTS_PER_SHARD = 2
 
 UNKNOWN_TABLE = 60
+
+_POLL_S = 1.0
 
 _CODE = re.compile(r"[Cc]ode: (\d+)")
 # of what the operating system says; a full disk, say, is not the network's
@@ -230,6 +233,22 @@ class Cluster:
         if errors:
             raise ClusterError(errors)
         return [results[index] for index in range(len(operations))]
+
+    def await_hosts(self, seconds: float) -> None:
+        """Return when every host answers. One that refuses us has answered, and its error is raised at once.
+
+        :raises ClusterError: not all answer within `seconds`.
+        """
+        until = time.monotonic() + seconds
+        while True:
+            try:
+                self.every_host(Statement("SELECT 1"))
+                return
+            except ClusterError as e:
+                refused = any(not isinstance(error, UnreachableError) for _, error in e.errors)
+                if refused or time.monotonic() > until:
+                    raise
+            time.sleep(_POLL_S)
 
     def check_topology(self) -> None:
         """:raises ClickHouseError: the server's own list of shards is not the connection's."""

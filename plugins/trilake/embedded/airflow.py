@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from importlib.metadata import version
 
+from trilake import airflow_settings
 from trilake.embedded.home import LOOPBACK, Home, write_private
 from trilake.embedded.processes import Program, last_lines
 from trilake.endpoints import PostgresEndpoint
@@ -44,63 +45,30 @@ def url(port: int) -> str:
 
 def settings(home: Home, port: int, secrets: Mapping[str, str], database: PostgresEndpoint) -> dict[str, str]:
     """Everything that Airflow is told, as environment variables."""
-    by_section: dict[str, dict[str, object]] = {
+    own: airflow_settings.Settings = {
         "core": {
             "dags_folder": home.project / "dags",
             "plugins_folder": home.project / "plugins",
-            "load_examples": False,
-            "executor": "LocalExecutor",
-            # a task is a process of 150 MB, and Spark and ClickHouse want the two cores too
-            "parallelism": 4,
-            "max_active_tasks_per_dag": 4,
             "fernet_key": secrets["airflow_fernet_key"],
             "simple_auth_manager_users": f"{ADMIN}:admin",
             "simple_auth_manager_passwords_file": home.config(_PASSWORDS),
             "execution_api_server_url": f"{url(port)}/execution/",
-            "default_timezone": "utc",
-            # two cores that Spark keeps busy: what is slow is not broken
-            "dagbag_import_timeout": 120,
         },
-        "workers": {"execution_api_timeout": 30},
-        "database": {"sql_alchemy_conn": database.uri, "sql_alchemy_pool_size": 3},
+        "database": {"sql_alchemy_conn": database.uri},
         "api": {
             "host": LOOPBACK,
             "port": port,
             "base_url": url(port),
-            "workers": 1,
             "secret_key": secrets["airflow_api_secret_key"],
         },
-        "api_auth": {"jwt_secret": secrets["airflow_jwt_secret"], "jwt_issuer": "trilake"},
+        "api_auth": {"jwt_secret": secrets["airflow_jwt_secret"]},
         "logging": {
             "base_log_folder": home.path / "logs" / "airflow",
             "dag_processor_child_process_log_directory": home.path / "logs" / "airflow" / "dag_processor",
-            "remote_logging": True,
-            "remote_base_log_folder": "s3://logs/airflow",
-            "remote_log_conn_id": "aws_default",
-            "colored_console_log": False,
         },
-        "scheduler": {
-            # tasks of a lost scheduler come back within a minute, not five
-            "orphaned_tasks_check_interval": 30,
-            "task_instance_heartbeat_timeout": 60,
-            "scheduler_idle_sleep_time": 0.5,
-            "enable_health_check": False,
-        },
-        "dag_processor": {
-            # a changed file is parsed at once, one that is not rarely: two cores
-            "refresh_interval": 10,
-            "bundle_refresh_check_interval": 5,
-            "min_file_process_interval": 60,
-            "file_parsing_sort_mode": "modified_time",
-            "parsing_processes": 2,
-        },
-        "usage_data_collection": {"enabled": False},
+        "scheduler": {"enable_health_check": False},
     }
-    return {"AIRFLOW_HOME": str(home.data("airflow")), "NO_COLOR": "1"} | {
-        f"AIRFLOW__{section.upper()}__{name.upper()}": str(value)
-        for section, values in by_section.items()
-        for name, value in values.items()
-    }
+    return {"AIRFLOW_HOME": str(home.data("airflow")), "NO_COLOR": "1", **airflow_settings.environment(own)}
 
 
 def write_configuration(home: Home, secrets: Mapping[str, str]) -> None:

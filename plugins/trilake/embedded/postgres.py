@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import trilake.postgres
 from trilake.embedded.home import LOOPBACK, Home
 from trilake.embedded.processes import SERVICE_MARKER, Program
 from trilake.endpoints import PostgresEndpoint
@@ -194,30 +195,6 @@ def answers(port: int, secrets: Mapping[str, str]) -> bool:
 
 
 def make_databases(port: int, secrets: Mapping[str, str]) -> None:
-    """Make the databases and their users, as far as they are not there. Each user may enter its own alone."""
-    import psycopg2
-    from psycopg2 import sql
-    from psycopg2.extensions import encrypt_password
-
-    who = superuser(port, secrets)
-    connection = psycopg2.connect(
-        host=who.host, port=who.port, dbname=who.database, user=who.user, password=who.password
-    )
-    try:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT rolname FROM pg_roles UNION ALL SELECT 'database ' || datname FROM pg_database")
-            known = {name for (name,) in cursor.fetchall()}
-            for name in DATABASES:
-                if name not in known:
-                    # hashed here: the password itself is never part of a statement
-                    hashed = encrypt_password(secrets[f"postgres_{name}"], name, connection, "scram-sha-256")
-                    cursor.execute(
-                        sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(name), sql.Literal(hashed))
-                    )
-                if f"database {name}" not in known:
-                    cursor.execute(sql.SQL("CREATE DATABASE {0} OWNER {0}").format(sql.Identifier(name)))
-                cursor.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name)))
-            cursor.execute("REVOKE ALL ON DATABASE postgres, template1 FROM PUBLIC")
-    finally:
-        connection.close()
+    """Make the databases and their users; see `trilake.postgres.make_databases`."""
+    passwords = {name: secrets[f"postgres_{name}"] for name in DATABASES}
+    trilake.postgres.make_databases(superuser(port, secrets), passwords)

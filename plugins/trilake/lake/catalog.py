@@ -122,23 +122,26 @@ class SnapshotPlan:
 def open_catalog(lake: PostgresEndpoint, s3: S3Endpoint) -> SqlCatalog:
     """The catalog that Spark calls ``lake``; `close()` gives its connections back."""
     from pyiceberg.catalog.sql import SqlCatalog
+    from sqlalchemy.exc import IntegrityError, ProgrammingError
 
     # Arrow's S3 client streams uploads with a checksum behind them unless told otherwise, which not every store knows
     # (S3Proxy answers 400). It reads this from the environment alone; the ETag is checked all the same.
     os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
-    return SqlCatalog(
-        CATALOG,
-        **{
-            "uri": lake.uri,
-            "warehouse": WAREHOUSE,
-            "init_catalog_tables": "true",
-            "s3.endpoint": s3.url,
-            "s3.access-key-id": s3.access_key_id,
-            "s3.secret-access-key": s3.secret_access_key,
-            "s3.region": s3.region,
-            "s3.force-virtual-addressing": "false",
-        },
-    )
+    properties = {
+        "uri": lake.uri,
+        "warehouse": WAREHOUSE,
+        "init_catalog_tables": "true",
+        "s3.endpoint": s3.url,
+        "s3.access-key-id": s3.access_key_id,
+        "s3.secret-access-key": s3.secret_access_key,
+        "s3.region": s3.region,
+        "s3.force-virtual-addressing": "false",
+    }
+    try:
+        return SqlCatalog(CATALOG, **properties)
+    except (IntegrityError, ProgrammingError):
+        # the first time ever its tables are made, and another process made them at the same moment: now they are there
+        return SqlCatalog(CATALOG, **properties)
 
 
 def ensure_namespace(catalog: SqlCatalog, namespace: str) -> None:

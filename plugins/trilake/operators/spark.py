@@ -330,7 +330,8 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
 
     def _version(self) -> str:
         client = self._s3
-        version = self.jobs_version or versions.current(client)
+        # the one that was deployed with this DAG: a run that is under way keeps its code, as it keeps its DAG
+        version = self.jobs_version or versions.of_bundle(self.dag.fileloc) or versions.current(client)
         known = versions.jobs(client, version)
         if self.job not in known:
             raise ConfigurationError(

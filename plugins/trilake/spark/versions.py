@@ -43,6 +43,9 @@ CORE = (
 # The data sets that DAGs and jobs share, beside the DAGs.
 DATA_SETS = "data_sets.py"
 
+# At the root of a deployed bundle of DAGs: the version of the jobs' code that belongs to it.
+VERSION_FILE = "JOBS_VERSION"
+
 # Below sql/: see trilake.clickhouse.checks.
 CHECKS = "clickhouse/*/checks/*.sql"
 
@@ -100,6 +103,14 @@ def current(s3: S3Client) -> str:
             f"No job code in s3://{ARTIFACTS_BUCKET}/{CURRENT_KEY}.", hint="Push it with `trilake jobs push`."
         )
     return text.decode().strip()
+
+
+def of_bundle(dag_file: str) -> str | None:
+    """The version that was deployed with a DAG's file, if the file lies in a deployed bundle."""
+    for folder in Path(dag_file).resolve().parents:
+        if (file := folder / VERSION_FILE).is_file():
+            return file.read_text().strip()
+    return None
 
 
 def exists(s3: S3Client, version: str) -> bool:

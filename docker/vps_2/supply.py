@@ -1,0 +1,262 @@
+"""What Kubernetes on vps_2 cannot fetch for itself, since that host has no way out.
+
+Writes, below a folder, what k3s reads at its start: ``agent/images/`` (k3s's own images, and those of Docker on this
+machine by name, which Docker pulls if it lacks them) and ``server/manifests/`` (spark-operator's chart with our values,
+or manifests that were made ready). In the replica the folder's two parts are k3s's volumes; of a real vps_2 it is made
+on vps_1 and copied over (docs/hosts.md). Needs Python's standard library and nothing else.
+
+Each file appears whole, under its own name, or not at all; what is there already is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import http.client
+import io
+import json
+import os
+import platform
+import re
+import socket
+import sys
+import tarfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path, PurePosixPath
+from urllib.parse import quote
+
+SOCKET = "/var/run/docker.sock"
+# No way of Docker's takes longer between two bytes, but for a pull on a slow line.
+SILENCE_S = 600
+CHUNK = 1 << 20
+
+K3S = "https://github.com/k3s-io/k3s/releases/download/{version}"
+K3S_VERSION = "v1.36.4+k3s1"
+# Tag v2.5.2 of kubeflow's spark-operator; the digest is of the chart's files, so it holds however they come packed.
+CHART = "https://github.com/kubeflow/spark-operator/archive/43afb8bbd32463037d8fb6e414e252c69081882b.tar.gz"
+CHART_FOLDER = "charts/spark-operator-chart"
+CHART_SHA256 = "51ebe19443d7e61d1f10411268f6c21adc4b7a5445a86f247d9f728361e1a515"
+CHART_VERSION = "2.5.2"
+
+
+class SupplyError(Exception):
+    """What could not be had, and what to do about it: one line."""
+
+
+# --- images
+
+
+class _Docker(http.client.HTTPConnection):
+    """Docker's API on its socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("docker", timeout=SILENCE_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        try:
+            self.sock.connect(self._path)
+        except OSError as e:
+            raise SupplyError(
+                f"Docker does not answer at {self._path} ({e.strerror}): DOCKER_SOCKET names its socket."
+            ) from None
+
+
+def _ask(docker: str, method: str, path: str) -> http.client.HTTPResponse:
+    connection = _Docker(docker)
+    connection.request(method, path)
+    return connection.getresponse()
+
+
+def _said(answer: http.client.HTTPResponse) -> str:
+    try:
+        return str(json.loads(answer.read())["message"])
+    except (ValueError, LookupError):
+        return f"status {answer.status}"
+
+
+def image_id(docker: str, name: str) -> str:
+    """Digest of the image that Docker has under this name, pulled first if it has none."""
+    for attempt in ("look", "pull"):
+        with closing(_ask(docker, "GET", f"/images/{name}/json")) as answer:
+            if answer.status == http.client.OK:
+                return str(json.loads(answer.read())["Id"]).removeprefix("sha256:")
+            if answer.status != http.client.NOT_FOUND or attempt == "pull":
+                raise SupplyError(f"Docker does not tell about the image {name}: {_said(answer)}")
+        _pull(docker, name)
+    raise AssertionError(name)
+
+
+def _pull(docker: str, name: str) -> None:
+    repository, _, tag = name.rpartition(":")
+    print(f"pulling {name}", flush=True)
+    path = f"/images/create?fromImage={quote(repository, safe='')}&tag={quote(tag, safe='')}"
+    with closing(_ask(docker, "POST", path)) as answer:
+        if answer.status != http.client.OK:
+            raise SupplyError(f"The image {name} is not here and cannot be pulled: {_said(answer)}")
+        for line in answer:  # a pull that fails half-way says so here, under a good status
+            if error := json.loads(line or b"{}").get("error"):
+                raise SupplyError(f"The image {name} is not here and cannot be pulled: {error}")
+
+
+def save_images(docker: str, names: Iterable[str], folder: Path) -> None:
+    """Put each image into a tar of its own, named by it and its digest; take away what was there of other digests."""
+    wanted = set()
+    for name in names:
+        digest = image_id(docker, name)
+        file = folder / f"docker-{re.sub(r'[^A-Za-z0-9.-]', '_', name)}-{digest[:16]}.tar"
+        wanted.add(file.name)
+        if file.exists():
+            print(f"{name}: there already", flush=True)
+            continue
+        with closing(_ask(docker, "GET", f"/images/{name}/get")) as answer:
+            if answer.status != http.client.OK:
+                raise SupplyError(f"Docker does not give the image {name}: {_said(answer)}")
+            _write(file, iter(lambda: answer.read(CHUNK), b""))
+        print(f"{name}: {file.stat().st_size / 1e6:.0f} MB", flush=True)
+    for other in folder.glob("docker-*.tar"):
+        if other.name not in wanted:
+            other.unlink()
+
+
+def save_images_of_k3s(version: str, folder: Path) -> None:
+    """The images that k3s itself runs (CoreDNS, pause, Helm), as its release has them."""
+    machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+    file = folder / f"k3s-airgap-images-{machine}-{version}.tar.zst"
+    if file.exists():
+        print(f"k3s {version}: there already", flush=True)
+        return
+    address = K3S.format(version=quote(version, safe=""))
+    sums = dict(
+        reversed(line.split(maxsplit=1)) for line in _read(f"{address}/sha256sum-{machine}.txt").decode().splitlines()
+    )
+    name = f"k3s-airgap-images-{machine}.tar.zst"
+    with _open(f"{address}/{name}") as answer:
+        _write(file, iter(lambda: answer.read(CHUNK), b""), sums[name])
+    print(f"k3s {version}: {file.stat().st_size / 1e6:.0f} MB", flush=True)
+
+
+# --- manifests
+
+
+def chart_digest(files: Iterable[tuple[str, bytes]]) -> str:
+    """Of a chart's files, whatever their order: SHA-256 over `<sha256>  <path>` lines, sorted by path."""
+    lines = (f"{hashlib.sha256(content).hexdigest()}  {path}\n" for path, content in sorted(files))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _files_of_chart(archive: bytes) -> Iterator[tuple[str, bytes]]:
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        for member in tar:
+            path = PurePosixPath(*PurePosixPath(member.name).parts[1:])  # the archive's own folder
+            if member.isfile() and path.is_relative_to(CHART_FOLDER) and (file := tar.extractfile(member)):
+                yield str(path.relative_to(CHART_FOLDER)), file.read()
+
+
+def helm_chart(archive: bytes, values: str) -> str:
+    """spark-operator for k3s's Helm controller, the chart inside.
+
+    :raises SupplyError: the chart's files are not those of its version.
+    """
+    files = list(_files_of_chart(archive))
+    if (found := chart_digest(files)) != CHART_SHA256:
+        raise SupplyError(f"{CHART} is not spark-operator's chart {CHART_VERSION}: digest {found} of its files.")
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        for path, content in files:
+            if not path.startswith(("ci/", "tests/")):
+                member = tarfile.TarInfo(f"spark-operator/{path}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    document = {
+        "apiVersion": "helm.cattle.io/v1",
+        "kind": "HelmChart",
+        "metadata": {"name": "spark-operator", "namespace": "kube-system"},
+        "spec": {
+            "chartContent": base64.b64encode(packed.getvalue()).decode(),
+            "targetNamespace": "spark-operator",
+            "createNamespace": True,
+            "valuesContent": values,
+        },
+    }
+    return json.dumps(document) + "\n"  # which is YAML too
+
+
+def place_manifests(ready: Path | None, values: Path, folder: Path) -> None:
+    """Put spark-operator's manifests where k3s applies them: those of `ready`, or the chart where that has none."""
+    found = sorted(ready.rglob("*.yaml")) if ready else []
+    contents = {f"spark-operator-{file.name}": file.read_bytes() for file in found}
+    if not contents:
+        contents["spark-operator-chart.yaml"] = helm_chart(_read(CHART), values.read_text()).encode()
+    for name, content in contents.items():
+        if not (folder / name).exists() or (folder / name).read_bytes() != content:
+            _write(folder / name, [content])
+        print(f"spark-operator: {name}", flush=True)
+    for other in folder.glob("spark-operator-*.yaml"):
+        if other.name not in contents:
+            other.unlink()
+
+
+# --- files and addresses
+
+
+def _write(file: Path, chunks: Iterable[bytes], sha256: str = "") -> None:
+    """The whole file, or none: it gets its name when all of it is on disk and has the digest."""
+    part = file.with_name(f".{file.name}.part")
+    digest = hashlib.sha256()
+    with part.open("wb") as written:
+        for chunk in chunks:
+            written.write(chunk)
+            digest.update(chunk)
+        written.flush()
+        os.fsync(written.fileno())
+    if sha256 and digest.hexdigest() != sha256:
+        part.unlink()
+        raise SupplyError(f"{file.name} has the digest {digest.hexdigest()}, not {sha256}: try again.")
+    part.rename(file)
+
+
+def _open(address: str) -> http.client.HTTPResponse:
+    try:
+        answer: http.client.HTTPResponse = urllib.request.urlopen(address, timeout=SILENCE_S)  # noqa: S310  https, above
+    except (urllib.error.URLError, OSError) as e:
+        raise SupplyError(f"{address} cannot be fetched: {getattr(e, 'reason', e)}.") from None
+    return answer
+
+
+def _read(address: str) -> bytes:
+    with _open(address) as answer:
+        return answer.read()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("images", nargs="*", help="Docker's images, name:tag")
+    parser.add_argument("--into", type=Path, required=True, help="folder; on vps_2 it is /var/lib/rancher/k3s")
+    parser.add_argument("--values", type=Path, required=True, help="k8s/spark_operator/values.yaml")
+    parser.add_argument("--manifests", type=Path, help="folder of manifests to take in place of spark-operator's chart")
+    parser.add_argument("--k3s", default=K3S_VERSION, help="version of k3s's own images; none: it brings them")
+    parser.add_argument("--docker", default=os.environ.get("DOCKER_SOCKET", SOCKET), help="Docker's socket")
+    told = parser.parse_args(arguments)
+    images, manifests = told.into / "agent/images", told.into / "server/manifests"
+    for folder in (images, manifests):
+        folder.mkdir(parents=True, exist_ok=True)
+        for part in folder.glob(".*.part"):  # of one that was killed
+            part.unlink()
+    try:
+        save_images(told.docker, told.images, images)
+        if told.k3s != "none":
+            save_images_of_k3s(told.k3s, images)
+        place_manifests(told.manifests, told.values, manifests)
+    except (SupplyError, OSError, http.client.HTTPException) as e:
+        sys.exit(f"supply: {e}")
+
+
+if __name__ == "__main__":
+    main()

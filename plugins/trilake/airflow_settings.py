@@ -1,0 +1,55 @@
+"""Airflow's settings that are the same wherever it runs, by section. The places add their own to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+Settings = Mapping[str, Mapping[str, object]]
+
+# Section -> name -> value. One machine of two cores, which the tasks share with servers.
+COMMON: Settings = {
+    "core": {
+        "load_examples": False,
+        "executor": "LocalExecutor",
+        # a task is a process of 150 MB, and Spark and ClickHouse want the two cores too
+        "parallelism": 4,
+        "max_active_tasks_per_dag": 4,
+        "default_timezone": "utc",
+        # two cores that Spark keeps busy: what is slow is not broken
+        "dagbag_import_timeout": 120,
+    },
+    "workers": {"execution_api_timeout": 30},
+    "database": {"sql_alchemy_pool_size": 3},
+    "api": {"workers": 1},
+    "api_auth": {"jwt_issuer": "trilake"},
+    "logging": {
+        "remote_logging": True,
+        "remote_base_log_folder": "s3://logs/airflow",
+        "remote_log_conn_id": "aws_default",
+        "colored_console_log": False,
+    },
+    "scheduler": {
+        # tasks of a lost scheduler come back within a minute, not five
+        "orphaned_tasks_check_interval": 30,
+        "task_instance_heartbeat_timeout": 60,
+        "scheduler_idle_sleep_time": 0.5,
+    },
+    "dag_processor": {
+        # a changed file is parsed at once, one that is not rarely: two cores
+        "refresh_interval": 10,
+        "bundle_refresh_check_interval": 5,
+        "min_file_process_interval": 60,
+        "file_parsing_sort_mode": "modified_time",
+        "parsing_processes": 2,
+    },
+    "usage_data_collection": {"enabled": False},
+}
+
+
+def environment(own: Settings) -> dict[str, str]:
+    """The common settings and a place's own as environment variables, ``AIRFLOW__<SECTION>__<NAME>``."""
+    return {
+        f"AIRFLOW__{section.upper()}__{name.upper()}": str(value)
+        for section in {**COMMON, **own}
+        for name, value in {**COMMON.get(section, {}), **own.get(section, {})}.items()
+    }

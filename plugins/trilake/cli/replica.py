@@ -1,0 +1,160 @@
+"""``make replica``: `.env`, images, containers; then wait until everything is well, and tell where it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Container
+from dataclasses import dataclass
+from pathlib import Path
+
+from trilake.errors import TrilakeError
+from trilake.hosts import environment
+from trilake.hosts.vpn import Vpn, project_name
+
+READY_TIMEOUT_S = 900
+PROFILE = "laptop"
+_POLL_S = 2.0
+_LOG_LINES = 6
+
+
+class ReplicaError(TrilakeError):
+    """The replica did not come up."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """A container as `docker compose ps` shows it.
+
+    :param job: it does its work and ends (`restart: "no"`).
+    """
+
+    name: str
+    state: str
+    health: str
+    exit_code: int
+    job: bool
+
+    @property
+    def ready(self) -> bool:
+        if self.job:
+            return self.state == "exited" and self.exit_code == 0
+        return self.state == "running" and self.health in ("", "healthy")
+
+    @property
+    def failed(self) -> bool:
+        """Whether waiting is in vain: a job ended badly. A service that ended is started anew by Docker."""
+        return self.job and self.state == "exited" and self.exit_code != 0
+
+    def __str__(self) -> str:
+        return f"exit code {self.exit_code}" if self.state == "exited" else self.health or self.state
+
+
+def read_services(text: str, jobs: Container[str]) -> dict[str, Service]:
+    """What `docker compose ps --all --format json` prints: an object a line, or, in older versions, a list."""
+    documents = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]
+    found = (
+        Service(d["Service"], d["State"], d.get("Health") or "", int(d.get("ExitCode") or 0), d["Service"] in jobs)
+        for d in documents
+    )
+    return {service.name: service for service in found}
+
+
+def up(project: Path) -> None:
+    """Bring it up; safe at any time. Progress goes to stderr, the result to stdout.
+
+    :raises EnvironmentFileError: `.env` lacks something.
+    :raises ReplicaError: no Docker, an image that cannot be built, a service that does not become ready.
+    """
+    file = project / environment.FILE
+    if not file.exists():
+        environment.write(file, environment.replica_settings())
+        _say("wrote .env: this replica's addresses and secrets")
+    values = environment.read(file)
+    environment.check(values)
+    _docker(project, "version", "--format", "{{.Server.Version}}", quiet=True)
+    _say("building images; the first time takes minutes")
+    _docker(project, "compose", "build", "--quiet")
+    _say("starting")
+    # not its --wait: that takes a job that has done its work for a service that ended
+    done = _docker(project, "compose", "up", "--detach", "--remove-orphans", check=False)
+    _await(project, started=done == 0)
+    _profile(project)
+    address = f"http://127.0.0.1:{values.get('UI_PORT', '8080')}"
+    print(f"Up. Airflow: {address}  user admin, password: AIRFLOW_ADMIN_PASSWORD of .env")
+    print(
+        "Through the VPN: http://vps-1:8080, S3 http://vps-1:7070, PostgreSQL vps-1:5432, ClickHouse http://vps-3:8123"
+    )
+    print("`docker compose ps` shows what runs; `make replica-down` ends it and keeps the data.")
+
+
+def _profile(project: Path) -> None:
+    """One VPN profile, of an administrator, unless there is one."""
+    vpn = Vpn(project_name(os.environ, project / environment.FILE))
+    if not any(person["name"] == PROFILE for person in vpn.people()):
+        file = project / f"{PROFILE}.ovpn"
+        vpn.add(PROFILE, "admin", file)
+        _say(f"wrote {file.name}: a way in through the VPN, as admin")
+
+
+def down(project: Path) -> None:
+    """End every container; volumes stay."""
+    _docker(project, "compose", "down", "--remove-orphans")
+    print("Down; the data is kept (docker compose down --volumes removes it).")
+
+
+def _await(project: Path, *, started: bool) -> None:
+    """:raises ReplicaError: a job failed, or something is not ready in time; with the end of its log."""
+    until = time.monotonic() + (READY_TIMEOUT_S if started else 0)
+    told: dict[str, str] = {}
+    configured = json.loads(_output(project, "compose", "config", "--format", "json") or "{}").get("services", {})
+    jobs = {name for name, service in configured.items() if service.get("restart") == "no"}
+    while True:
+        services = read_services(_output(project, "compose", "ps", "--all", "--format", "json"), jobs)
+        for service in services.values():
+            if told.get(service.name) != str(service):
+                told[service.name] = str(service)
+                _say(f"{service.name:<24} {service}")
+        if started and services and all(service.ready for service in services.values()):
+            return
+        if failed := [service for service in services.values() if service.failed]:
+            raise _error(project, failed[0], "failed")
+        if time.monotonic() > until:
+            late = [service for service in services.values() if not service.ready]
+            if not late:
+                raise ReplicaError("`docker compose up` failed; its output stands above.")
+            raise _error(project, late[0], f"is not ready ({late[0]})")
+        time.sleep(_POLL_S)
+
+
+def _error(project: Path, service: Service, what: str) -> ReplicaError:
+    log = _output(project, "compose", "logs", "--no-color", "--no-log-prefix", "--tail", str(_LOG_LINES), service.name)
+    return ReplicaError(
+        f"{service.name} {what}. Its log ends with:\n  "
+        + "\n  ".join(log.strip().splitlines() or ["(nothing)"])
+        + "\n",
+        hint=f"See `docker compose logs {service.name}`.",
+    )
+
+
+def _docker(project: Path, *arguments: str, quiet: bool = False, check: bool = True) -> int:
+    try:
+        done = subprocess.run(
+            ["docker", *arguments], cwd=project, check=False, stdout=subprocess.DEVNULL if quiet else sys.stderr
+        )
+    except FileNotFoundError:
+        raise ReplicaError("There is no docker here.", hint="Install Docker and Compose 2.24 or newer.") from None
+    if done.returncode and check:
+        raise ReplicaError(f"`docker {' '.join(arguments[:2])}` failed; its output stands above.")
+    return done.returncode
+
+
+def _output(project: Path, *arguments: str) -> str:
+    return subprocess.run(["docker", *arguments], cwd=project, check=False, capture_output=True, text=True).stdout
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

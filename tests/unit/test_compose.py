@@ -1,0 +1,93 @@
+"""The compose files keep every rule of the house, and the rules can be broken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from compose_rules import FILES, PROJECT, problems, read, variables
+
+from trilake.hosts.environment import VARIABLES, host_settings, replica_settings
+
+GOOD = """
+services:
+  store:
+    image: example/store:1.2
+    network_mode: ${VPS_1_NETWORK:-host}
+    restart: unless-stopped
+    read_only: true
+    user: "7:7"
+    cap_drop: [ALL]
+    security_opt: [no-new-privileges:true]
+    mem_limit: 64m
+    logging: {driver: json-file, options: {max-size: 10m, max-file: "3"}}
+    healthcheck: {test: [CMD, "true"]}
+    environment:
+      STORE_PASSWORD: ${STORE_PASSWORD:?is not set}
+"""
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PROJECT)))
+def test_every_service_keeps_every_rule(file: Path) -> None:
+    assert problems(file.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "instead", "rule"),
+    [
+        ("image: example/store:1.2", "image: example/store:latest", "tag"),
+        ("image: example/store:1.2", "image: example/store", "tag"),
+        ("restart: unless-stopped", "restart: always", "restart"),
+        ("read_only: true", "read_only: false", "read_only"),
+        ('user: "7:7"', "user: root", "user"),
+        ("cap_drop: [ALL]", "privileged: true", "capabilities"),
+        ("security_opt: [no-new-privileges:true]", "security_opt: []", "privileges"),
+        ("mem_limit: 64m", "cpus: 1", "memory"),
+        ("max-size: 10m, ", "", "logging"),
+        ('healthcheck: {test: [CMD, "true"]}', "init: true", "healthcheck"),
+        ('user: "7:7"', 'user: "7:7"\n    ports: ["8080:8080"]', "ports"),
+        ("${STORE_PASSWORD:?is not set}", "${STORE_PASSWORD:-secret}", "secret"),
+        ("${STORE_PASSWORD:?is not set}", "${STORE_PASSWORD}", "secret"),
+        ("${STORE_PASSWORD:?is not set}", "secret", "secret"),
+    ],
+)
+def test_a_service_that_breaks_a_rule_is_found(line: str, instead: str, rule: str) -> None:
+    assert problems(GOOD) == []
+    found = problems(GOOD.replace(line, instead))
+    assert len(found) == 1
+    assert f": {rule}: " in found[0]
+
+
+def test_a_service_uses_its_hosts_network_or_none() -> None:
+    for file in FILES[1:]:
+        host = file.parent.name.upper()
+        modes = {name: s.get("network_mode") for name, s in (read(file.read_text())["services"] or {}).items()}
+        # the replica's supply of images is no service of a host: it fetches what vps_2 cannot
+        assert {modes.pop("setup-supply", "bridge")} == {"bridge"}
+        assert set(modes.values()) <= {f"${{{host}_NETWORK:-host}}", "none"}, (file, modes)
+
+
+def test_nothing_listens_on_every_address() -> None:
+    for file in FILES:
+        assert "0.0.0.0" not in file.read_text(), file
+
+
+@pytest.mark.parametrize("host", ["vps_1", "vps_3"])
+def test_a_hosts_part_of_the_environment_is_what_its_file_requires(host: str) -> None:
+    text = (PROJECT / "docker" / host / "compose.yml").read_text()
+    required = {name for name, rest in variables(text) if rest.startswith(":?")}
+    given = {v.name for v in VARIABLES if host in v.hosts}
+    assert required <= given
+    assert {v.name for v in VARIABLES if host in v.hosts and v.kind != "address"} <= required
+
+
+def test_every_variable_that_a_file_uses_is_written_or_has_a_default() -> None:
+    written = {v.name for v in VARIABLES} | set(replica_settings())
+    for file in FILES:
+        for name, rest in variables(file.read_text()):
+            assert name in written or rest.startswith(":-"), f"{file.name} uses {name}, which nobody sets"
+
+
+def test_hosts_use_their_own_network_and_the_deployed_dags() -> None:
+    settings = host_settings(["10.110.0.2", "10.110.0.3", "10.110.0.4"])
+    assert not [name for name in settings if name.endswith("_NETWORK") or name == "DAG_BUNDLE"]
