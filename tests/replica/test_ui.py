@@ -48,7 +48,7 @@ def log_in(browser: Any, url: str, user: str, password: str) -> None:
 
 
 def test_the_flights_are_seen_by_who_logs_in(
-    replica: Replica, flights: dict[str, Any], browser: Any, tmp_path: Path
+    replica: Replica, year: dict[str, Any], browser: Any, tmp_path: Path
 ) -> None:
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.wait import WebDriverWait
