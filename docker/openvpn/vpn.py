@@ -142,6 +142,13 @@ def _clear(number: int) -> None:
             shutil.rmtree(folder)
 
 
+def _to_disk(*paths: Path) -> None:
+    for path in paths:
+        file = os.open(path, os.O_RDONLY)
+        os.fsync(file)
+        os.close(file)
+
+
 def tidy() -> None:
     with locked(PKI / "lock"):
         _clear(_number(CURRENT.resolve()))
@@ -168,9 +175,9 @@ def change() -> Iterator[State]:
         link = PKI / "current.new"
         link.unlink(missing_ok=True)
         link.symlink_to(folder.name)
-        os.sync()
+        _to_disk(*folder.rglob("*"), folder, PKI)
         link.replace(CURRENT)
-        os.sync()
+        _to_disk(PKI)
 
 
 # --- what `trilake vpn` asks for -------------------------------------------------------------------------------------

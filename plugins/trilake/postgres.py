@@ -52,9 +52,12 @@ def connect(endpoint: PostgresEndpoint, *, autocommit: bool = False) -> Iterator
             options="-c timezone=UTC",
         )
     except psycopg2.OperationalError as e:
+        refused = "authentication failed" in str(e)
         raise UnreachableError(
-            f"PostgreSQL database {endpoint.database} ({endpoint.host}:{endpoint.port}): {' '.join(str(e).split())}",
-            hint="Is PostgreSQL up? `trilake status` shows it.",
+            f"PostgreSQL database {endpoint.database} ({endpoint.host}:{endpoint.port}): {' '.join(str(e).split())}.",
+            hint="The password is not the one that the server was made with."
+            if refused
+            else "Is PostgreSQL up? `trilake status` shows it.",
         ) from None
     connection.autocommit = autocommit
     try:

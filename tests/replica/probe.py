@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 # Everything is on one machine: an answer takes milliseconds. A SYN that was dropped is sent again after one second.
 SECONDS = 2.2
 BATCH = 16384
-SCAN_SECONDS = 1.3
+SCAN_SECONDS = 1.0
 
 
 class Echo(asyncio.DatagramProtocol):

@@ -20,7 +20,7 @@ EXEMPT = {
     "vps_3": {"read_only": _HOSTS_FILE},
     "k3s": {"read_only": _NODE, "capabilities": _NODE, "privileges": _NODE},
     "setup-volumes": {"user": "makes a folder another user's"},
-    "k8s_overlay": {"user": "its volume is root's; it has no capability and no network"},
+    "setup-overlay": {"user": "its volume is root's; it has no capability and no network"},
 }
 # These have their health check in the image that is built here.
 _OWN_IMAGES = {"trilake/host": "docker/host/Dockerfile", "trilake/openvpn": "docker/openvpn/Dockerfile"}

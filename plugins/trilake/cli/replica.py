@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -12,8 +13,10 @@ from pathlib import Path
 
 from trilake.errors import TrilakeError
 from trilake.hosts import environment
+from trilake.hosts.vpn import Vpn, project_name
 
 READY_TIMEOUT_S = 900
+PROFILE = "laptop"
 _POLL_S = 2.0
 _LOG_LINES = 6
 
@@ -79,12 +82,22 @@ def up(project: Path) -> None:
     # not its --wait: that takes a job that has done its work for a service that ended
     done = _docker(project, "compose", "up", "--detach", "--remove-orphans", check=False)
     _await(project, started=done == 0)
+    _profile(project)
     address = f"http://127.0.0.1:{values.get('UI_PORT', '8080')}"
     print(f"Up. Airflow: {address}  user admin, password: AIRFLOW_ADMIN_PASSWORD of .env")
     print(
         "Through the VPN: http://vps-1:8080, S3 http://vps-1:7070, PostgreSQL vps-1:5432, ClickHouse http://vps-3:8123"
     )
     print("`docker compose ps` shows what runs; `make replica-down` ends it and keeps the data.")
+
+
+def _profile(project: Path) -> None:
+    """One VPN profile, of an administrator, unless there is one."""
+    vpn = Vpn(project_name(os.environ, project / environment.FILE))
+    if not any(person["name"] == PROFILE for person in vpn.people()):
+        file = project / f"{PROFILE}.ovpn"
+        vpn.add(PROFILE, "admin", file)
+        _say(f"wrote {file.name}: a way in through the VPN, as admin")
 
 
 def down(project: Path) -> None:
