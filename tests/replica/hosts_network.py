@@ -21,7 +21,7 @@ PROBE = (Path(__file__).parent / "probe.py").read_text(encoding="utf-8")
 VPN_PORT = 1194
 # What the table names, and what it does not: other services of the hosts, and what is often found open
 PORTS = sorted({flow.port for flow in table()} - {VPN_PORT} | {53, 80, 111, 443, 2375, 5433, 9000, 9001, 9009, 9010})
-UP_SECONDS = 180
+UP_SECONDS = 600  # with the images built
 
 Target = tuple[str, str, int]  # address, protocol, port
 
