@@ -21,7 +21,7 @@ PROBE = (Path(__file__).parent / "probe.py").read_text(encoding="utf-8")
 VPN_PORT = 1194
 # What the table names, and what it does not: other services of the hosts, and what is often found open
 PORTS = sorted({flow.port for flow in table()} - {VPN_PORT} | {53, 80, 111, 443, 2375, 5433, 9000, 9001, 9009, 9010})
-UP_SECONDS = 180
+UP_SECONDS = 600  # with the images built
 
 Target = tuple[str, str, int]  # address, protocol, port
 
@@ -166,7 +166,7 @@ def holders_and_vpn(project: str, subnet: str, folder: Path) -> Iterator[Network
     compose = ["compose", "--project-directory", str(PROJECT), "--env-file", str(env), "-p", project]
     network = None
     try:
-        docker(*compose, "up", "-d", "--wait", "vps_1", "vps_2", "vps_3", "openvpn", seconds=UP_SECONDS)
+        docker(*compose, "up", "-d", "--build", "--wait", "vps_1", "vps_2", "vps_3", "openvpn", seconds=UP_SECONDS)
         network = Network(project, listening=True)
         network.listen()
         yield network

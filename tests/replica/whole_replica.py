@@ -65,8 +65,9 @@ class Replica:
     def kill(self, service: str) -> None:
         """kill -9 its first process, from outside: Docker then restarts it, as it does after any death."""
         pid = str(self.state(service)["Pid"])
-        rights = ["--pid", "host", "--cap-add", "KILL", "--entrypoint", "kill"]
-        docker("run", "--rm", *rights, HOST_IMAGE, "-9", pid)
+        # its own `docker kill` Docker takes for a wish, and does not restart what it ended
+        rights = ["--pid", "host", "--cap-add", "KILL", "--entrypoint", "sh"]
+        docker("run", "--rm", *rights, HOST_IMAGE, "-c", f"kill -9 {pid}")
 
     @contextmanager
     def cut(self, host: str) -> Iterator[None]:
