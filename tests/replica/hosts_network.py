@@ -166,7 +166,7 @@ def holders_and_vpn(project: str, subnet: str, folder: Path) -> Iterator[Network
     compose = ["compose", "--project-directory", str(PROJECT), "--env-file", str(env), "-p", project]
     network = None
     try:
-        docker(*compose, "up", "-d", "--wait", "vps_1", "vps_2", "vps_3", "openvpn", seconds=UP_SECONDS)
+        docker(*compose, "up", "-d", "--build", "--wait", "vps_1", "vps_2", "vps_3", "openvpn", seconds=UP_SECONDS)
         network = Network(project, listening=True)
         network.listen()
         yield network
