@@ -257,7 +257,8 @@ class _Start:
             # its state first: one that dies after it answered is dead
             state = self._supervisor.states().get(service, NEVER_STARTED)
             if not state.running and service not in self._missing:
-                # it ran when we looked first
+                # it ran when we looked first; what it has left behind holds its port, or works on
+                processes.end({p: s for p, s in processes.find(self._home).items() if s == service})
                 self._missing.add(service)
                 self._progress(service, "starting")
                 self._supervisor.start(service)
