@@ -159,8 +159,25 @@ def _files_of_chart(archive: bytes) -> Iterator[tuple[str, bytes]]:
                 yield str(path.relative_to(CHART_FOLDER)), file.read()
 
 
-def helm_chart(archive: bytes, values: str) -> str:
-    """spark-operator for k3s's Helm controller, the chart inside.
+def images_of_manifests(contents: Iterable[bytes]) -> set[str]:
+    """What the containers of these manifests run."""
+    return {
+        name.decode() for content in contents for name in re.findall(rb'^\s*(?:- )?image: "?([^\s"]+)', content, re.M)
+    }
+
+
+def image_of_chart(values: bytes) -> str:
+    """What the chart's own values say: its registry, repository and, by its version, tag."""
+    block = re.search(r"^image:\n((?:[ #].*\n|\n)*)", values.decode(), re.M)
+    found = dict(re.findall(r"^  (registry|repository): *(\S+)", block[1] if block else "", re.M))
+    try:
+        return f"{found['registry']}/{found['repository']}:{CHART_VERSION}"
+    except KeyError as e:
+        raise SupplyError(f"spark-operator's chart does not say its image's {e.args[0]}.") from None
+
+
+def helm_chart(archive: bytes, values: str) -> tuple[str, str]:
+    """spark-operator for k3s's Helm controller, the chart inside; and the image that it runs.
 
     :raises SupplyError: the chart's files are not those of its version.
     """
@@ -185,15 +202,20 @@ def helm_chart(archive: bytes, values: str) -> str:
             "valuesContent": values,
         },
     }
-    return json.dumps(document) + "\n"  # which is YAML too
+    return json.dumps(document) + "\n", image_of_chart(dict(files)["values.yaml"])  # which is YAML too
 
 
-def place_manifests(ready: Path | None, values: Path, folder: Path) -> None:
-    """Put spark-operator's manifests where k3s applies them: those of `ready`, or the chart where that has none."""
+def place_manifests(ready: Path | None, values: Path, folder: Path) -> set[str]:
+    """Put spark-operator's manifests where k3s applies them: those of `ready`, or the chart where that has none.
+
+    :return: the images that they run.
+    """
     found = sorted(ready.rglob("*.yaml")) if ready else []
     contents = {f"spark-operator-{file.name}": file.read_bytes() for file in found}
+    images = images_of_manifests(contents.values())
     if not contents:
-        contents["spark-operator-chart.yaml"] = helm_chart(_read(CHART), values.read_text()).encode()
+        chart, image = helm_chart(_read(CHART), values.read_text())
+        contents["spark-operator-chart.yaml"], images = chart.encode(), {image}
     for name, content in contents.items():
         if not (folder / name).exists() or (folder / name).read_bytes() != content:
             _write(folder / name, [content])
@@ -201,6 +223,7 @@ def place_manifests(ready: Path | None, values: Path, folder: Path) -> None:
     for other in folder.glob("spark-operator-*.yaml"):
         if other.name not in contents:
             other.unlink()
+    return images
 
 
 # --- files and addresses
@@ -237,7 +260,7 @@ def _read(address: str) -> bytes:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("images", nargs="*", help="Docker's images, name:tag")
+    parser.add_argument("images", nargs="*", help="Docker's images, name:tag; spark-operator's is brought besides")
     parser.add_argument("--into", type=Path, required=True, help="folder; on vps_2 it is /var/lib/rancher/k3s")
     parser.add_argument("--values", type=Path, required=True, help="k8s/spark_operator/values.yaml")
     parser.add_argument("--manifests", type=Path, help="folder of manifests to take in place of spark-operator's chart")
@@ -250,10 +273,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for part in folder.glob(".*.part"):  # of one that was killed
             part.unlink()
     try:
-        save_images(told.docker, told.images, images)
+        operators = place_manifests(told.manifests, told.values, manifests)
+        save_images(told.docker, [*told.images, *sorted(operators)], images)
         if told.k3s != "none":
             save_images_of_k3s(told.k3s, images)
-        place_manifests(told.manifests, told.values, manifests)
     except (SupplyError, OSError, http.client.HTTPException) as e:
         sys.exit(f"supply: {e}")
 

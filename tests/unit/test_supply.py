@@ -148,9 +148,19 @@ def test_an_image_is_brought_once_and_again_when_it_is_another(supply: ModuleTyp
 
 
 def test_an_image_that_docker_lacks_is_pulled(supply: ModuleType, docker: Docker, ready: Path) -> None:
-    docker.registry["ghcr.io/kubeflow/spark-operator/controller:2"] = b"\x03" * 10
-    into = run(supply, docker, ready, "ghcr.io/kubeflow/spark-operator/controller:2")
+    docker.registry["registry.example/operator:2"] = b"\x03" * 10
+    into = run(supply, docker, ready, "registry.example/operator:2")
     assert len(files(into / "agent/images")) == 1
+
+
+def test_what_the_manifests_run_is_brought_with_them(supply: ModuleType, docker: Docker, ready: Path) -> None:
+    docker.here["registry.example:5000/operator:2"] = b"\x04" * 10
+    (ready / "operator.yaml").write_text(
+        "spec:\n  containers:\n    - name: a\n      image: registry.example:5000/operator:2\n"
+        '    - image: "registry.example:5000/operator:2"\n'
+    )
+    images = run(supply, docker, ready) / "agent/images"
+    assert [name.rpartition("-")[0] for name in files(images)] == ["docker-registry.example_5000_operator_2"]
 
 
 def test_an_image_that_cannot_be_pulled_is_named_in_one_line(supply: ModuleType, docker: Docker, ready: Path) -> None:
@@ -202,6 +212,10 @@ CHART = {
     "charts/spark-operator-chart/Chart.yaml": "name: spark-operator\nversion: 2.5.2\n",
     "charts/spark-operator-chart/crds/a.yaml": "kind: CustomResourceDefinition\n",
     "charts/spark-operator-chart/tests/a_test.yaml": "suite: a\n",
+    "charts/spark-operator-chart/values.yaml": (
+        "# of the chart\nimage:\n  # -- where from\n  registry: registry.example\n  repository: operator\n"
+        "webhook:\n  registry: another\n"
+    ),
 }
 
 
@@ -216,16 +230,22 @@ def test_the_chart_goes_to_k3s_with_our_values_and_its_definitions(
     prefix = "charts/spark-operator-chart/"
     pinned = supply.chart_digest((path.removeprefix(prefix), text.encode()) for path, text in CHART.items())
     monkeypatch.setattr(supply, "CHART_SHA256", pinned)
-    document = yaml.safe_load(supply.helm_chart(archive(**CHART), VALUES.read_text()))
+    chart, image = supply.helm_chart(archive(**CHART), VALUES.read_text())
+    assert image == f"registry.example/operator:{supply.CHART_VERSION}"
+    document = yaml.safe_load(chart)
     assert (document["apiVersion"], document["kind"]) == ("helm.cattle.io/v1", "HelmChart")
     assert yaml.safe_load(document["spec"]["valuesContent"])["image"]["tag"] == supply.CHART_VERSION
     with tarfile.open(fileobj=io.BytesIO(base64.b64decode(document["spec"]["chartContent"]))) as tar:
-        assert sorted(tar.getnames()) == ["spark-operator/Chart.yaml", "spark-operator/crds/a.yaml"]
+        assert sorted(tar.getnames()) == [
+            "spark-operator/Chart.yaml",
+            "spark-operator/crds/a.yaml",
+            "spark-operator/values.yaml",
+        ]
 
 
 def test_versions_are_those_of_everything_else(supply: ModuleType) -> None:
     compose = (PROJECT / "docker/vps_2/compose.yml").read_text()
     assert f"rancher/k3s:{supply.K3S_VERSION.replace('+', '-')}" in compose
     assert supply.K3S_VERSION in compose
-    assert f"spark-operator/controller:{supply.CHART_VERSION}" in compose
+    assert yaml.safe_load(VALUES.read_text())["image"]["tag"] == supply.CHART_VERSION
     assert supply.K3S_VERSION in (PROJECT / "docs/vps_2.md").read_text()
