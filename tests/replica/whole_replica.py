@@ -73,11 +73,11 @@ class Replica:
     def cut(self, host: str) -> Iterator[None]:
         """A host whose network takes and gives nothing."""
         holder = self.container(host)
-        chains = " ".join(
+        chains = "\n".join(
             f'chain {hook} {{ type filter hook {hook} priority -300; policy drop; {way} "lo" accept; }}'
             for hook, way in (("input", "iifname"), ("output", "oifname"), ("forward", "iifname"))
         )
-        docker("exec", holder, "nft", f"table inet cut {{ {chains} }}")
+        docker("exec", holder, "nft", f"table inet cut {{\n{chains}\n}}")
         try:
             yield
         finally:
