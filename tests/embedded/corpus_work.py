@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import secrets
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -22,10 +23,6 @@ def run_cases(spark: Any) -> Any:
     return {name: run(spark, case) for name, case in cases.cases()}
 
 
-def run_long_line(spark: Any) -> Any:
-    return run(spark, cases.long_line())
-
-
 def run_flood(spark: Any, files: str) -> Any:
     return run(spark, cases.flood(int(files)))
 
@@ -37,7 +34,7 @@ def run(spark: Any, case: Case) -> Any:
     data_set = DataSet(f"t_{secrets.token_hex(4)}", grain="month", date="d", shard_by="k")
 
     def put(item: tuple[str, bytes]) -> None:
-        store.put_object(Bucket=RAW_BUCKET, Key=data_set.raw_key(cases.MONTH, item[0]), Body=item[1])
+        store.upload_fileobj(io.BytesIO(item[1]), RAW_BUCKET, data_set.raw_key(cases.MONTH, item[0]))
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(put, case.objects.items()))

@@ -184,11 +184,15 @@ class Job:
         data_set = data_set or self.data_set
         pinned = inputs.pin(self._s3, data_set, self.window)
         inputs.check_header(self._s3, pinned, header_of(fields))
-        key = F.regexp_extract(F.col("_metadata.file_path"), "^[a-z0-9]+://[^/]+/(.*)$", 1)
+        # Spark tells the path as a URI, in which a plus stands for itself
+        path = F.regexp_extract(F.col("_metadata.file_path"), "^[a-z0-9]+://[^/]+/(.*)$", 1)
+        key = F.url_decode(F.replace(path, F.lit("+"), F.lit("%2B")))
+        # a regular expression makes text of bytes that are none: those are left for `parse_lines` to refuse
+        line = F.when(F.is_valid_utf8("value"), F.regexp_replace("value", "\r$", "")).otherwise(F.col("value"))
         lines = (
             self.spark.read.option("lineSep", "\n")
             .text([item.uri for item in pinned])
-            .select(key.alias("file"), F.regexp_replace("value", "\r$", "").alias("raw"))
+            .select(key.alias("file"), line.alias("raw"))
             .withColumn("partition", F.split_part("file", F.lit("/"), F.lit(2)))
         )
         if self.rehearsal and data_set == self.data_set:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,9 @@ class SourceToS3Operator(WindowedOperator):
         written: dict[str, dict[str, Any]] = {}
         for partition, content in self.source(window):
             key = data_set.raw_key(partition, self.file_name)
-            answer = client.put_object(Bucket=RAW_BUCKET, Key=key, Body=content)
+            # in parts, when it is large: some stores hold a request in memory
+            client.upload_fileobj(io.BytesIO(content), RAW_BUCKET, key)
+            answer = client.head_object(Bucket=RAW_BUCKET, Key=key)
             written[partition] = {
                 "key": key,
                 "etag": answer["ETag"].strip('"'),
