@@ -26,7 +26,7 @@ KILLED = [
     ("clickhouse-1", "publish"),
     ("clickhouse-2", "publish"),
 ]
-IN_CI = {"airflow-scheduler", "s3", "clickhouse-2"}
+IN_CI = {"airflow-scheduler", "clickhouse-2"}
 
 
 def begin(replica: Replica, task: str) -> str:
