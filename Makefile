@@ -58,7 +58,7 @@ test: $(STAMP) ## Every quick test that needs neither Docker nor Kubernetes
 	@$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(PYTEST)
 
 .PHONY: test-slow
-test-slow: $(STAMP) ## The tests that start Spark sessions of their own on the platform
+test-slow: $(STAMP) ## The tests that take long: Spark sessions of their own, the demo twice, the README's example
 	@$(BIN)/python -m pytest -m slow tests/embedded $(PYTEST)
 
 .PHONY: test-schedules

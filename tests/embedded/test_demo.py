@@ -182,6 +182,7 @@ def test_the_snapshot_says_which_run_made_it_and_what_became_of_every_row(platfo
     assert summary["trilake.run"].startswith("manual__")
 
 
+@pytest.mark.slow
 def test_a_second_demo_changes_no_count_anywhere_and_stays_below_4_gib(platform: Platform, demo: str) -> None:
     before = held(platform)
     with memory_watched(platform) as samples:
@@ -207,6 +208,7 @@ def test_the_task_logs_lie_in_s3_and_hold_no_secret(platform: Platform, demo: st
         assert not [value for value in secrets if value in text], key
 
 
+@pytest.mark.slow
 def test_everything_is_there_after_down_and_up(platform: Platform, demo: str) -> None:
     before = held(platform)
     assert platform.trilake("down").returncode == 0
@@ -214,6 +216,7 @@ def test_everything_is_there_after_down_and_up(platform: Platform, demo: str) ->
     assert held(platform) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("service", ["postgres", "s3", "clickhouse", "kubernetes"])
 def test_everything_is_there_after_a_kill_of_what_holds_it(platform: Platform, demo: str, service: str) -> None:
     before = held(platform)
