@@ -89,6 +89,11 @@ class EnvironmentConnection:
         )
 
 
+def as_environment(connections: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Connections as Airflow, a Spark driver and the command line read them: variable -> JSON on one line."""
+    return {f"AIRFLOW_CONN_{name.upper()}": json.dumps(doc, separators=(",", ":")) for name, doc in connections.items()}
+
+
 def _required(connection: ConnectionLike, name: str, value: Any) -> Any:
     if value in (None, ""):
         raise ConfigurationError(f"The connection {connection.conn_id} has no {name}.", hint="Add it and try again.")
@@ -149,6 +154,19 @@ class S3Endpoint:
             region=extra.get("region_name") or "us-east-1",
         )
 
+    def connection(self) -> dict[str, Any]:
+        """The connection that it is made of, in Airflow's JSON form; it holds the secret."""
+        return {
+            "conn_type": "aws",
+            "login": self.access_key_id,
+            "password": self.secret_access_key,
+            "extra": {
+                "endpoint_url": self.url,
+                "region_name": self.region,
+                "config_kwargs": {"s3": {"addressing_style": "path"}},
+            },
+        }
+
 
 @dataclass(frozen=True)
 class PostgresEndpoint:
@@ -169,6 +187,17 @@ class PostgresEndpoint:
             user=_required(connection, "login", connection.login),
             password=_required(connection, "password", connection.password),
         )
+
+    def connection(self) -> dict[str, Any]:
+        """The connection that it is made of, in Airflow's JSON form; it holds the password."""
+        return {
+            "conn_type": "postgres",
+            "host": self.host,
+            "port": self.port,
+            "login": self.user,
+            "password": self.password,
+            "schema": self.database,
+        }
 
     @property
     def uri(self) -> str:
@@ -262,6 +291,21 @@ class ClickHouseEndpoint:
         """The same, for statements that take a moment: a host that has stalled is told from one at work."""
         seconds = min(float(self.options.get("send_receive_timeout") or QUESTION_TIMEOUT_S), QUESTION_TIMEOUT_S)
         return replace(self, options={**self.options, "send_receive_timeout": seconds})
+
+    def connection(self) -> dict[str, Any]:
+        """The connection that it is made of, in Airflow's JSON form; without TLS and `options`, with the password."""
+        return {
+            "conn_type": "clickhouse_cluster",
+            "host": self.shards[0].host,
+            "port": self.shards[0].port,
+            "login": self.user,
+            "password": self.password,
+            "schema": self.database,
+            "extra": {
+                "cluster": self.cluster,
+                "shards": [{"host": s.host, "port": s.port, "database": s.database} for s in self.shards],
+            },
+        }
 
     @property
     def one_server(self) -> bool:

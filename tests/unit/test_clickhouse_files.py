@@ -10,7 +10,8 @@ from xml.etree import ElementTree
 import pytest
 
 from trilake.clickhouse.export import EXPORTS_COLLECTION
-from trilake.hosts.connections import CLUSTER, SHARDS
+from trilake.endpoints import ClickHouseEndpoint
+from trilake.hosts.connections import SHARDS
 from trilake.hosts.environment import VARIABLES
 from trilake.lake.data_set import BACKUPS_BUCKET, LAKE_BUCKET, RAW_BUCKET
 
@@ -99,7 +100,7 @@ def test_a_user_that_gets_more_is_found(text: str, instead: str, told: str) -> N
 
 def test_agents_read_every_table_of_the_shards_and_over_them() -> None:
     grants = {g.text for g in ElementTree.fromstring(USERS).findall("users/agent_ro/grants/query")}
-    assert grants == {f"GRANT SELECT ON {database}.*" for database in ("analytics", *(s["database"] for s in SHARDS))}
+    assert grants == {f"GRANT SELECT ON {database}.*" for database in ("analytics", *(s.database for s in SHARDS))}
 
 
 def test_the_writer_has_the_collections_that_statements_name_and_inserts_into_shards_alone() -> None:
@@ -121,10 +122,10 @@ def test_a_statement_can_change_neither_address_nor_key_of_a_collection() -> Non
 
 
 def test_the_cluster_is_the_connections_and_asks_for_the_secret() -> None:
-    cluster = SERVER.find(f"remote_servers/{CLUSTER}")
+    cluster = SERVER.find(f"remote_servers/{ClickHouseEndpoint.cluster}")
     assert cluster is not None
     replicas = [(r.findtext("host"), r.findtext("default_database")) for r in cluster.findall("shard/replica")]
-    assert replicas == [(shard["host"], shard["database"]) for shard in SHARDS]
+    assert replicas == [(shard.host, shard.database) for shard in SHARDS]
     secret = cluster.find("secret")
     assert secret is not None
     assert secret.get("from_env") == "CLICKHOUSE_INTERSERVER_SECRET"

@@ -6,7 +6,19 @@ import json
 
 import pytest
 
-from trilake.endpoints import ClickHouseEndpoint, ClickHouseShard, Endpoints, EnvironmentConnection
+from trilake.endpoints import (
+    CLICKHOUSE_CONNECTION,
+    LAKE_CONNECTION,
+    OLTP_CONNECTION,
+    S3_CONNECTION,
+    ClickHouseEndpoint,
+    ClickHouseShard,
+    Endpoints,
+    EnvironmentConnection,
+    PostgresEndpoint,
+    S3Endpoint,
+    as_environment,
+)
 from trilake.errors import ConfigurationError
 
 SECRET = "s3cr3t/+ @:%"
@@ -104,3 +116,21 @@ def test_questions_are_answered_soon_or_given_up() -> None:
     assert ClickHouseEndpoint((shard,), "u", "p").for_questions().options == {"send_receive_timeout": 30.0}
     quick = ClickHouseEndpoint((shard,), "u", "p", options={"send_receive_timeout": 3, "compress": False})
     assert quick.for_questions().options == {"send_receive_timeout": 3.0, "compress": False}
+
+
+def test_an_endpoint_is_read_back_from_its_connection() -> None:
+    shards = (ClickHouseShard(1, "a", 8123, "shard_1"), ClickHouseShard(2, "b", 8124, "shard_2"))
+    made = Endpoints(
+        s3=S3Endpoint("http://s:7070", "who", "p'\"s", "eu"),
+        lake=PostgresEndpoint("p", 5433, "lake", "l", "%s"),
+        oltp=PostgresEndpoint("p", 5432, "oltp", "o", "ä"),
+        clickhouse=ClickHouseEndpoint(shards, "etl", "x y", cluster="c", database="d"),
+    )
+    known = {
+        S3_CONNECTION: made.s3,
+        LAKE_CONNECTION: made.lake,
+        OLTP_CONNECTION: made.oltp,
+        CLICKHOUSE_CONNECTION: made.clickhouse,
+    }
+    environ = as_environment({name: endpoint.connection() for name, endpoint in known.items()})
+    assert Endpoints.from_environment(environ) == made

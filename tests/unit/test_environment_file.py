@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from cryptography.fernet import Fernet
 
-from trilake.endpoints import Endpoints
+from trilake.endpoints import Endpoints, as_environment
 from trilake.errors import TrilakeError
-from trilake.hosts import as_environment, connections, environment, run
+from trilake.hosts import connections, environment, run
 from trilake.hosts.environment import EnvironmentFileError
 
 

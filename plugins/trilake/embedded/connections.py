@@ -20,6 +20,10 @@ from trilake.endpoints import (
     LAKE_CONNECTION,
     OLTP_CONNECTION,
     S3_CONNECTION,
+    ClickHouseEndpoint,
+    ClickHouseShard,
+    S3Endpoint,
+    as_environment,
 )
 from trilake.errors import ConfigurationError
 
@@ -50,44 +54,16 @@ def connections(
     if file := environ.get(KUBECONFIG_VARIABLE):
         cluster, namespace = read_kubeconfig(Path(file))
 
-    def database(name: str) -> dict[str, Any]:
-        endpoint = postgres.endpoint(ports["postgres"], secrets, name)
-        return {
-            "conn_type": "postgres",
-            "host": endpoint.host,
-            "port": endpoint.port,
-            "login": endpoint.user,
-            "password": endpoint.password,
-            "schema": endpoint.database,
-        }
-
+    s3_endpoint = S3Endpoint(s3.url(ports["s3"]), secrets["s3_access_key_id"], secrets["s3_secret_access_key"])
+    shards = tuple(
+        ClickHouseShard(number, LOOPBACK, ports["clickhouse"], name) for number, name in enumerate(SHARDS, start=1)
+    )
+    clickhouse = ClickHouseEndpoint(shards, "trilake", secrets["clickhouse_trilake"], CLUSTER, ANALYTICS)
     return {
-        S3_CONNECTION: {
-            "conn_type": "aws",
-            "login": secrets["s3_access_key_id"],
-            "password": secrets["s3_secret_access_key"],
-            "extra": {
-                "endpoint_url": s3.url(ports["s3"]),
-                "region_name": "us-east-1",
-                "config_kwargs": {"s3": {"addressing_style": "path"}},
-            },
-        },
-        LAKE_CONNECTION: database("lake"),
-        OLTP_CONNECTION: database("oltp"),
-        CLICKHOUSE_CONNECTION: {
-            "conn_type": "clickhouse_cluster",
-            "host": LOOPBACK,
-            "port": ports["clickhouse"],
-            "login": "trilake",
-            "password": secrets["clickhouse_trilake"],
-            "schema": ANALYTICS,
-            "extra": {
-                "cluster": CLUSTER,
-                "shards": [
-                    {"host": LOOPBACK, "port": ports["clickhouse"], "database": database} for database in SHARDS
-                ],
-            },
-        },
+        S3_CONNECTION: s3_endpoint.connection(),
+        LAKE_CONNECTION: postgres.endpoint(ports["postgres"], secrets, "lake").connection(),
+        OLTP_CONNECTION: postgres.endpoint(ports["postgres"], secrets, "oltp").connection(),
+        CLICKHOUSE_CONNECTION: clickhouse.connection(),
         KUBERNETES_CONNECTION: {
             "conn_type": "kubernetes",
             "extra": {"kube_config": json.dumps(cluster), "namespace": namespace},
@@ -139,10 +115,7 @@ def write(home: Home, java: Java, spark_jars: Path) -> dict[str, str]:
     :raises ConfigurationError: a file of the home is damaged, or no port is free.
     """
     ports, secrets = home.ports(), home.secrets()
-    known = {
-        f"AIRFLOW_CONN_{name.upper()}": json.dumps(document, separators=(",", ":"))
-        for name, document in connections(ports, secrets).items()
-    }
+    known = as_environment(connections(ports, secrets))
     clickhouse = {
         "host": LOOPBACK,
         "port": ports["clickhouse"],

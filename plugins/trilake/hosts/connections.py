@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -12,6 +11,10 @@ from trilake.endpoints import (
     LAKE_CONNECTION,
     OLTP_CONNECTION,
     S3_CONNECTION,
+    ClickHouseEndpoint,
+    ClickHouseShard,
+    PostgresEndpoint,
+    S3Endpoint,
 )
 from trilake.hosts.environment import EnvironmentFileError
 
@@ -21,13 +24,8 @@ S3_PORT = 7070
 POSTGRES_PORT = 5432
 METADATA_PORT = 5433
 AIRFLOW_PORT = 8080
-CLUSTER = "trilake"
-ANALYTICS = "analytics"
 # a server a shard, on one host
-SHARDS = (
-    {"host": "vps-3", "port": 8123, "database": "shard_1"},
-    {"host": "vps-3", "port": 8124, "database": "shard_2"},
-)
+SHARDS = (ClickHouseShard(1, "vps-3", 8123, "shard_1"), ClickHouseShard(2, "vps-3", 8124, "shard_2"))
 # Read when it is used: Kubernetes may come up after Airflow, and a token may be another tomorrow.
 KUBECONFIG = "/opt/trilake/kubernetes/config"
 NAMESPACE = "spark"
@@ -41,31 +39,15 @@ def connections(env: Mapping[str, str], who: Who) -> dict[str, dict[str, Any]]:
 
     def database(name: str) -> dict[str, Any]:
         password = required(env, f"{name.upper()}_PASSWORD")
-        known = {"conn_type": "postgres", "host": "vps-1", "port": POSTGRES_PORT}
-        return {**known, "login": name, "password": password, "schema": name}
+        return PostgresEndpoint("vps-1", POSTGRES_PORT, database=name, user=name, password=password).connection()
 
-    found: dict[str, dict[str, Any]] = {
-        S3_CONNECTION: {
-            "conn_type": "aws",
-            "login": who,
-            "password": required(env, f"S3_{who.upper()}_SECRET"),
-            "extra": {
-                "endpoint_url": f"http://vps-1:{S3_PORT}",
-                "region_name": "us-east-1",
-                "config_kwargs": {"s3": {"addressing_style": "path"}},
-            },
-        },
+    s3 = S3Endpoint(f"http://vps-1:{S3_PORT}", who, required(env, f"S3_{who.upper()}_SECRET"))
+    clickhouse = ClickHouseEndpoint(SHARDS, "etl_writer", required(env, "CLICKHOUSE_ETL_PASSWORD"))
+    found = {
+        S3_CONNECTION: s3.connection(),
         LAKE_CONNECTION: database("lake"),
         OLTP_CONNECTION: database("oltp"),
-        CLICKHOUSE_CONNECTION: {
-            "conn_type": "clickhouse_cluster",
-            "host": SHARDS[0]["host"],
-            "port": SHARDS[0]["port"],
-            "login": "etl_writer",
-            "password": required(env, "CLICKHOUSE_ETL_PASSWORD"),
-            "schema": ANALYTICS,
-            "extra": {"cluster": CLUSTER, "shards": list(SHARDS)},
-        },
+        CLICKHOUSE_CONNECTION: clickhouse.connection(),
     }
     if who == "airflow":
         found[KUBERNETES_CONNECTION] = {
@@ -73,11 +55,6 @@ def connections(env: Mapping[str, str], who: Who) -> dict[str, dict[str, Any]]:
             "extra": {"kube_config_path": KUBECONFIG, "namespace": NAMESPACE},
         }
     return found
-
-
-def as_environment(found: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """The connections as Airflow, a Spark driver and the command line read them: variable -> JSON on one line."""
-    return {f"AIRFLOW_CONN_{name.upper()}": json.dumps(doc, separators=(",", ":")) for name, doc in found.items()}
 
 
 def required(env: Mapping[str, str], name: str) -> str:

@@ -7,8 +7,9 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from trilake.endpoints import as_environment
 from trilake.errors import ConfigurationError
-from trilake.hosts.connections import as_environment, connections, required
+from trilake.hosts.connections import connections, required
 from trilake.hosts.environment import HOSTS
 
 

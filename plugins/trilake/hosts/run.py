@@ -9,9 +9,10 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
+from trilake.endpoints import as_environment
 from trilake.errors import TrilakeError
 from trilake.hosts import airflow
-from trilake.hosts.connections import as_environment, connections
+from trilake.hosts.connections import connections
 
 
 def environment(env: Mapping[str, str]) -> dict[str, str]:
