@@ -154,6 +154,12 @@ def cases() -> Iterator[tuple[str, Case]]:
         "a picture",
         Case({"a.csv": b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 100}, refused="The header of s3://raw/"),
     )
+    long = good(2, "x" * 100 * MIB)
+    yield (
+        "100 MB on one line",
+        Case({"a.csv": csv(good(1)), "b.csv": csv(good(3), long)}, refused="b.csv has lines of more"),
+    )
+    yield "a line of four megabytes", Case({"a.csv": csv(good(1), good(2, "x" * 4 * MIB))}, (1, 2))
     for name in ("a*.csv", "a?.csv", "[a].csv", "{a}.csv", "_a.csv", ".a.csv"):
         yield f"a key that Spark reads otherwise: {name}", Case({name: csv(good(1))}, refused=f"{name} has a name that")
     for name in ("a b.csv", "a%20b.csv", "ä€.csv", "a+b=c,d&e.csv", "x/y/z.csv", "it's.csv"):

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import DateType, DoubleType, IntegerType, StringType, StructField, StructType, TimestampType
@@ -16,10 +21,14 @@ SCHEMA = StructType(
         StructField("price", DoubleType()),
     ]
 )
+# No end of a line, and nothing that stands for a missing value.
+FIELDS = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\0"), min_size=1).filter(lambda t: t != "NA")
+INTEGERS, FLOATS = st.integers(-(2**31), 2**31 - 1), st.floats(allow_nan=False, allow_infinity=False)
 
 
 def lines_of(spark: SparkSession, *raw: str, file: str = "a.csv") -> DataFrame:
-    return spark.createDataFrame([(file, "2013-01", line) for line in raw], "file string, partition string, raw string")
+    rows = [(file, "2013-01", line, len(line.encode()) + 1) for line in raw]
+    return spark.createDataFrame(rows, "file string, partition string, raw string, size int")
 
 
 def outcome(parsed: DataFrame) -> list[tuple[str, object]]:
@@ -50,6 +59,16 @@ def outcome(parsed: DataFrame) -> list[tuple[str, object]]:
 )
 def test_a_line_becomes_a_row_or_is_refused_with_a_reason(spark: SparkSession, raw: str, expected: object) -> None:
     assert outcome(parse_lines(lines_of(spark, raw), SCHEMA)) == [(raw, expected)]
+
+
+@settings(max_examples=4, deadline=None)  # each is some hundred rows, and a Spark job
+@given(st.lists(st.tuples(INTEGERS, FIELDS, FLOATS), min_size=100, max_size=300))
+def test_what_a_csv_writer_wrote_is_read(spark: SparkSession, rows: list[tuple[int, str, float]]) -> None:
+    with io.StringIO() as text:
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        raw = text.getvalue().split("\n")[:-1]
+    found = parse_lines(lines_of(spark, *raw), SCHEMA).select("reason", "row.*").collect()
+    assert sorted(tuple(row) for row in found) == sorted((None, *row) for row in rows)
 
 
 def test_bytes_that_are_not_utf8_are_refused_and_their_text_is_kept_readable(spark: SparkSession) -> None:

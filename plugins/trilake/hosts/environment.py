@@ -165,8 +165,10 @@ def read(path: Path) -> dict[str, str]:
         raise EnvironmentFileError(
             f"{path} cannot be read ({e.strerror}).", hint="Write it with `trilake env`."
         ) from None
+    except UnicodeDecodeError:
+        raise EnvironmentFileError(f"{path} is no text in UTF-8.") from None
     values = {}
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         match = _LINE.fullmatch(line.strip())

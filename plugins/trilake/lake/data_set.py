@@ -129,4 +129,10 @@ class DataSet:
 
     @classmethod
     def from_json(cls, text: str) -> DataSet:
-        return cls(**json.loads(text))
+        """:raises ConfigurationError: it is not what `to_json` writes."""
+        try:
+            return cls(**json.loads(text))
+        except (ValueError, TypeError):
+            raise ConfigurationError(
+                f"{text[:200]!r} is no data set.", hint='Give JSON such as {"name": "airlines"}.'
+            ) from None

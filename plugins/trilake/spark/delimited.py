@@ -30,10 +30,11 @@ def header_of(schema: StructType) -> str:
 def parse_lines(lines: DataFrame, schema: StructType) -> DataFrame:
     """Parse comma-separated lines.
 
-    :param lines: columns ``file``, ``partition`` and ``raw`` (a line without its end); header lines among them.
+    :param lines: columns ``file``, ``partition``, ``raw`` (a line without its end) and ``size`` (bytes, with its end);
+        header lines among them.
     :param schema: of a line. A field that is not nullable may not be missing.
-    :return: ``file``, ``partition``, ``raw``, and either ``row`` (a struct of the schema) or ``reason``. The first
-        header line of each file is gone; another one is refused like any bad line.
+    :return: ``file``, ``partition``, ``raw``, ``size``, and either ``row`` (a struct of the schema) or ``reason``. The
+        first header line of each file is gone; another one is refused like any bad line.
     """
     from pyspark.sql import functions as F
 
@@ -43,9 +44,9 @@ def parse_lines(lines: DataFrame, schema: StructType) -> DataFrame:
     repeated = (
         lines.where(is_header)
         .groupBy("file", "partition", "raw")
-        .agg(F.count("*").alias("times"))
+        .agg(F.count("*").alias("times"), F.max("size").alias("size"))
         .where("times > 1")
-        .select("file", "partition", "raw", F.explode(F.sequence(F.lit(2), F.col("times"))).alias("_"))
+        .select("file", "partition", "raw", "size", F.explode(F.sequence(F.lit(2), F.col("times"))).alias("_"))
         .drop("_")
     )
     body = lines.where(~is_header | F.col("raw").isNull()).unionByName(repeated)
@@ -76,7 +77,7 @@ def parse_lines(lines: DataFrame, schema: StructType) -> DataFrame:
     return (
         parsed.withColumn(REASON, reason)
         .withColumn(ROW, F.when(F.col(REASON).isNull(), row))
-        .select("file", "partition", F.make_valid_utf8("raw").alias("raw"), REASON, ROW)
+        .select("file", "partition", F.make_valid_utf8("raw").alias("raw"), "size", REASON, ROW)
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 HEADER_BYTES = 65_536
+# A driver of the small profile parses lines of this size, several at once.
+LINE_BYTES = 8 * 1024**2
 SUFFIX = ".csv"
 # Requests for an object each that are under way at once
 REQUESTS = 8
@@ -107,6 +109,22 @@ def check_unchanged(client: S3Client, inputs: Iterable[Input]) -> None:
             )
 
     _each(check, inputs)
+
+
+def check_whole(inputs: Iterable[Input], read: Mapping[str, int], *, header_bytes: int) -> None:
+    """What was read is what lies there, byte by byte, but for the ends of a file's header and of its last line.
+
+    :param read: bytes of the lines that were read of each file, by key; without its header.
+    :raises InputError: bytes of a file were not read: a line of it is longer than `LINE_BYTES`.
+    """
+    for item in inputs:
+        missing = item.size - read.get(item.key, 0) - header_bytes
+        if missing > 1:  # the carriage return of a header that ends as on Windows
+            raise InputError(
+                f"s3://{RAW_BUCKET}/{item.key} has lines of more than {LINE_BYTES // 1024**2} MiB: {missing} of its "
+                f"{item.size} bytes were not read.",
+                hint="Nothing was committed. No row is that long: mend the file, a line's end is missing.",
+            )
 
 
 def _each(check: Callable[[Input], None], inputs: Iterable[Input]) -> None:

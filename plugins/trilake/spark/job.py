@@ -102,6 +102,7 @@ class Batch:
     :param rows: good rows, each once, in the columns of the schema.
     :param parsed: all lines, see `trilake.spark.delimited.parse_lines`.
     :param distinct: good rows once, with ``copies``, how often each stood there.
+    :param header: first line of each file.
     """
 
     data_set: DataSet
@@ -109,6 +110,11 @@ class Batch:
     rows: DataFrame
     parsed: DataFrame
     distinct: DataFrame
+    header: str
+
+    def read_bytes(self) -> dict[str, int]:
+        """Size of the lines that were read of each file, without its header: bytes by key."""
+        return {row[0]: row[1] for row in self.parsed.groupBy("file").agg({"size": "sum"}).collect()}
 
 
 @dataclass(frozen=True)
@@ -183,7 +189,8 @@ class Job:
         fields = cast("StructType", StructType.fromDDL(schema)) if isinstance(schema, str) else schema
         data_set = data_set or self.data_set
         pinned = inputs.pin(self._s3, data_set, self.window)
-        inputs.check_header(self._s3, pinned, header_of(fields))
+        header = header_of(fields)
+        inputs.check_header(self._s3, pinned, header)
         # Spark tells the path as a URI, in which a plus stands for itself
         path = F.regexp_extract(F.col("_metadata.file_path"), "^[a-z0-9]+://[^/]+/(.*)$", 1)
         key = F.url_decode(F.replace(path, F.lit("+"), F.lit("%2B")))
@@ -191,12 +198,14 @@ class Job:
         line = F.when(F.is_valid_utf8("value"), F.regexp_replace("value", "\r$", "")).otherwise(F.col("value"))
         lines = (
             self.spark.read.option("lineSep", "\n")
+            # longer ones are passed over, in bounded memory, and missed in `inputs.check_whole`
+            .option("mapreduce.input.linerecordreader.line.maxlength", inputs.LINE_BYTES)
             .text([item.uri for item in pinned])
-            .select(key.alias("file"), line.alias("raw"))
+            .select(key.alias("file"), line.alias("raw"), (F.octet_length("value") + 1).alias("size"))
             .withColumn("partition", F.split_part("file", F.lit("/"), F.lit(2)))
         )
         if self.rehearsal and data_set == self.data_set:
-            lines = self.rehearsal.sample(lines, self.window.partitions, header_of(fields))
+            lines = self.rehearsal.sample(lines, self.window.partitions, header)
         parsed = parse_lines(lines, fields)
         if date is None and data_set.date in fields.fieldNames():
             date = F.col(f"{ROW}.{data_set.date}")
@@ -211,7 +220,7 @@ class Job:
         distinct = (
             parsed.where(F.col(REASON).isNull()).groupBy("partition", ROW).agg(F.count("*").alias("copies")).persist()
         )
-        batch = Batch(data_set, pinned, distinct.select(f"{ROW}.*"), parsed, distinct)
+        batch = Batch(data_set, pinned, distinct.select(f"{ROW}.*"), parsed, distinct, header)
         self._batches.append(batch)
         return batch
 
@@ -286,7 +295,7 @@ class Job:
 
         :param batch: what `curated` was made of, row for row. Then every row is accounted for.
         :raises CountMismatchError: rows were lost or made on the way. Nothing was committed.
-        :raises trilake.spark.inputs.InputError: an input changed. Nothing was committed.
+        :raises trilake.spark.inputs.InputError: an input changed, or a line is too long. Nothing was committed.
         :raises OvertakenError: another run was quicker. Nothing was committed.
         """
         from pyspark.sql import functions as F
@@ -303,6 +312,7 @@ class Job:
                 count.check(f"{data_set.name} {partition}")
         for read in self._batches:
             inputs.check_unchanged(self._s3, read.inputs)
+            inputs.check_whole(read.inputs, read.read_bytes(), header_bytes=len(read.header.encode()) + 1)
         for read in self._batches:
             self._quarantine(read)
         self._create(data_set, curated.schema)
