@@ -28,6 +28,7 @@ def test_a_case_of_the_corpus(outcomes: dict[str, Any], name: str) -> None:
     hold(CASES[name], outcomes[name])
 
 
+@pytest.mark.full
 def test_a_flood_of_tiny_files_is_read_whole(platform: Platform) -> None:
     told, _ = spark_session.run(platform, "corpus_work:run_flood", str(FLOOD))
     hold(cases.flood(FLOOD), told)

@@ -182,6 +182,7 @@ def test_the_snapshot_says_which_run_made_it_and_what_became_of_every_row(platfo
     assert summary["trilake.run"].startswith("manual__")
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_a_second_demo_changes_no_count_anywhere_and_stays_below_4_gib(platform: Platform, demo: str) -> None:
     before = held(platform)

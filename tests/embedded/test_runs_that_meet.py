@@ -18,7 +18,7 @@ from trilake.postgres import connect
 from trilake.s3 import client as s3_client
 from trilake.sources import nycflights13
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.full, pytest.mark.timeout(1800)]
 FLIGHTS = DataSet("flights", grain="month", date="flight_date", shard_by="flight")
 MONTH, QUARTER = {"start": "2013-02"}, {"start": "2013-01", "end": "2013-03"}
 RUN_S = 900
