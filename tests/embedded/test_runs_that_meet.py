@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,7 @@ from running_platform import Platform
 from trilake.cli.airflow_api import FINAL_STATES, AirflowApi
 from trilake.cli.lifecycle import administrator
 from trilake.clickhouse.cluster import Cluster, Statement
+from trilake.errors import UnreachableError
 from trilake.lake import DataSet
 from trilake.lake.data_set import RAW_BUCKET
 from trilake.postgres import connect
@@ -38,9 +40,12 @@ def api(platform: Platform) -> Iterator[AirflowApi]:
 def await_success(api: AirflowApi, dag_id: str, *runs: str) -> None:
     deadline = time.monotonic() + RUN_S
     for run in runs:
-        while (state := api.run(dag_id, run)["state"]) not in FINAL_STATES:
+        state = ""
+        while state not in FINAL_STATES:
             assert time.monotonic() < deadline, f"{run} has not ended"
             time.sleep(0.5)
+            with contextlib.suppress(UnreachableError):  # too busy to answer in time
+                state = api.run(dag_id, run)["state"]
         failed = [task for task in api.tasks(dag_id, run) if task.state == "failed"]
         assert state == "success", [api.last_lines(dag_id, run, task, 30) for task in failed]
 
