@@ -10,6 +10,7 @@ from pathlib import Path
 
 import imports
 import inserts
+import load
 import publish
 import spark_io
 
@@ -28,6 +29,7 @@ def main() -> None:
         (publish.TITLE, "publish", lambda: publish.table([1, 10], rounds=3)),
         (inserts.TITLE, "inserts", lambda: inserts.table(1_000_000, 2_000, rounds=3)),
         (spark_io.TITLE, "spark_io", lambda: spark_io.table(1_000_000, rounds=3)),
+        (load.TITLE, "load", lambda: load.table([1, 3, 10], 16, 100)),
         (imports.TITLE, "imports", lambda: imports.table(rounds=5)),
     ]
     text = [INTRODUCTION]

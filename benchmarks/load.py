@@ -6,7 +6,7 @@ Needs a running platform with the flights of `make demo`, and leaves it as it wa
 they are, and beside them a file a month as a producer would drop it, in which every flight stands again with flight
 numbers of its own, so that months, carriers, airports, delays and shards are distributed as in the source. It goes
 through the DAG `flights`, from raw text to the mart. Memory is the largest resident set that any process of a kind had
-on the way, seen twice a second. Runs at once: the twelve months and the first four again, which then meet themselves;
+on the way, seen once a second. Runs at once: the twelve months and the first four again, which then meet themselves;
 against as many runs one after another, of which four are measured. Queries at once: a thread each, against the same one
 after another; every answer is compared.
 """
@@ -14,6 +14,7 @@ after another; every answer is compared.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import logging
 import statistics
@@ -30,6 +31,7 @@ from platform_of_benchmarks import endpoints, markdown
 from trilake.cli.airflow_api import FINAL_STATES, AirflowApi
 from trilake.cli.lifecycle import administrator
 from trilake.clickhouse.cluster import Cluster, Statement
+from trilake.embedded import processes
 from trilake.embedded.home import Home
 from trilake.lake import DataSet, Window
 from trilake.lake.data_set import RAW_BUCKET
@@ -44,13 +46,8 @@ FILE = "producer.csv"
 COPY = 10_000
 ALONE = 4
 RUN_S = 3600
-# Kinds of process, and what their command lines have
-KINDS = {
-    "driver": "org.apache.spark.deploy.SparkSubmit",
-    "ClickHouse": "trilake.embedded.clickhouse",
-    "S3": "s3proxy",
-    "task": "airflow worker",
-}
+# Kinds of process, and the service that they belong to
+KINDS = {"driver": processes.DRIVER, "ClickHouse": "clickhouse", "S3": "s3", "task": "airflow-scheduler"}
 QUERIES = [
     "SELECT count() FROM analytics.flights WHERE carrier = '{}'",
     "SELECT round(avg(dep_delay), 6) FROM analytics.flights WHERE carrier = '{}'",
@@ -62,18 +59,18 @@ QUERIES = [
 class Watch(threading.Thread):
     """The largest resident set of a process of each kind while it runs, MiB."""
 
-    def __init__(self) -> None:
+    def __init__(self, home: Home) -> None:
         super().__init__(daemon=True)
+        self.home = home
         self.peak = dict.fromkeys(KINDS, 0.0)
         self._ended = threading.Event()
 
     def run(self) -> None:
-        while not self._ended.wait(0.5):
-            for process in psutil.process_iter(["cmdline", "memory_info"]):
-                line = " ".join(process.info["cmdline"] or ())
-                for kind, mark in KINDS.items():
-                    if mark in line and process.info["memory_info"]:
-                        self.peak[kind] = max(self.peak[kind], process.info["memory_info"].rss / 2**20)
+        while not self._ended.wait(1):
+            for process, service in processes.find(self.home).items():
+                for kind in (kind for kind, its in KINDS.items() if its == service):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        self.peak[kind] = max(self.peak[kind], process.memory_info().rss / 2**20)
 
     def __enter__(self) -> Watch:
         self.start()
@@ -91,7 +88,8 @@ class Load:
         self.endpoints = endpoints()
         self.s3 = s3_client(self.endpoints.s3)
         self.cluster = Cluster(self.endpoints.clickhouse)
-        self.api = AirflowApi(*administrator(Home.locate()))
+        self.home = Home.locate()
+        self.api = AirflowApi(*administrator(self.home))
         self.api.unpause(FLIGHTS.name)
 
     def rows(self) -> int:
@@ -127,7 +125,7 @@ class Load:
 
     def window(self, millions: float) -> tuple[int, dict[str, float], dict[str, float]]:
         """Rows, seconds of each task, MiB of each kind of process."""
-        with self.dropped(round(millions * 1e6) - 336_776), Watch() as watch:
+        with self.dropped(round(millions * 1e6) - 336_776), Watch(self.home) as watch:
             seconds = self.year()
         return self.rows(), seconds, watch.peak
 
