@@ -25,6 +25,7 @@ from trilake import s3
 from trilake.endpoints import Endpoints
 from trilake.errors import ConfigurationError, CountMismatchError, TrilakeError
 from trilake.lake import DataSet, Window
+from trilake.lake.arrivals import Arrivals
 from trilake.lake.catalog import (
     CATALOG,
     COUNTS_PROPERTY,
@@ -182,7 +183,7 @@ class Job:
 
         fields = cast("StructType", StructType.fromDDL(schema)) if isinstance(schema, str) else schema
         data_set = data_set or self.data_set
-        pinned = inputs.pin(self._s3, data_set, self.window)
+        pinned = self._pin(data_set)
         inputs.check_header(self._s3, pinned, header_of(fields))
         # Spark tells the path as a URI, in which a plus stands for itself
         path = F.regexp_extract(F.col("_metadata.file_path"), "^[a-z0-9]+://[^/]+/(.*)$", 1)
@@ -214,6 +215,16 @@ class Job:
         batch = Batch(data_set, pinned, distinct.select(f"{ROW}.*"), parsed, distinct)
         self._batches.append(batch)
         return batch
+
+    def _pin(self, data_set: DataSet) -> tuple[inputs.Input, ...]:
+        if self.rehearsal or data_set != self.data_set:
+            return inputs.pin(self._s3, data_set, self.window)
+        # what this run works on has no need to start another one for its arrival
+        with Arrivals(self.endpoints.lake, self._s3, data_set).taking(self.run_id) as taken:
+            pinned = inputs.pin(self._s3, data_set, self.window)
+            for item in pinned:
+                taken.setdefault(item.partition, []).append((item.key, item.etag.strip('"'), item.size))
+        return pinned
 
     def table(self, data_set: DataSet) -> DataFrame:
         """The curated rows of a data set, as of now."""
