@@ -386,13 +386,13 @@ _DataSet = Annotated[str, typer.Option("--data-set", help="Whose prefix; a produ
 def producer_add(
     name: _Producer,
     data_set: _DataSet,
-    out: Annotated[Path | None, typer.Option(help="The file; by default DATA_SET.NAME.env here.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The file; by default DATA_SET.NAME.key here.")] = None,
     json: Json = False,
 ) -> None:
     """Make a key and write it to a file, mode 600. Its secret is kept nowhere else."""
     from trilake.cli import producer
 
-    producer.add(producer.here(), name, data_set, file=out or Path(f"{data_set}.{name}.env"), as_json=json)
+    producer.add(producer.here(), name, data_set, file=out or Path(f"{data_set}.{name}.key"), as_json=json)
 
 
 @producer_app.command("revoke")
