@@ -6,9 +6,9 @@ for a minute. Every month that this touches, however long ago, is made anew from
 
 For months that nothing has come for, trigger it with `start` and `end`.
 
-**When it fails:** clear the failed task. What the run has taken in hand is its own: no other run is started for it until
-more files come. `curate` names the file that it cannot read; what it refused of the others lies in the Iceberg table
-`quarantine.flights`.
+**When it fails:** clear the failed task. What the run has taken in hand is its own: no other run is started for it
+until more files come. `curate` names the file that it cannot read; what it refused of the others lies in the Iceberg
+table `quarantine.flights`.
 """
 
 from datetime import datetime, timedelta

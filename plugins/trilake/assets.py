@@ -1,5 +1,5 @@
-"""The assets that connect DAGs: a data set's raw files, and its table in ClickHouse. Each event is one partition, but for
-arrivals: who is started by these takes what is due."""
+"""The assets that connect DAGs: a data set's raw files, and its table in ClickHouse. Each event is one partition; an
+event of arrivals is a reason to look."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def arrivals(data_set: DataSet, *, settle_seconds: float = 60, poll_interval: fl
     :param poll_interval: seconds between two looks at the store.
     :raises ConfigurationError: the data set has no grain.
     """
-    from trilake.lake.arrivals import grain_of
+    from trilake.arrivals import grain_of
     from trilake.triggers.arrivals import ArrivalsTrigger
 
     grain_of(data_set)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from airflow.sdk import BaseHook
 
 from trilake import s3
+from trilake.arrivals import SETTLE_SECONDS, Arrivals
 from trilake.clickhouse.ledger import Ledger
 from trilake.endpoints import LAKE_CONNECTION, S3_CONNECTION, PostgresEndpoint, S3Endpoint
 from trilake.lake import DataSet
-from trilake.lake.arrivals import SETTLE_SECONDS, Arrivals
 from trilake.lake.catalog import open_catalog
 
 if TYPE_CHECKING:

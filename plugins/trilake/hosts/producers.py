@@ -10,6 +10,7 @@ import json
 import re
 import secrets
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,9 @@ class Producers:
         limits = ("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--log-driver=none")
         command = ("--entrypoint=python", json.loads(setup)[0]["Image"], "-m", __name__)
         request = json.dumps([self._root_secret, verb, *arguments])
-        told = docker("run", "--rm", "-i", f"--network={network}", *limits, *command, stdin=request, error=ProducerError)
+        told = docker(
+            "run", "--rm", "-i", f"--network={network}", *limits, *command, stdin=request, error=ProducerError
+        )
         return json.loads(told)
 
 
@@ -112,7 +115,11 @@ def main() -> int:
     """Beside the gateway: does what standard input asks for."""
     root_secret, verb, *arguments = json.load(sys.stdin)
     root = store.root_of(root_secret)
-    verbs = {"list": store.producers, "add": store.add_producer, "revoke": store.revoke_producer}
+    verbs: dict[str, Callable[..., Any]] = {
+        "list": store.producers,
+        "add": store.add_producer,
+        "revoke": store.revoke_producer,
+    }
     try:
         print(json.dumps(verbs[verb](root, *arguments)))
     except TrilakeError as e:

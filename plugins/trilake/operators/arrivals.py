@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowSkipException
 
+from trilake.arrivals import SETTLE_SECONDS
 from trilake.hooks.lake import LakeHook
-from trilake.lake.arrivals import SETTLE_SECONDS
 from trilake.lake.window import partition_name
 from trilake.operators.window import WindowedOperator
 
@@ -27,7 +27,7 @@ class TakeArrivalsOperator(WindowedOperator):
     skipped. Give ``output["start"]`` and ``output["end"]`` to the tasks that follow. A run with the param ``start``
     takes that window instead, due or not.
 
-    What a run took is its own: if a later task fails, clear it. See `trilake.lake.arrivals`.
+    What a run took is its own: if a later task fails, clear it. See `trilake.arrivals`.
 
     XCom has ``start`` and ``end``, the first and the last partition.
 

@@ -22,10 +22,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 from trilake import s3
+from trilake.arrivals import Arrivals
 from trilake.endpoints import Endpoints
 from trilake.errors import ConfigurationError, CountMismatchError, TrilakeError
 from trilake.lake import DataSet, Window
-from trilake.lake.arrivals import Arrivals
 from trilake.lake.catalog import (
     CATALOG,
     COUNTS_PROPERTY,

@@ -11,8 +11,8 @@ from airflow.sdk import BaseHook
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 from trilake import s3
+from trilake.arrivals import SETTLE_SECONDS, Arrivals
 from trilake.endpoints import LAKE_CONNECTION, S3_CONNECTION, PostgresEndpoint, S3Endpoint
-from trilake.lake.arrivals import SETTLE_SECONDS, Arrivals
 from trilake.lake.data_set import DataSet
 
 # Each look lists the whole prefix, a request for a thousand objects.
@@ -24,7 +24,7 @@ REMIND_SECONDS = 300.0
 class ArrivalsTrigger(BaseEventTrigger):
     """Fires when partitions are due: each time that others are, and as a reminder while nobody takes them.
 
-    It remembers nothing that it could lose: `trilake.lake.arrivals` tells what is due. After a restart it fires for
+    It remembers nothing that it could lose: `trilake.arrivals` tells what is due. After a restart it fires for
     what is due by then, which may be a second time; the run that comes second finds nothing left to take.
 
     :param data_set: as `DataSet.to_json` tells it.

@@ -1,4 +1,4 @@
-"""What a producer of `flights` can do, by trying; KEY and SECRET come before this text. And what lies there afterwards."""
+"""What a producer of `flights` can do, by trying, and what lies there then; KEY and SECRET come before this text."""
 
 import http.client
 import json
