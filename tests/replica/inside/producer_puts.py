@@ -1,11 +1,13 @@
 """Below which prefixes a producer can put; KEY and SECRET come before this text."""
 
 import json
+import os
 
 from botocore.exceptions import ClientError
 
 from trilake import s3
 from trilake.endpoints import S3Endpoint
+from trilake.hosts import store
 
 own = s3.client(S3Endpoint("http://vps-1:7070", KEY, SECRET))  # noqa: F821
 found = []
@@ -17,4 +19,7 @@ for data_set in ("flights", "weather"):
             raise
     else:
         found.append(data_set)
+s3.remove(
+    s3.client(store.root_of(store.secret(os.environ, "root"))), "raw", [f"{data_set}/rights" for data_set in found]
+)
 print(json.dumps(found))

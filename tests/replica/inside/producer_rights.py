@@ -101,4 +101,6 @@ beyond = [f"{b}/{k}" for b, keys in held.items() for k in keys if k.rsplit("/", 
 theirs = root.get_object(**THEIRS)["Body"].read().decode()
 s3.abort_uploads(root, "raw", "flights/")
 s3.remove(root, "raw", [THEIRS["Key"], OWN["Key"], "flights/2013-02/large.csv"])
+for way in beyond:
+    s3.remove(root, way.partition("/")[0], [way.partition("/")[2]])
 print(json.dumps({"may": [what for what, can in found.items() if can], "beyond": beyond, "theirs": theirs}))
