@@ -18,7 +18,8 @@ from trilake.lake.data_set import DataSet
 # Each look lists the whole prefix, a request for a thousand objects.
 POLL_SECONDS = 30.0
 # What was told and not taken is told again: its run may have been deleted, or may have died before it took anything.
-REMIND_SECONDS = 300.0
+# Not often: a run that waits for another one has taken nothing yet either, and for each reminder one more is skipped.
+REMIND_SECONDS = 900.0
 
 
 class ArrivalsTrigger(BaseEventTrigger):
