@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +20,7 @@ from trilake.lake import DataSet
 from trilake.lake.data_set import RAW_BUCKET
 from trilake.operators.arrivals import TakeArrivalsOperator
 from trilake.transfers.source_to_s3 import SourceToS3Operator
+from trilake.triggers.arrivals import ArrivalsTrigger
 
 
 @pytest.fixture
@@ -221,3 +224,42 @@ def test_the_task_says_its_window_or_skips_the_run(
     drop("2013-01", "b.csv")
     assert run("by hand", start="2013-01", end="2013-01") == {"start": "2013-01", "end": "2013-01"}
     assert arrivals.due() == {}, "what was asked for by hand is taken too"
+
+
+def test_the_watcher_tells_once_what_is_due_and_again_when_that_changes_whoever_is_away(
+    platform: Any, monkeypatch: pytest.MonkeyPatch, orders: DataSet, arrivals: Arrivals, drop: Any
+) -> None:
+    connect_airflow(monkeypatch, platform.env)
+    options = {"data_set": orders.to_json(), "settle_seconds": 0, "poll_interval": 0.1}
+    path, known = ArrivalsTrigger(**options).serialize()
+    assert path == "trilake.triggers.arrivals.ArrivalsTrigger"
+
+    async def see() -> None:
+        events: asyncio.Queue[list[str]] = asyncio.Queue()
+
+        async def watch() -> None:
+            async for event in ArrivalsTrigger(**json.loads(json.dumps(known))).run():
+                events.put_nowait(event.payload["partitions"])
+
+        async def told() -> list[str]:
+            return await asyncio.wait_for(events.get(), 60)
+
+        drop("2013-01")
+        drop("2013-03")
+        watching = asyncio.create_task(watch())
+        assert await told() == ["2013-01", "2013-03"]
+        await asyncio.sleep(2)
+        assert events.empty(), "it was told already"
+        assert taken(arrivals, "one") == ["2013-01"]
+        assert await told() == ["2013-03"]
+        with monkeypatch.context() as away:
+            nowhere = {"endpoint_url": "http://127.0.0.1:1", "region_name": "us-east-1"}
+            away.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps({"conn_type": "aws", "login": "a", "extra": nowhere}))
+            await asyncio.sleep(2)
+            drop("2013-05")
+            await asyncio.sleep(2)
+            assert events.empty()
+        assert await told() == ["2013-03", "2013-05"]
+        watching.cancel()
+
+    asyncio.run(see())
