@@ -15,18 +15,18 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from typing import TYPE_CHECKING
 
 from trilake.endpoints import PostgresEndpoint
 from trilake.errors import ConfigurationError
 from trilake.lake.data_set import RAW_BUCKET, DataSet
-from trilake.lake.window import Grain, Window, parse_partition, partition_name
+from trilake.lake.window import MAX_PARTITIONS, Grain, Window, parse_partition, partition_name
 from trilake.postgres import connect, lock_key
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 # A producer writes its files one after another: so long nothing new has come before they are taken for all.
 SETTLE_SECONDS = 60.0
+# Each look lists the whole prefix, a request for a thousand objects.
+POLL_SECONDS = 30.0
 # The first half of the advisory lock keys, beside the ledger's (0x7471, 0x7472).
 ARRIVAL_LOCKS = 0x7473
 _KEY = re.compile(r"([^/]+)/([^/]+)/(.*[^/])", re.DOTALL)
@@ -131,8 +133,7 @@ class Arrivals:
             due = self._due(self._known(ledger))
             if not due:
                 return None
-            whole = self.data_set.window(min(due), max(due))
-            stretch = list(takewhile(due.__contains__, whole))
+            stretch = self._stretch(list(due))
             self._write(ledger, {partition: due[partition] for partition in stretch}, run_id)
             return self.data_set.window(stretch[0], stretch[-1])
 
@@ -168,6 +169,12 @@ class Arrivals:
             others = before.without(key) if before else frozenset()
             if after is not None and after.without(key) == others and self._known(ledger).get(partition) == known:
                 self._write(ledger, {partition: after.digest}, run_id)
+
+    def _stretch(self, due: Sequence[str]) -> list[str]:
+        """The first of them, and those that follow it without a gap: as many as a window may have."""
+        windows = [self.data_set.window(partition) for partition in due[:MAX_PARTITIONS]]
+        follows = takewhile(lambda two: two[0].stop == two[1].start, pairwise(windows))
+        return [due[0], *(str(window) for _, window in follows)]
 
     # --- the table
 

@@ -8,6 +8,8 @@ from urllib.parse import SplitResult
 
 from airflow.sdk import Asset, AssetWatcher
 
+from trilake.arrivals import POLL_SECONDS, SETTLE_SECONDS, grain_of
+
 if TYPE_CHECKING:
     from trilake.lake import DataSet
 
@@ -22,7 +24,9 @@ def landed(data_set: DataSet) -> Asset:
     return Asset(name=f"{data_set.name} landed", uri=data_set.raw_uri())
 
 
-def arrivals(data_set: DataSet, *, settle_seconds: float = 60, poll_interval: float = 30) -> Asset:
+def arrivals(
+    data_set: DataSet, *, settle_seconds: float = SETTLE_SECONDS, poll_interval: float = POLL_SECONDS
+) -> Asset:
     """Somebody has put files below ``s3://raw/<data set>/<partition>/``, or changed some, and no run has them in hand.
 
     ``schedule=[arrivals(data_set)]`` starts a DAG whose first task is `TakeArrivalsOperator`, which says for what. What
@@ -32,7 +36,6 @@ def arrivals(data_set: DataSet, *, settle_seconds: float = 60, poll_interval: fl
     :param poll_interval: seconds between two looks at the store.
     :raises ConfigurationError: the data set has no grain.
     """
-    from trilake.arrivals import grain_of
     from trilake.triggers.arrivals import ArrivalsTrigger
 
     grain_of(data_set)

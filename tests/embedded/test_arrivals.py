@@ -68,6 +68,13 @@ def test_months_with_a_gap_between_them_are_a_run_each_and_the_gap_is_none(arriv
     assert taken(arrivals, "three") == []
 
 
+def test_a_folder_with_a_wrong_year_keeps_no_other_month_waiting(arrivals: Arrivals, drop: Any) -> None:
+    for partition in ("0013-01", "2013-01", "2013-02"):
+        drop(partition)
+    assert taken(arrivals, "one") == ["0013-01"]
+    assert taken(arrivals, "two") == ["2013-01", "2013-02"]
+
+
 @pytest.mark.parametrize("change", ["late", "changed", "removed"])
 def test_a_month_that_is_not_what_was_taken_is_due_again_and_no_other(
     arrivals: Arrivals, drop: Any, change: str

@@ -11,12 +11,10 @@ from airflow.sdk import BaseHook
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 from trilake import s3
-from trilake.arrivals import SETTLE_SECONDS, Arrivals
+from trilake.arrivals import POLL_SECONDS, SETTLE_SECONDS, Arrivals
 from trilake.endpoints import LAKE_CONNECTION, S3_CONNECTION, PostgresEndpoint, S3Endpoint
 from trilake.lake.data_set import DataSet
 
-# Each look lists the whole prefix, a request for a thousand objects.
-POLL_SECONDS = 30.0
 # What was told and not taken is told again: its run may have been deleted, or may have died before it took anything.
 # Not often: a run that waits for another one has taken nothing yet either, and for each reminder one more is skipped.
 REMIND_SECONDS = 900.0
