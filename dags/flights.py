@@ -14,16 +14,13 @@ its log which rows were refused; they lie in the Iceberg table `quarantine.fligh
 
 from datetime import datetime, timedelta
 
-from airflow.providers.common.sql.operators.sql import SQLTableCheckOperator
 from airflow.sdk import DAG, Param
 from airflow.timetables.interval import CronDataIntervalTimetable
 from data_sets import FLIGHTS, WEATHER
+from flights_chain import curate_and_publish
 
-from trilake.operators.spark import SparkApplicationOperator
 from trilake.sources import nycflights13
 from trilake.tags import Tag
-from trilake.transfers.clickhouse_to_postgres import ClickHouseToPostgresOperator
-from trilake.transfers.iceberg_to_clickhouse import IcebergToClickHouseOperator
 from trilake.transfers.source_to_s3 import SourceToS3Operator
 
 with DAG(
@@ -49,24 +46,4 @@ with DAG(
         )
         for data_set, source in ((FLIGHTS, nycflights13.flights), (WEATHER, nycflights13.weather))
     ]
-    curate = SparkApplicationOperator(task_id="curate", job="flights_curate", data_set=FLIGHTS)
-    publish = IcebergToClickHouseOperator(task_id="publish", data_set=FLIGHTS, snapshot_id=curate.output["snapshot_id"])
-    mart = ClickHouseToPostgresOperator(
-        task_id="mart",
-        data_set=FLIGHTS,
-        sql="postgres/carrier_month/query.sql",
-        table="marts.carrier_month",
-        date="month",
-    )
-    check = SQLTableCheckOperator(
-        task_id="check",
-        conn_id="clickhouse_cluster_default",
-        table="flights",
-        checks={
-            "carriers_are_known": {
-                "check_statement": "countIf(carrier NOT IN (SELECT carrier FROM airlines)) = 0",
-            },
-            "cancelled_is_plausible": {"check_statement": "avg(cancelled) < 0.2"},
-        },
-    )
-    ingest >> curate >> publish >> mart >> check
+    ingest >> curate_and_publish()

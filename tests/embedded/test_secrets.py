@@ -23,6 +23,7 @@ from trilake.embedded import processes
 from trilake.hooks.clickhouse import ClickHouseHook
 from trilake.hooks.lake import LakeHook
 from trilake.lake import DataSet
+from trilake.operators.arrivals import TakeArrivalsOperator
 from trilake.operators.clickhouse import ClickHouseOperator
 from trilake.operators.report import ClickHouseReportOperator
 from trilake.transfers.clickhouse_to_postgres import ClickHouseToPostgresOperator
@@ -109,6 +110,7 @@ def work() -> dict[str, Callable[[], Any]]:
         "publish": partial(run, IcebergToClickHouseOperator, data_set=DataSet("nowhere")),
         "mart": partial(run, ClickHouseToPostgresOperator, data_set=FLIGHTS, **mart),
         "to iceberg": partial(run, PostgresToIcebergOperator, data_set=AIRLINES, table="nowhere"),
+        "arrivals": partial(run, TakeArrivalsOperator, data_set=FLIGHTS),
         "ingest": partial(
             run, SourceToS3Operator, data_set=FLIGHTS, source=lambda _: iter([("2013-02", b"x")]), file_name="f"
         ),

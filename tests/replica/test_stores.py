@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ from flows import PROJECT
 from hosts_network import why_no_docker
 from whole_replica import INSIDE, Replica
 
+from trilake.hosts.producers import ProducerError, Producers
 from trilake.hosts.store import RIGHTS
 
 
@@ -25,9 +29,12 @@ def stores() -> Replica:
     return Replica(project)
 
 
-def run_as(stores: Replica, job: str, program: str) -> Any:
-    """What a program prints that has the secrets of one of the set-up jobs."""
-    text = (INSIDE / f"{program}.py").read_text()
+def run_as(stores: Replica, job: str, program: str, **known: str) -> Any:
+    """What a program prints that has the secrets of one of the set-up jobs.
+
+    :param known: names that it finds defined.
+    """
+    text = "".join(f"{name} = {value!r}\n" for name, value in known.items()) + (INSIDE / f"{program}.py").read_text()
     told = stores.compose("run", "--rm", "--no-deps", "-T", job, "python", "-", stdin=text, seconds=300)
     return json.loads(told.splitlines()[-1])
 
@@ -38,6 +45,81 @@ def test_each_identity_of_s3_may_in_each_bucket_what_the_table_says_and_nothing_
     assert found["beyond"] == []
     assert not found["wrong_secret"]
     assert not found["nobody"]
+
+
+@pytest.fixture
+def producers(stores: Replica) -> Producers:
+    return Producers(stores.project, stores.env["S3_ROOT_SECRET"])
+
+
+@pytest.fixture
+def name(producers: Producers) -> Iterator[str]:
+    """Of a producer that is gone afterwards."""
+    name = f"test-{secrets.token_hex(4)}"
+    yield name
+    for one in producers.list():
+        if one["name"] == name:
+            producers.revoke(name, one["data_set"])
+
+
+def read_key(file: Path) -> dict[str, str]:
+    known = dict(line.split("=", 1) for line in file.read_text().splitlines() if not line.startswith("#"))
+    return {"KEY": known["AWS_ACCESS_KEY_ID"], "SECRET": known["AWS_SECRET_ACCESS_KEY"]}
+
+
+def test_a_producer_puts_below_its_own_prefix_and_everything_else_is_refused(
+    stores: Replica, producers: Producers, name: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "flights.key"
+    producers.add(name, "flights", file)
+    found = run_as(stores, "setup-s3", "producer_rights", **read_key(file))
+    assert found["may"] == ["puts below its prefix", "replaces what it put", "puts a large one in parts"]
+    assert found["beyond"] == []
+    assert found["theirs"] == "theirs"
+
+
+def test_each_producer_has_its_own_prefix_and_loses_it_alone(
+    stores: Replica, producers: Producers, name: str, tmp_path: Path
+) -> None:
+    """Also where the set-up jobs of the next `up` run in between."""
+    keys = {}
+    for data_set in ("flights", "weather"):
+        producers.add(name, data_set, tmp_path / data_set)
+        keys[data_set] = read_key(tmp_path / data_set)
+
+    def may() -> dict[str, list[str]]:
+        return {data_set: run_as(stores, "setup-s3", "producer_puts", **key) for data_set, key in keys.items()}
+
+    assert may() == {"flights": ["flights"], "weather": ["weather"]}
+    stores.compose("run", "--rm", "--no-deps", "-T", "setup-s3", seconds=300)
+    assert may() == {"flights": ["flights"], "weather": ["weather"]}
+    producers.revoke(name, "flights")
+    assert may() == {"flights": [], "weather": ["weather"]}
+    assert [one["data_set"] for one in producers.list() if one["name"] == name] == ["weather"]
+
+
+def test_a_producers_secret_is_in_one_file_of_its_owner_and_adding_goes_on_where_it_was_killed(
+    producers: Producers, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "flights.key"
+    with monkeypatch.context() as patched:
+
+        def killed(*_: str) -> None:
+            raise KeyboardInterrupt
+
+        patched.setattr(producers, "_ask", lambda verb, *_: [] if verb == "list" else killed())
+        with pytest.raises(KeyboardInterrupt):
+            producers.add(name, "flights", file)
+    written = file.read_text()
+    told = producers.add(name, "flights", file)
+    assert file.read_text() == written
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert read_key(file)["SECRET"] not in json.dumps([told, producers.list()])
+    with pytest.raises(ProducerError, match="has a key for flights already"):
+        producers.add(name, "flights", tmp_path / "another")
+    with pytest.raises(ProducerError, match="never written over"):
+        producers.add(name, "weather", file)
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_each_user_of_postgresql_enters_its_own_database_with_its_password_and_nothing_else(stores: Replica) -> None:

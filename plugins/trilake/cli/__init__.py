@@ -36,6 +36,12 @@ vpn_app = typer.Typer(
 )
 app.add_typer(vpn_app, name="vpn")
 
+producer_app = typer.Typer(
+    help="Who may put files below a data set's prefix of s3://raw/: on vps_1 itself or in the replica.",
+    no_args_is_help=True,
+)
+app.add_typer(producer_app, name="producer")
+
 setup_app = typer.Typer(help="What vps_1 sets up of its own .env, whenever it comes up.", no_args_is_help=True)
 app.add_typer(setup_app, name="setup")
 
@@ -370,3 +376,36 @@ def vpn_renew_crl(json: Json = False) -> None:
     from trilake.cli import vpn
 
     vpn.renew_crl(vpn.here(), as_json=json)
+
+
+_Producer = Annotated[str, typer.Argument(help="Small letters, digits and -.")]
+_DataSet = Annotated[str, typer.Option("--data-set", help="Whose prefix; a producer of two has two keys.")]
+
+
+@producer_app.command("add")
+def producer_add(
+    name: _Producer,
+    data_set: _DataSet,
+    out: Annotated[Path | None, typer.Option(help="The file; by default DATA_SET.NAME.key here.")] = None,
+    json: Json = False,
+) -> None:
+    """Make a key and write it to a file, mode 600. Its secret is kept nowhere else."""
+    from trilake.cli import producer
+
+    producer.add(producer.here(), name, data_set, file=out or Path(f"{data_set}.{name}.key"), as_json=json)
+
+
+@producer_app.command("revoke")
+def producer_revoke(name: _Producer, data_set: _DataSet, json: Json = False) -> None:
+    """End a key, at once. What it has put stays."""
+    from trilake.cli import producer
+
+    producer.revoke(producer.here(), name, data_set, as_json=json)
+
+
+@producer_app.command("list")
+def producer_list(json: Json = False) -> None:
+    """Show every producer and the data set that it brings."""
+    from trilake.cli import producer
+
+    producer.show(producer.here(), as_json=json)

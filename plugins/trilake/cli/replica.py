@@ -13,7 +13,8 @@ from pathlib import Path
 
 from trilake.errors import TrilakeError
 from trilake.hosts import environment
-from trilake.hosts.vpn import Vpn, project_name
+from trilake.hosts.containers import project_name
+from trilake.hosts.vpn import Vpn
 
 READY_TIMEOUT_S = 900
 PROFILE = "laptop"

@@ -10,7 +10,8 @@ from typing import Any
 
 from trilake.embedded.home import find_project
 from trilake.hosts import environment
-from trilake.hosts.vpn import Vpn, project_name
+from trilake.hosts.containers import project_name
+from trilake.hosts.vpn import Vpn
 
 
 def here() -> Vpn:

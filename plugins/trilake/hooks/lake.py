@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 from airflow.sdk import BaseHook
 
 from trilake import s3
+from trilake.arrivals import SETTLE_SECONDS, Arrivals
 from trilake.clickhouse.ledger import Ledger
 from trilake.endpoints import LAKE_CONNECTION, S3_CONNECTION, PostgresEndpoint, S3Endpoint
+from trilake.lake import DataSet
 from trilake.lake.catalog import open_catalog
 
 if TYPE_CHECKING:
@@ -45,3 +47,7 @@ class LakeHook(BaseHook):
 
     def ledger(self) -> Ledger:
         return Ledger(self.lake_endpoint)
+
+    def arrivals(self, data_set: DataSet, *, settle_seconds: float = SETTLE_SECONDS) -> Arrivals:
+        """:raises ConfigurationError: the data set has no grain."""
+        return Arrivals(self.lake_endpoint, self.s3_client(), data_set, settle_seconds=settle_seconds)

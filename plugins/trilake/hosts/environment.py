@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import ipaddress
-import os
 import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trilake.errors import ConfigurationError
+from trilake.hosts.private import write_once
 
 FILE = ".env"
 HOSTS = ("vps_1", "vps_2", "vps_3")
@@ -116,20 +116,10 @@ def write(path: Path, settings: Mapping[str, str]) -> None:
     for variable in VARIABLES:
         if variable.name not in values:
             values[variable.name] = _random(variable, values)
-    # a hard link appears whole, and only where nothing is
-    fresh = path.with_name(f"{path.name}.{os.getpid()}")
-    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.writelines(f"{line}\n" for line in _lines(values))
-        file.flush()
-        os.fsync(file.fileno())
-    try:
-        os.link(fresh, path)
-    except FileExistsError:
+    if not write_once(path, "".join(f"{line}\n" for line in _lines(values))):
         raise EnvironmentFileError(
             f"{path} is there; its secrets are those of the data.", hint="`trilake env --check` looks at it."
-        ) from None
-    finally:
-        fresh.unlink()
+        )
 
 
 def _random(variable: Variable, known: Mapping[str, str]) -> str:

@@ -1,15 +1,17 @@
 """S3 on vps_1: its buckets, its identities, and who may do what in which bucket.
 
 The gateway (versitygw) knows users and bucket policies. A user without a policy may do nothing; `RIGHTS` is the whole
-of what each may, and docs/hosts.md shows it. Identities are made by the gateway's administration interface, which
-listens on loopback alone.
+of what each may, and docs/hosts.md shows it. Beside those there are producers, who may put objects below one data set's
+prefix of bucket raw and nothing else: the gateway's list of users is the list of producers, too. Identities are made by
+the gateway's administration interface, which listens on loopback alone.
 """
 
 from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 from xml.etree import ElementTree
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 ROOT = "root"
+# A producer's key is <data set>.<name>; no other key has a dot, and no name of a data set.
+PRODUCER = re.compile(r"(?P<data_set>[a-z][a-z0-9_]{0,39})\.(?P<name>[a-z0-9][a-z0-9-]{0,29})")
 IDENTITIES = ("airflow", "spark", "clickhouse", "agents")
 ADMINISTRATION_PORT = 7071
 _TIMEOUT_S = 10
@@ -43,6 +47,8 @@ _OF_OBJECTS = {
     "w": ("s3:PutObject", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"),
     "d": ("s3:DeleteObject",),
 }
+# What is there included: whoever may put an object may replace it. Parts of a large one come by the same right.
+_OF_PRODUCERS = ("s3:PutObject", "s3:AbortMultipartUpload")
 _OF_BUCKETS = {"r": ("s3:ListBucket", "s3:GetBucketLocation"), "w": ("s3:ListBucketMultipartUploads",), "d": ()}
 
 # Bucket -> identity -> rights. Nobody but root gets to a bucket that has no entry for it.
@@ -71,8 +77,11 @@ def secret(env: Mapping[str, str], identity: str) -> str:
     return required(env, f"S3_{identity.upper()}_SECRET")
 
 
-def policy(bucket: str) -> dict[str, Any]:
-    """The bucket's policy, as S3 writes it."""
+def policy(bucket: str, producers: Iterable[str] = ()) -> dict[str, Any]:
+    """The bucket's policy, as S3 writes it.
+
+    :param producers: their keys; they have no right in any bucket but raw.
+    """
     statements = []
     for identity, rights in RIGHTS[bucket].items():
         for actions, resource in (
@@ -82,6 +91,11 @@ def policy(bucket: str) -> dict[str, Any]:
             statements.append(
                 {"Effect": "Allow", "Principal": {"AWS": [identity]}, "Action": actions, "Resource": [resource]}
             )
+    for key in sorted(producers) if bucket == RAW_BUCKET else ():
+        below = f"arn:aws:s3:::{bucket}/{key.partition('.')[0]}/*"
+        statements.append(
+            {"Effect": "Allow", "Principal": {"AWS": [key]}, "Action": list(_OF_PRODUCERS), "Resource": [below]}
+        )
     return {"Version": "2012-10-17", "Statement": statements}
 
 
@@ -91,7 +105,7 @@ def set_up(env: Mapping[str, str], host: str = "vps-1") -> None:
     :raises UnreachableError: the gateway does not answer.
     :raises StoreError: it refuses us, or what it is asked.
     """
-    root = S3Endpoint(f"http://{host}:{S3_PORT}", ROOT, secret(env, ROOT))
+    root = root_of(secret(env, ROOT), host)
     known = _identities(root)
     for identity in IDENTITIES:
         _set_identity(root, identity, secret(env, identity), known=identity in known)
@@ -100,11 +114,47 @@ def set_up(env: Mapping[str, str], host: str = "vps-1") -> None:
     for bucket in BUCKETS:
         if bucket not in there:
             client.create_bucket(Bucket=bucket)
-        _set_policy(client, bucket)
+        if bucket != RAW_BUCKET:
+            _set_policy(client, bucket)
+    _let_producers(root)
 
 
-def _set_policy(client: S3Client, bucket: str) -> None:
-    client.put_bucket_policy(Bucket=bucket, Policy=json.dumps(policy(bucket)))
+def root_of(secret_key: str, host: str = "vps-1") -> S3Endpoint:
+    """The store as its root sees it."""
+    return S3Endpoint(f"http://{host}:{S3_PORT}", ROOT, secret_key)
+
+
+def producers(root: S3Endpoint) -> list[str]:
+    """The producers' keys."""
+    return sorted(name for name in _identities(root) if PRODUCER.fullmatch(name))
+
+
+def add_producer(root: S3Endpoint, key: str, secret_key: str) -> None:
+    """Let a producer in. Safe twice: of one that is there the secret is replaced.
+
+    :param key: ``<data set>.<name>``.
+    """
+    _set_identity(root, key, secret_key, known=key in _identities(root))
+    _let_producers(root)
+
+
+def revoke_producer(root: S3Endpoint, key: str) -> None:
+    """End a producer's key at once. What it has put stays."""
+    if key in _identities(root):
+        _administer(root, f"/delete-user?access={quote(key)}")
+    _let_producers(root)
+
+
+def _let_producers(root: S3Endpoint) -> None:
+    """Bucket raw's policy names the producers that there are, also where somebody else adds one at this moment."""
+    client, told = s3.client(root), None
+    while told != (there := producers(root)):
+        _set_policy(client, RAW_BUCKET, there)
+        told = there
+
+
+def _set_policy(client: S3Client, bucket: str, producers: Iterable[str] = ()) -> None:
+    client.put_bucket_policy(Bucket=bucket, Policy=json.dumps(policy(bucket, producers)))
 
 
 # --- the administration interface: requests as S3's, signed likewise, with bodies in XML

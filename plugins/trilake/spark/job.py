@@ -22,6 +22,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 from trilake import s3
+from trilake.arrivals import Arrivals
 from trilake.endpoints import Endpoints
 from trilake.errors import ConfigurationError, CountMismatchError, TrilakeError
 from trilake.lake import DataSet, Window
@@ -188,7 +189,7 @@ class Job:
 
         fields = cast("StructType", StructType.fromDDL(schema)) if isinstance(schema, str) else schema
         data_set = data_set or self.data_set
-        pinned = inputs.pin(self._s3, data_set, self.window)
+        pinned = self._pin(data_set)
         header = header_of(fields)
         inputs.check_header(self._s3, pinned, header)
         # Spark tells the path as a URI, in which a plus stands for itself
@@ -223,6 +224,16 @@ class Job:
         batch = Batch(data_set, pinned, distinct.select(f"{ROW}.*"), parsed, distinct, header)
         self._batches.append(batch)
         return batch
+
+    def _pin(self, data_set: DataSet) -> tuple[inputs.Input, ...]:
+        if self.rehearsal or data_set != self.data_set:
+            return inputs.pin(self._s3, data_set, self.window)
+        # what this run works on has no need to start another one for its arrival
+        with Arrivals(self.endpoints.lake, self._s3, data_set).taking(self.run_id) as taken:
+            pinned = inputs.pin(self._s3, data_set, self.window)
+            for item in pinned:
+                taken.setdefault(item.partition, []).append((item.key, item.etag.strip('"'), item.size))
+        return pinned
 
     def table(self, data_set: DataSet) -> DataFrame:
         """The curated rows of a data set, as of now."""

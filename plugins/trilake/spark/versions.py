@@ -28,6 +28,7 @@ CURRENT_KEY = "jobs/current"
 # What a driver needs of the package: the layers that do not know Airflow.
 CORE = (
     "__init__.py",
+    "arrivals.py",
     "endpoints.py",
     "errors.py",
     "extract.py",

@@ -71,7 +71,7 @@ class PostgresToS3Operator(WindowedOperator, ProjectOperator):
         window = self.window(context)
         data_set: DataSet = self.data_set  # type: ignore[assignment]  # this operator's constructor requires it
         lake = LakeHook()
-        client = lake.s3_client()
+        client, arrivals = lake.s3_client(), lake.arrivals(data_set)
         source = PostgresEndpoint.from_connection(lake.get_connection(self.postgres_conn_id))
         written: dict[str, dict[str, Any]] = {}
         with connect(source) as connection, one_moment(connection) as cursor:
@@ -79,7 +79,8 @@ class PostgresToS3Operator(WindowedOperator, ProjectOperator):
                 one = data_set.window(partition)
                 bound = {**(self.parameters or {}), "start": one.start, "stop": one.stop}
                 key = data_set.raw_key(partition, self.file_name)
-                done = extract(cursor, self.sql, bound, client, RAW_BUCKET, key, file_format=self.file_format)
+                with arrivals.putting(partition, key, str(context["run_id"])):
+                    done = extract(cursor, self.sql, bound, client, RAW_BUCKET, key, file_format=self.file_format)
                 written[partition] = asdict(done)
                 self.log.info("s3://%s/%s: %s rows, %s bytes", RAW_BUCKET, key, done.rows, done.bytes)
         for outlet in self.outlets:

@@ -45,12 +45,14 @@ class SourceToS3Operator(WindowedOperator):
         """
         window = self.window(context)
         data_set: DataSet = self.data_set  # type: ignore[assignment]  # this operator's constructor requires it
-        client = LakeHook().s3_client()
+        lake = LakeHook()
+        client, arrivals = lake.s3_client(), lake.arrivals(data_set)
         written: dict[str, dict[str, Any]] = {}
         for partition, content in self.source(window):
             key = data_set.raw_key(partition, self.file_name)
-            # in parts, when it is large: some stores hold a request in memory
-            client.upload_fileobj(io.BytesIO(content), RAW_BUCKET, key)
+            with arrivals.putting(partition, key, str(context["run_id"])):
+                # in parts, when it is large: some stores hold a request in memory
+                client.upload_fileobj(io.BytesIO(content), RAW_BUCKET, key)
             answer = client.head_object(Bucket=RAW_BUCKET, Key=key)
             written[partition] = {
                 "key": key,

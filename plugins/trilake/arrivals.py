@@ -1,0 +1,222 @@
+"""What has come into ``s3://raw/`` and is in no run's hands yet.
+
+The truth is a table in database ``lake``: for each partition a digest of the objects (key, ETag, size) that lay there
+when a run last took it in hand. A partition that looks otherwise now is due, whoever changed it and however late. So
+nothing depends on an event: one that is lost, doubled or late is only a reason to look, or to look again.
+
+- A run that arrivals have started takes what is due before anything else (`take`). If it fails, it is there to be
+  cleared: what it took is its own, and no other run is started for it.
+- A job writes down what it pinned (`taking`), which may be more than what lay there when its run began.
+- A task that ingests writes down what it has put there itself (`putting`): that is no arrival.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from itertools import pairwise, takewhile
+from typing import TYPE_CHECKING
+
+from trilake.endpoints import PostgresEndpoint
+from trilake.errors import ConfigurationError
+from trilake.lake.data_set import RAW_BUCKET, DataSet
+from trilake.lake.window import MAX_PARTITIONS, Grain, Window, parse_partition, partition_name
+from trilake.postgres import connect, lock_key
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+    from psycopg2.extensions import cursor as Cursor
+
+# A producer writes its files one after another: so long nothing new has come before they are taken for all.
+SETTLE_SECONDS = 60.0
+# Each look lists the whole prefix, a request for a thousand objects.
+POLL_SECONDS = 30.0
+# The first half of the advisory lock keys, beside the ledger's (0x7471, 0x7472).
+ARRIVAL_LOCKS = 0x7473
+_KEY = re.compile(r"([^/]+)/([^/]+)/(.*[^/])", re.DOTALL)
+
+Object = tuple[str, str, int]
+
+
+def grain_of(data_set: DataSet) -> Grain:
+    """:raises ConfigurationError: the data set has no grain, and so no partitions that could be due."""
+    if data_set.grain is None:
+        raise ConfigurationError(
+            f"Data set {data_set.name} has no grain: it is always replaced as a whole.",
+            hint="Arrivals are of partitions: give it a grain.",
+        )
+    return data_set.grain
+
+
+def partition_of(data_set: DataSet, key: str) -> str | None:
+    """The partition that an object below bucket ``raw`` belongs to; None: to none of this data set's.
+
+    A partition is named as `Window` names it and in no other way: ``2013-2`` or ``2013-02-01`` are no months. A key
+    that ends in ``/`` is a folder's.
+    """
+    match = _KEY.fullmatch(key)
+    if match is None or match[1] != data_set.name:
+        return None
+    try:
+        named = partition_name(grain_of(data_set), parse_partition(grain_of(data_set), match[2]))
+    except ConfigurationError:
+        return None
+    return match[2] if match[2] == named else None
+
+
+def digest(objects: Iterable[Object]) -> str:
+    """Stands for these objects (key, ETag, bytes), in whichever order they come."""
+    return hashlib.sha256(json.dumps(sorted(set(objects))).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What lies below the prefix of one partition.
+
+    :param newest: when the last of them came, by the store's clock.
+    """
+
+    objects: frozenset[Object]
+    newest: datetime
+
+    @property
+    def digest(self) -> str:
+        return digest(self.objects)
+
+    def without(self, key: str) -> frozenset[Object]:
+        return frozenset(found for found in self.objects if found[0] != key)
+
+
+class Arrivals:
+    """The arrivals of one data set.
+
+    :param lake: database ``lake``.
+    :param settle_seconds: a partition is due when it has been quiet for so long.
+    :raises ConfigurationError: the data set has no grain.
+    """
+
+    def __init__(
+        self, lake: PostgresEndpoint, client: S3Client, data_set: DataSet, *, settle_seconds: float = SETTLE_SECONDS
+    ) -> None:
+        grain_of(data_set)
+        self.lake = lake
+        self.client = client
+        self.data_set = data_set
+        self.settle = timedelta(seconds=settle_seconds)
+
+    def due(self) -> dict[str, str]:
+        """The partitions that are due, oldest first, and the digest of each. One whose objects are gone is not."""
+        # the ledger first: what is taken in between is seen as due, and whoever comes to take it sees that it is not
+        with connect(self.lake) as connection, connection.cursor() as ledger:
+            known = self._known(ledger)
+        return self._due(known)
+
+    def take(self, run_id: str) -> Window | None:
+        """Take the oldest partitions that are due and follow each other in hand, for a run; None: there are none.
+
+        Of two that come at once one gets them. A run that has taken some gets the same again.
+        """
+        with self._locked() as ledger:
+            ledger.execute(
+                "SELECT min(partition), max(partition) FROM arrivals WHERE data_set = %s AND run_id = %s",
+                (self.data_set.name, run_id),
+            )
+            first, last = ledger.fetchone() or (None, None)
+            if first is not None:
+                return self.data_set.window(first, last)
+            due = self._due(self._known(ledger))
+            if not due:
+                return None
+            stretch = self._stretch(list(due))
+            self._write(ledger, {partition: due[partition] for partition in stretch}, run_id)
+            return self.data_set.window(stretch[0], stretch[-1])
+
+    def take_window(self, window: Window, run_id: str) -> None:
+        """Take these partitions in hand, due or not: somebody asked for them."""
+        with self._locked() as ledger:
+            found = {p: listed.digest for p in window if (listed := self._list(p)[0].get(p))}
+            self._write(ledger, found, run_id)
+
+    @contextmanager
+    def taking(self, run_id: str) -> Iterator[dict[str, list[Object]]]:
+        """Within the block a job lists its input, and puts it into what it is given, by partition: that is taken."""
+        pinned: dict[str, list[Object]] = {}
+        with self._locked() as ledger:
+            yield pinned
+            self._write(ledger, {partition: digest(objects) for partition, objects in pinned.items()}, run_id)
+
+    @contextmanager
+    def putting(self, partition: str, key: str, run_id: str) -> Iterator[None]:
+        """Within the block a task writes this object. Where that is all that changed, nothing has arrived.
+
+        What others have put there and no run has taken stays due. So it does if the task dies within the block: then a
+        run may be started that has nothing new to find.
+        """
+        with connect(self.lake) as connection, connection.cursor() as ledger:
+            known = self._known(ledger).get(partition)
+        before = self._list(partition)[0].get(partition)
+        yield
+        if before is not None and known != before.digest:
+            return
+        with self._locked() as ledger:
+            after = self._list(partition)[0].get(partition)
+            others = before.without(key) if before else frozenset()
+            if after is not None and after.without(key) == others and self._known(ledger).get(partition) == known:
+                self._write(ledger, {partition: after.digest}, run_id)
+
+    def _stretch(self, due: Sequence[str]) -> list[str]:
+        """The first of them, and those that follow it without a gap: as many as a window may have."""
+        windows = [self.data_set.window(partition) for partition in due[:MAX_PARTITIONS]]
+        follows = takewhile(lambda two: two[0].stop == two[1].start, pairwise(windows))
+        return [due[0], *(str(window) for _, window in follows)]
+
+    # --- the table
+
+    @contextmanager
+    def _locked(self) -> Iterator[Cursor]:
+        """One transaction, and of those that write nobody else: what is listed in it is in the order of the writes."""
+        with connect(self.lake) as connection, connection.cursor() as ledger:
+            ledger.execute("SELECT pg_advisory_xact_lock(%s, %s)", (ARRIVAL_LOCKS, lock_key(self.data_set.name)))
+            yield ledger
+
+    def _known(self, ledger: Cursor) -> dict[str, str]:
+        ledger.execute("SELECT partition, digest FROM arrivals WHERE data_set = %s", (self.data_set.name,))
+        return dict(ledger.fetchall())
+
+    def _write(self, ledger: Cursor, digests: Mapping[str, str], run_id: str) -> None:
+        ledger.executemany(
+            "INSERT INTO arrivals (data_set, partition, digest, run_id) VALUES (%s, %s, %s, %s) "
+            "ON CONFLICT (data_set, partition) DO UPDATE SET (digest, run_id, taken_at) = "
+            "(EXCLUDED.digest, EXCLUDED.run_id, now())",
+            [(self.data_set.name, partition, found, run_id) for partition, found in digests.items()],
+        )
+
+    # --- the store
+
+    def _due(self, known: Mapping[str, str]) -> dict[str, str]:
+        listed, now = self._list()
+        changed = {p: found for p, found in sorted(listed.items()) if found.digest != known.get(p)}
+        return {p: found.digest for p, found in changed.items() if now - found.newest >= self.settle}
+
+    def _list(self, partition: str = "") -> tuple[dict[str, Listing], datetime]:
+        """What lies there, by partition (or in one), and the store's time."""
+        prefix = self.data_set.raw_key(partition) if partition else f"{self.data_set.name}/"
+        objects: dict[str, list[tuple[Object, datetime]]] = {}
+        now = datetime.now(UTC)
+        for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=RAW_BUCKET, Prefix=prefix):
+            if date := page["ResponseMetadata"]["HTTPHeaders"].get("date"):
+                now = parsedate_to_datetime(date)
+            for item in page.get("Contents", ()):
+                if found := partition_of(self.data_set, item["Key"]):
+                    one = (item["Key"], item["ETag"].strip('"'), item["Size"])
+                    objects.setdefault(found, []).append((one, item["LastModified"]))
+        return {
+            name: Listing(frozenset(one for one, _ in some), max(at for _, at in some))
+            for name, some in objects.items()
+        }, now

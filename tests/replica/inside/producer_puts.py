@@ -1,0 +1,25 @@
+"""Below which prefixes a producer can put; KEY and SECRET come before this text."""
+
+import json
+import os
+
+from botocore.exceptions import ClientError
+
+from trilake import s3
+from trilake.endpoints import S3Endpoint
+from trilake.hosts import store
+
+own = s3.client(S3Endpoint("http://vps-1:7070", KEY, SECRET))  # noqa: F821
+found = []
+for data_set in ("flights", "weather"):
+    try:
+        own.put_object(Bucket="raw", Key=f"{data_set}/rights", Body=b"1")
+    except ClientError as e:
+        if e.response["ResponseMetadata"]["HTTPStatusCode"] != 403:
+            raise
+    else:
+        found.append(data_set)
+s3.remove(
+    s3.client(store.root_of(store.secret(os.environ, "root"))), "raw", [f"{data_set}/rights" for data_set in found]
+)
+print(json.dumps(found))
