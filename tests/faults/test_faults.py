@@ -1,0 +1,52 @@
+"""A fault in the middle of a run, its remedy, the DAG's own retries; and then all is as if nothing had been."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+from conftest import CONF, Laboratory, Undisturbed
+from schedule import Schedule
+
+# How the log of a try that failed names what was at fault.
+NAMES = {
+    "clickhouse": r"ClickHouse|shard \d",
+    "s3": r"S3|s3a?://|object store",
+    "postgres": r"PostgreSQL|lake|oltp",
+    "lake": r"PostgreSQL database lake",
+    "oltp": r"PostgreSQL database oltp",
+    "metadata": r"metadata|API server",
+    "kubernetes": r"Kubernetes",
+    "driver": r"[Dd]river",
+    "task": r"SIGKILL|killed|-9",
+    "airflow-scheduler": r"heartbeat|SIGTERM|scheduler",
+    "airflow-triggerer": r"trigger",
+    "airflow-api-server": r"API server",
+}
+
+
+def test_a_fault_changes_nothing_but_the_time(one: Schedule, laboratory: Laboratory, undisturbed: Undisturbed) -> None:
+    faults, runs, holdings = laboratory.faults, laboratory.runs, laboratory.holdings
+    if one.act == "fill" and faults.unfit:
+        pytest.skip(f"no disk can be filled: {faults.unfit}")
+    faults.mend()
+    runs.await_quiet()
+    holdings.empty(one.dag)
+
+    run_id = runs.trigger(one.dag, CONF.get(one.dag))
+    instance = runs.await_moment(one.dag, run_id, one.task, one.moment * undisturbed.seconds[one.dag][one.task])
+    print(f"{one}: {run_id} is struck, the step is {runs.state(one.dag, run_id, one.task)}")
+    with faults.lasting(one, instance):
+        time.sleep(one.seconds)
+    ended = runs.await_end(one.dag, run_id)
+    runs.await_quiet()
+
+    tries = runs.failed_tries(one.dag, run_id)
+    for failed in tries:
+        print(f"--- {failed.task}, try {failed.number} ({failed.state})\n{failed.log}")
+    assert ended == "success"
+    assert holdings.held() == undisturbed.held
+    assert holdings.left() == {}
+    for failed in tries:
+        assert re.search(NAMES[one.victim], failed.log), f"the log of {failed.task}, try {failed.number}, is silent"
