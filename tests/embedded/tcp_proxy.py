@@ -72,7 +72,7 @@ class TcpProxy:
     hits: int = 0
     port: int = 0
     bind: str = "127.0.0.1"
-    state: _State = field(default_factory=lambda: _State(), repr=False)
+    state: _State = field(default_factory=_State, repr=False)
     _connections: set[_Connection] = field(default_factory=set, repr=False)
     _server: asyncio.Server | None = field(default=None, repr=False)
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop, repr=False)

@@ -51,8 +51,11 @@ def proxies(home: Home) -> Iterator[dict[str, TcpProxy]]:
 
 
 @contextmanager
-def small_disks(home: Home) -> Iterator[str]:
-    """A file system of its own below the data of each of `DISKS`. Gives why there is none, or nothing."""
+def small_disks(home: Home, *, keep: bool) -> Iterator[str]:
+    """A file system of its own below the data of each of `DISKS`. Gives why there is none, or nothing.
+
+    :param keep: they stay when the block ends.
+    """
     with ExitStack() as stack:
         for name in DISKS:
             folder = home.data(name)
@@ -68,7 +71,8 @@ def small_disks(home: Home) -> Iterator[str]:
             if done.returncode:
                 yield f"a file system of its own cannot be mounted here: {done.stderr.strip()}"
                 return
-            stack.callback(subprocess.run, ["umount", "--lazy", str(folder)], check=True)
+            if not keep:
+                stack.callback(subprocess.run, ["umount", "--lazy", str(folder)], check=True)
         yield ""
 
 
@@ -142,5 +146,3 @@ def _said(process: psutil.Process) -> str:
 
 def _resize(folder: Path, size: int) -> None:
     subprocess.run(["mount", "-o", f"remount,size={max(size, 4096)}", str(folder)], check=True, capture_output=True)
-
-

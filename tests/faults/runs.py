@@ -1,5 +1,4 @@
-"""Runs of DAGs through the platform's own scheduler, seen in Airflow's database: it can be asked while all else fails.
-"""
+"""Runs of DAGs through the platform's scheduler, seen in Airflow's database, which answers while all else fails."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ T = TypeVar("T")
 
 _POLL_S = 0.02
 # A run, with a fault of half a minute, the lost task's heartbeat (60 s) and two retries, on a machine that is busy.
-RUN_S = 420
+RUN_S = 900
 # The DAG's own is longer than a person would wait who stands by.
 _PATIENCE_S = 60
 UNFINISHED = ("queued", "running", "scheduled")

@@ -73,7 +73,9 @@ class Schedule:
     seconds: float
 
     def __str__(self) -> str:
-        return f"{self.seed}-{self.act}-{self.victim}-{self.seconds:.0f}s-in-{self.dag}.{self.task}-at-{self.moment:.2f}"
+        return (
+            f"{self.seed}-{self.act}-{self.victim}-{self.seconds:.0f}s-in-{self.dag}.{self.task}-at-{self.moment:.2f}"
+        )
 
 
 def schedules(first: int, count: int) -> Iterator[Schedule]:
@@ -109,7 +111,8 @@ def _round(number: int) -> tuple[tuple[tuple[str, str], tuple[Act, str]], ...]:
         pairs: list[tuple[tuple[str, str], tuple[Act, str]]] = []
         for kind in kinds:
             pairs.append((_step_for(kind, [step for step, _ in pairs], random), kind))
-        if {step for step, _ in pairs} == set(STEPS) and len({act for _, (act, _) in pairs[:FIRST]}) == len(get_args(Act)):
+        acts = {act for _, (act, _) in pairs[:FIRST]}
+        if {step for step, _ in pairs} == set(STEPS) and acts == set(get_args(Act)):
             return tuple(pairs)
 
 

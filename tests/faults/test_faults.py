@@ -6,7 +6,7 @@ import re
 import time
 
 import pytest
-from conftest import CONF, Laboratory, Undisturbed
+from laboratory import CONF, Laboratory, Undisturbed
 from schedule import Schedule
 
 # How the log of a try that failed names what was at fault.
