@@ -83,6 +83,8 @@ def abort_uploads(client: S3Client, bucket: str, prefix: str) -> None:
 class ObjectWriter(io.RawIOBase):
     """A file that becomes an object when it is committed, and leaves nothing otherwise. One part is in memory.
 
+    As a context manager it is aborted at the end of the block, unless it was committed.
+
     Uploads of the same key that others have begun and not completed are ended: of two writers the later one wins, and
     what a killed one has left is gone.
 
@@ -142,6 +144,9 @@ class ObjectWriter(io.RawIOBase):
             with suppress(self._client.exceptions.NoSuchUpload):
                 self._client.abort_multipart_upload(Bucket=self._bucket, Key=self._key, UploadId=self._upload)
             self._upload = ""
+
+    def __exit__(self, *exc: object) -> None:
+        self.abort()
 
     def _send(self, part: bytearray) -> None:
         if not self._upload:

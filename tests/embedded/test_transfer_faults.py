@@ -1,4 +1,4 @@
-"""Transfers whose connection to ClickHouse is cut or stalls while rows are on their way."""
+"""Transfers that are ended while rows are on their way: by ClickHouse's connection, or by a kill of their own."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from running_platform import Platform
 from tcp_proxy import Fault, TcpProxy
 from transfer_task import connect_airflow, context, make
 
+from trilake import s3
 from trilake.lake import DataSet
 from trilake.postgres import connect
 from trilake.transfers.clickhouse_to_postgres import ClickHouseToPostgresOperator
+from trilake.transfers.source_to_s3 import SourceToS3Operator
 
 MONTHLY = DataSet("cut_off", grain="month", date="m", shard_by="n")
 # Some megabytes that compression leaves, in blocks that are sent as they are made
@@ -71,3 +73,27 @@ def test_a_mart_stays_as_it_was_and_the_next_try_is_right(
     found = rows(platform, mart)
     kept = OLD if "key" in how else OLD[1:]
     assert (found[: len(kept)], len(found)) == (kept, 100_000 + len(kept))
+
+
+def test_an_ingest_that_was_killed_in_the_middle_of_an_upload_leaves_nothing_once_it_is_run_again(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect_airflow(monkeypatch, platform.env)
+    store, content = s3.client(platform.endpoints.s3), b"1,2\n" * (s3.PART_BYTES // 2)
+    task = make(
+        SourceToS3Operator,
+        data_set=MONTHLY,
+        source=lambda window: ((partition, content) for partition in window),
+        file_name="large.csv",
+        start="2013-01",
+        end="2013-01",
+    )
+    key = MONTHLY.raw_key("2013-01", "large.csv")
+    killed = s3.ObjectWriter(store, "raw", key)
+    killed.write(content)
+    assert s3.list_uploads(store, "raw", key), "nothing was under way"
+    written = task.execute(context())["2013-01"]
+    assert not s3.list_uploads(store, "raw", key)
+    answer = store.get_object(Bucket="raw", Key=key)
+    assert answer["Body"].read() == content
+    assert (written["etag"], written["bytes"]) == (answer["ETag"].strip('"'), len(content))

@@ -31,6 +31,6 @@ def laboratory() -> Iterator[Laboratory]:
 
 @pytest.fixture(scope="session")
 def undisturbed(laboratory: Laboratory) -> Undisturbed:
-    found = laboratory.undisturbed()
+    found = laboratory.undisturbed(kept="TRILAKE_TEST_HOME" in os.environ)
     print(f"Undisturbed, in seconds: {found.seconds}")
     return found

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,11 +40,14 @@ class Holdings:
     # --- what is there
 
     def held(self) -> dict[str, Any]:
-        """Counts and checksums of everything that the DAGs make; the report's without the time that it was made."""
+        """Counts and checksums of everything that the DAGs make, as JSON has it; the report's without its time."""
         store = s3.client(self.endpoints.s3)
         raw = {key: store.head_object(Bucket="raw", Key=key)["ETag"] for key in s3.list_keys(store, "raw", "")}
         page = store.get_object(Bucket="artifacts", Key=REPORT_KEY)["Body"].read()
-        return {"raw": raw, "report": len(_WRITTEN_AT.sub(b"", page)), **self._lake(), **self._tables(), **self._mart()}
+        page = _WRITTEN_AT.sub(b"", page)
+        made = {"raw": raw, "report": len(page), **self._lake(), **self._tables(), **self._mart()}
+        found: dict[str, Any] = json.loads(json.dumps(made))
+        return found
 
     def _lake(self) -> dict[str, Any]:
         import pandas as pd
@@ -122,10 +125,6 @@ class Holdings:
             elif re.fullmatch(r"airflow worker -- [0-9a-f-]{36}", said):
                 strays.append(f"task {process.pid}: {said}")
         return strays
-
-    def services(self) -> Counter[str]:
-        """How many services run."""
-        return Counter(state.state for state in processes.Supervisor(self.home).states().values())
 
     # --- before a run: what it is to make is not there
 
