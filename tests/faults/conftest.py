@@ -18,9 +18,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "one" in metafunc.fixturenames:
-        option = metafunc.config.getoption
-        found = list(schedule.schedules(option("--seed"), option("--schedules")))
+        found = _asked_for(metafunc.config)
         metafunc.parametrize("one", found, ids=map(str, found))
+
+
+def _asked_for(config: pytest.Config) -> list[schedule.Schedule]:
+    return list(schedule.schedules(config.getoption("--seed"), config.getoption("--schedules")))
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +33,7 @@ def laboratory() -> Iterator[Laboratory]:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(laboratory: Laboratory) -> Undisturbed:
-    found = laboratory.undisturbed(kept="TRILAKE_TEST_HOME" in os.environ)
+def undisturbed(laboratory: Laboratory, pytestconfig: pytest.Config) -> Undisturbed:
+    found = laboratory.undisturbed({one.dag for one in _asked_for(pytestconfig)})
     print(f"Undisturbed, in seconds: {found.seconds}")
     return found

@@ -86,7 +86,7 @@ class Holdings:
         ledger = Ledger(self.endpoints.lake)
         store = s3.client(self.endpoints.s3)
         found = {
-            "staging tables": [name for rows in tables.values() for (name,) in rows if not name.endswith("_local")],
+            "staging tables": [name for rows in tables.values() for (name,) in rows if "staging" in name],
             "unfinished publications": [f"{one.table} {one.partition}" for one in ledger.switching()],
             "attempts": ledger.attempts(),
             "uploads": [
