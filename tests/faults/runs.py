@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 
 from trilake.cli.airflow_api import FINAL_STATES, AirflowApi, Task
 from trilake.cli.lifecycle import administrator
+from trilake.embedded import platform as lifecycle
 from trilake.embedded import postgres
-from trilake.embedded.home import Home
+from trilake.embedded.home import SERVICES, Home
+from trilake.embedded.processes import Supervisor
 from trilake.errors import TrilakeError
 from trilake.postgres import connect
 
@@ -53,8 +55,8 @@ class Runs:
             api.unpause(dag_id)
             return api.trigger(dag_id, conf)
 
-    def await_moment(self, dag_id: str, run_id: str, task_id: str, seconds: float) -> str:
-        """When the task's first try has been at work for so long. Gives the id of its instance."""
+    def await_moment(self, dag_id: str, run_id: str, task_id: str, seconds: float) -> tuple[str, str]:
+        """When the task's first try has been at work for so long. Gives its instance's id and its state by then."""
 
         def begun() -> Any:
             rows = self._ask(
@@ -66,24 +68,18 @@ class Runs:
 
         identity, at_work = self._await(begun, RUN_S, f"{dag_id}.{task_id} of {run_id} to begin")
         time.sleep(max(0.0, seconds - float(at_work)))
-        return str(identity)
-
-    def state(self, dag_id: str, run_id: str, task_id: str) -> str:
-        rows = self._ask(
-            "SELECT state FROM task_instance WHERE dag_id = %s AND run_id = %s AND task_id = %s",
-            (dag_id, run_id, task_id),
-        )
-        return str(rows[0][0])
+        return str(identity), str(self._ask("SELECT state FROM task_instance WHERE id = %s", (identity,))[0][0])
 
     def await_end(self, dag_id: str, run_id: str, seconds: float = RUN_S) -> str:
-        """Its last state. Who waits for a try that is minutes away clears the task, as a person does."""
+        """Its last state. On the way what dies is brought up, and what waits for minutes is cleared: a person would."""
 
         def ended() -> str | None:
             (found,) = self._ask("SELECT state FROM dag_run WHERE dag_id = %s AND run_id = %s", (dag_id, run_id))[0]
             if found in FINAL_STATES:
                 return str(found)
+            self._bring_up_what_died()
             self._clear_what_waits(dag_id, run_id)
-            time.sleep(0.3)
+            time.sleep(0.5)
             return None
 
         return self._await(ended, seconds, f"{run_id} of {dag_id} to end")
@@ -122,6 +118,13 @@ class Runs:
                 Try(task, number, str(state), "\n".join(api.last_lines(dag_id, run_id, _at(dag_id, task, number), 400)))
                 for task, number, state in failed
             ]
+
+    def _bring_up_what_died(self) -> None:
+        """What a fault has killed later, such as a scheduler that finds no database."""
+        states = Supervisor(self.home).states()
+        if dead := [name for name in SERVICES if name not in states or not states[name].running]:
+            print(f"{', '.join(dead)}: dead, and brought up")
+            lifecycle.up(self.home)
 
     def _clear_what_waits(self, dag_id: str, run_id: str) -> None:
         waiting = self._ask(
