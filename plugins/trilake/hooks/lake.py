@@ -10,6 +10,8 @@ from trilake import s3
 from trilake.clickhouse.ledger import Ledger
 from trilake.endpoints import LAKE_CONNECTION, S3_CONNECTION, PostgresEndpoint, S3Endpoint
 from trilake.lake.catalog import open_catalog
+from trilake.patience import patiently
+from trilake.postgres import await_answer
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -41,7 +43,10 @@ class LakeHook(BaseHook):
 
     def catalog(self) -> SqlCatalog:
         """The Iceberg catalog; close it when done."""
-        return open_catalog(self.lake_endpoint, self.s3_endpoint)
+        lake, s3_endpoint = self.lake_endpoint, self.s3_endpoint
+        return patiently(lambda: open_catalog(lake, s3_endpoint))
 
     def ledger(self) -> Ledger:
+        """The ledger of publications, when it answers."""
+        await_answer(self.lake_endpoint)
         return Ledger(self.lake_endpoint)

@@ -32,6 +32,7 @@ CORE = (
     "errors.py",
     "extract.py",
     "migrations.py",
+    "patience.py",
     "postgres.py",
     "s3.py",
     "clickhouse",
