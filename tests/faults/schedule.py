@@ -96,9 +96,8 @@ def fits(step: tuple[str, str], act: Act, victim: str) -> bool:
     needs = _NEEDS[step]
     if victim in (*_AIRFLOW, "metadata", "task"):
         return victim != "airflow-triggerer" or "kubernetes" in needs
-    if act == "fill":
-        writes = victim == "clickhouse" or "clickhouse" not in needs or step[1] == "report"
-        return victim in needs and writes and step[1] not in ("mart", "check")
+    if act == "fill":  # who only reads needs no room
+        return victim == ("clickhouse" if step[1].startswith(("publish", "finish")) else "s3") and victim in needs
     needed = {"postgres": {"lake", "oltp"}, "driver": {"kubernetes"}}
     return bool(needs & needed.get(victim, {victim}))
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import schedule
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trilake.embedded.home import SERVICES
@@ -15,6 +15,7 @@ from trilake.embedded.home import SERVICES
 ROUNDS = st.integers(0, 500).map(lambda number: number * schedule.ROUND)
 
 
+@settings(max_examples=30, deadline=None)
 @given(ROUNDS)
 def test_a_round_strikes_every_step_with_every_kind_of_fault_that_fits(first: int) -> None:
     found = list(schedule.schedules(first, schedule.ROUND))
@@ -23,6 +24,7 @@ def test_a_round_strikes_every_step_with_every_kind_of_fault_that_fits(first: in
     assert all(schedule.fits((one.dag, one.task), one.act, one.victim) for one in found)
 
 
+@settings(max_examples=30, deadline=None)
 @given(ROUNDS)
 def test_the_first_eight_of_a_round_are_eight_kinds_of_fault_of_every_act(first: int) -> None:
     found = list(schedule.schedules(first, schedule.FIRST))
