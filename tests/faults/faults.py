@@ -115,6 +115,11 @@ class Faults:
                 _resize(self.home.data(name), _DISK_BYTES)
         lifecycle.up(self.home)
 
+    def restart(self, service: str) -> None:
+        """Kill it and bring it up again."""
+        self._kill(service, "")
+        lifecycle.up(self.home)
+
     def _kill(self, victim: str, task_instance: str) -> None:
         struck = self._processes(victim, task_instance)
         assert struck, f"there is no process of {victim} to kill"
