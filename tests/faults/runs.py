@@ -105,11 +105,11 @@ class Runs:
         }
 
     def failed_tries(self, dag_id: str, run_id: str) -> list[Try]:
-        """Every try that did not succeed, with its log."""
+        """Every try that began and did not succeed, with its log."""
         rows = self._ask(
-            "SELECT task_id, try_number, state FROM task_instance_history WHERE dag_id = %s AND run_id = %s UNION "
-            "SELECT task_id, try_number, state FROM task_instance WHERE dag_id = %s AND run_id = %s "
-            "ORDER BY 1, 2",
+            "SELECT task_id, try_number, state FROM task_instance_history WHERE dag_id = %s AND run_id = %s "
+            "AND hostname <> '' UNION SELECT task_id, try_number, state FROM task_instance "
+            "WHERE dag_id = %s AND run_id = %s ORDER BY 1, 2",
             (dag_id, run_id, dag_id, run_id),
         )
         failed = [row for row in rows if row[2] != "success"]

@@ -11,6 +11,8 @@ from schedule import Schedule
 
 WORKING = ("running", "deferred")
 
+_ENDED = r"Process (exited abnormally|terminated by signal)|Server indicated the task|heartbeat"
+
 # How the log of a try that failed names what was at fault.
 NAMES = {
     "clickhouse": r"ClickHouse|shard \d",
@@ -21,8 +23,9 @@ NAMES = {
     "metadata": r"metadata|API server",
     "kubernetes": r"Kubernetes",
     "driver": r"[Dd]river",
-    "task": r"SIGKILL|killed|-9",
-    "airflow-scheduler": r"heartbeat|SIGTERM|scheduler",
+    "task": _ENDED,
+    # nobody is left who could write why: Airflow says no more than that the process has ended
+    "airflow-scheduler": _ENDED,
     "airflow-triggerer": r"trigger",
     "airflow-api-server": r"API server",
     "airflow-dag-processor": r"DAG processor",
