@@ -20,14 +20,14 @@ NAMES = {
     "postgres": r"PostgreSQL|lake|oltp",
     "lake": r"PostgreSQL database lake",
     "oltp": r"PostgreSQL database oltp",
-    "metadata": r"metadata|API server",
+    "metadata": r"(?i)api.server|metadata",
     "kubernetes": r"Kubernetes",
     "driver": r"[Dd]river",
     "task": _ENDED,
     # nobody is left who could write why: Airflow says no more than that the process has ended
     "airflow-scheduler": _ENDED,
     "airflow-triggerer": r"trigger",
-    "airflow-api-server": r"API server",
+    "airflow-api-server": r"(?i)api.server",
     "airflow-dag-processor": r"DAG processor",
 }
 
