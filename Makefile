@@ -8,7 +8,6 @@ PYTHON ?= python3
 VENV := .venv
 # Tests mostly wait for servers; the whole platform's share one worker (tests/conftest.py).
 WORKERS ?= 2
-SCHEDULES ?= 1000
 BIN := $(VENV)/bin
 LOCKS := docker/requirements/bootstrap.txt docker/requirements/development.txt docker/requirements/jdk.txt
 LOCK = $(BIN)/uv pip compile --quiet pyproject.toml --generate-hashes --no-emit-index-url --no-header \
@@ -63,7 +62,11 @@ test-slow: $(STAMP) ## Tests that take long: Spark sessions of their own, the RE
 
 .PHONY: test-schedules
 test-schedules: $(STAMP) ## 1,000 new schedules of publishers that die, wait and meet (10 to 20 min; SCHEDULES=n)
-	@TRILAKE_SCHEDULES=$(SCHEDULES) $(BIN)/python -m pytest --timeout 7200 -s tests/embedded/test_publication_schedules.py
+	@TRILAKE_SCHEDULES=$(or $(SCHEDULES),1000) $(BIN)/python -m pytest --timeout 7200 -s tests/embedded/test_publication_schedules.py
+
+.PHONY: test-faults
+test-faults: $(STAMP) ## 40 faults in the middle of runs (an hour; SCHEDULES=n, SEED=s: n of them, from the seed s on)
+	@$(BIN)/python -m pytest -v --timeout 1800 tests/faults $(if $(SCHEDULES),--schedules $(SCHEDULES)) $(if $(SEED),--seed $(SEED)) $(PYTEST)
 
 .PHONY: test-kubernetes
 test-kubernetes: $(STAMP) ## What needs a real Kubernetes, on the one that KUBECONFIG names; FULL=1: what takes long too

@@ -24,5 +24,9 @@ class UnreachableError(TrilakeError):
     """A service did not answer."""
 
 
+class RefusedError(UnreachableError):
+    """A service did not let us in: asking again does not help."""
+
+
 class CountMismatchError(TrilakeError):
     """Rows that went in are not the rows that came out plus those accounted for."""

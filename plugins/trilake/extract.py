@@ -105,16 +105,12 @@ def extract(
     :raises CountMismatchError: what was written is not what PostgreSQL sent.
     """
     query = cursor.mogrify(sql.strip().rstrip(";"), dict(parameters)).decode()
-    target = ObjectWriter(client, bucket, key)
-    try:
+    with ObjectWriter(client, bucket, key) as target:
         write = _write_parquet if file_format == "parquet" else _write_csv
         rows, sent = write(cursor, query, target)
         if rows != sent:
             raise CountMismatchError(f"PostgreSQL sent {sent} rows for s3://{bucket}/{key}, {rows} were written.")
         etag = target.commit()
-    except BaseException:
-        target.abort()
-        raise
     return Extracted(key, etag, rows, target.size)
 
 

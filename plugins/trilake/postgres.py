@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from trilake.endpoints import PostgresEndpoint
-from trilake.errors import ConfigurationError, CountMismatchError, TrilakeError, UnreachableError
+from trilake.errors import ConfigurationError, CountMismatchError, RefusedError, TrilakeError, UnreachableError
+from trilake.patience import patiently
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -53,7 +54,7 @@ def connect(endpoint: PostgresEndpoint, *, autocommit: bool = False) -> Iterator
         )
     except psycopg2.OperationalError as e:
         refused = "authentication failed" in str(e)
-        raise UnreachableError(
+        raise (RefusedError if refused else UnreachableError)(
             f"PostgreSQL database {endpoint.database} ({endpoint.host}:{endpoint.port}): {' '.join(str(e).split())}.",
             hint="The password is not the one that the server was made with."
             if refused
@@ -70,6 +71,16 @@ def connect(endpoint: PostgresEndpoint, *, autocommit: bool = False) -> Iterator
         raise PostgresError(f"PostgreSQL database {endpoint.database}: {first}") from None
     finally:
         connection.close()  # an open transaction is rolled back by the server
+
+
+def await_answer(endpoint: PostgresEndpoint) -> None:
+    """Return when the server answers; see `trilake.patience`."""
+
+    def ask() -> None:
+        with connect(endpoint):
+            pass
+
+    patiently(ask)
 
 
 @contextmanager

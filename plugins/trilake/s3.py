@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from trilake.endpoints import S3Endpoint
-from trilake.errors import TrilakeError
+from trilake.errors import TrilakeError, UnreachableError
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -26,11 +27,32 @@ class S3Error(TrilakeError):
 
 
 def client(endpoint: S3Endpoint) -> S3Client:
-    """A boto3 client of this store: addressed by path, retrying what S3 calls transient."""
+    """A boto3 client of this store: addressed by path, retrying what S3 calls transient.
+
+    When it has tried enough, its methods raise `UnreachableError`, or `S3Error` of what the store itself failed at.
+    """
     import boto3
     from botocore.config import Config
+    from botocore.exceptions import HTTPClientError
 
-    return boto3.client(
+    def unanswered(exception: Exception, **_: Any) -> None:
+        # boto3's own words name the address of the request, and not whose it is
+        if isinstance(exception, HTTPClientError):
+            raise UnreachableError(
+                f"S3 ({endpoint.url}) does not answer ({type(exception).__name__}).",
+                hint="Is it up? `trilake status` shows it.",
+            ) from None
+
+    def failed(http_response: Any, parsed: Any, model: Any, **_: Any) -> None:
+        if http_response.status_code >= 500:
+            error = parsed.get("Error") or {}
+            raise S3Error(
+                f"S3 ({endpoint.url}) fails at {model.name}: {http_response.status_code} {error.get('Code', '')}"
+                f"{': ' if error.get('Message') else ''}{error.get('Message') or ''}.",
+                hint="Its log says why (`trilake logs s3`); its disk may be full.",
+            )
+
+    made = boto3.client(
         "s3",
         endpoint_url=endpoint.url,
         aws_access_key_id=endpoint.access_key_id,
@@ -43,6 +65,9 @@ def client(endpoint: S3Endpoint) -> S3Client:
             s3={"addressing_style": "path"},
         ),
     )
+    made.meta.events.register("after-call-error.s3", unanswered)
+    made.meta.events.register("after-call.s3", failed)
+    return made
 
 
 def list_keys(client: S3Client, bucket: str, prefix: str) -> list[str]:
@@ -83,6 +108,8 @@ def abort_uploads(client: S3Client, bucket: str, prefix: str) -> None:
 class ObjectWriter(io.RawIOBase):
     """A file that becomes an object when it is committed, and leaves nothing otherwise. One part is in memory.
 
+    As a context manager it is aborted at the end of the block, unless it was committed.
+
     Uploads of the same key that others have begun and not completed are ended: of two writers the later one wins, and
     what a killed one has left is gone.
 
@@ -98,6 +125,7 @@ class ObjectWriter(io.RawIOBase):
         self._held = 0
         self._upload = ""
         self._parts: list[CompletedPartTypeDef] = []
+        self._md5 = hashlib.md5(usedforsecurity=False)  # what an ETag is made of
         self.size = 0
 
     def writable(self) -> bool:
@@ -122,7 +150,7 @@ class ObjectWriter(io.RawIOBase):
     def commit(self) -> str:
         """Make the object, in place of an earlier one. Gives its ETag.
 
-        :raises S3Error: the upload was ended by a later writer of the same key.
+        :raises S3Error: the upload was ended, or the object replaced, by a later writer of the same key.
         """
         if not self._upload:
             answer = self._client.put_object(Bucket=self._bucket, Key=self._key, Body=bytes(self._buffer[: self._held]))
@@ -134,7 +162,11 @@ class ObjectWriter(io.RawIOBase):
                 Bucket=self._bucket, Key=self._key, UploadId=self._upload, MultipartUpload={"Parts": self._parts}
             )
         self._upload = ""
-        return done["ETag"].strip('"')
+        # As readers will see it: some stores answer with the digest of the parts' and keep that of the content.
+        etag = self._client.head_object(Bucket=self._bucket, Key=self._key)["ETag"].strip('"')
+        if etag not in (done["ETag"].strip('"'), self._md5.hexdigest()):
+            raise S3Error(f"s3://{self._bucket}/{self._key} was replaced by a later writer.")
+        return etag
 
     def abort(self) -> None:
         """Leave nothing. Does nothing after `commit`."""
@@ -142,6 +174,9 @@ class ObjectWriter(io.RawIOBase):
             with suppress(self._client.exceptions.NoSuchUpload):
                 self._client.abort_multipart_upload(Bucket=self._bucket, Key=self._key, UploadId=self._upload)
             self._upload = ""
+
+    def __exit__(self, *exc: object) -> None:
+        self.abort()
 
     def _send(self, part: bytearray) -> None:
         if not self._upload:
@@ -155,6 +190,7 @@ class ObjectWriter(io.RawIOBase):
                 PartNumber=number,
                 Body=part,  # type: ignore[arg-type]  # boto3 takes it
             )
+        self._md5.update(part)
         self._parts.append({"PartNumber": number, "ETag": answer["ETag"]})
         self._held = 0
 

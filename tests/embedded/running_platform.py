@@ -44,10 +44,15 @@ class Platform:
 
 
 @contextmanager
-def running_platform(kept: str | None, add: Callable[[Path], None] = lambda project: None) -> Iterator[Platform]:
+def running_platform(
+    kept: str | None,
+    add: Callable[[Path], None] = lambda project: None,
+    make_home: Callable[[Path, Path], Home] = Home,
+) -> Iterator[Platform]:
     """A platform in the folder `kept`, found or started there and left running; None: one that ends with the tests.
 
     :param add: puts more into the copied project.
+    :param make_home: of the home's folder and the project.
     """
     # the services import the project's package as the tests do, installed or not
     before = os.environ.get("PYTHONPATH")
@@ -57,7 +62,7 @@ def running_platform(kept: str | None, add: Callable[[Path], None] = lambda proj
         folder.chmod(0o711)
     project = copy_project(folder.resolve() / "project")
     add(project)
-    home = Home(folder.resolve() / "home", project)
+    home = make_home(folder.resolve() / "home", project)
     try:
         lifecycle.up(home)
         environment = home.environment()

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 _PIECE = 64 * 1024
+# Of what a client says first, as much as tells who it is
+_BEGINNING = 1024
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,19 @@ def http_error(status: int, text: str, code: int | None = None) -> bytes:
 
 
 @dataclass
+class _State:
+    """What befalls connections now.
+
+    :param stalled: those that began with this; None: none.
+    :param cut: as `stalled`.
+    """
+
+    stalled: bytes | None = None
+    cut: bytes | None = None
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass
 class TcpProxy:
     """Hands on what comes to a port of its own, unless `fault` is set.
 
@@ -57,6 +72,8 @@ class TcpProxy:
     hits: int = 0
     port: int = 0
     bind: str = "127.0.0.1"
+    state: _State = field(default_factory=_State, repr=False)
+    _connections: set[_Connection] = field(default_factory=set, repr=False)
     _server: asyncio.Server | None = field(default=None, repr=False)
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop, repr=False)
 
@@ -80,6 +97,28 @@ class TcpProxy:
         """Again, on the same port."""
         self._call(self._listen())
 
+    def stall(self, of: bytes = b"") -> None:
+        """Nothing passes any more, either way, until `mend`: of those open and those to come.
+
+        :param of: the connections whose client has this among the first that it says.
+        """
+        self._call(self._set(_State(stalled=of)))
+
+    def cut(self, of: bytes = b"") -> None:
+        """As `stall`, but all of them are reset, until `mend`."""
+        self._call(self._set(_State(cut=of)))
+
+    def mend(self) -> None:
+        """What was held passes, and whoever comes is served."""
+        self._call(self._set(_State()))
+
+    async def _set(self, state: _State) -> None:
+        before, self.state = self.state, state
+        before.changed.set()
+        for connection in list(self._connections):
+            if state.cut is not None and state.cut in connection.said:
+                connection.reset()
+
     def _call(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
 
@@ -97,10 +136,13 @@ class TcpProxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = _Connection(self, reader, writer)
+        self._connections.add(connection)
         try:
             await connection.serve()
         except (ConnectionError, asyncio.CancelledError):
             connection.reset()
+        finally:
+            self._connections.discard(connection)
 
     def strike(self, piece: bytes) -> Fault | None:
         """The fault that this piece of a request meets."""
@@ -118,6 +160,19 @@ class _Connection:
         self._upstream: asyncio.StreamWriter | None = None
         self._fault = Fault()
         self._struck = False
+        self.said = b""
+
+    async def _pass(self) -> None:
+        """When a piece may pass.
+
+        :raises ConnectionResetError: never.
+        """
+        while (state := self._proxy.state).stalled is not None and state.stalled in self.said:
+            self._proxy.hits += 1
+            await state.changed.wait()
+        if state.cut is not None and state.cut in self.said:
+            self._proxy.hits += 1
+            raise ConnectionResetError
 
     async def serve(self) -> None:
         answers, self._upstream = await asyncio.open_connection(self._proxy.host, self._proxy.target)
@@ -143,6 +198,8 @@ class _Connection:
     async def _requests(self, upstream: asyncio.StreamWriter) -> None:
         sent = 0
         while piece := await self._reader.read(_PIECE):
+            self.said += piece[: _BEGINNING - len(self.said)] if len(self.said) < _BEGINNING else b""
+            await self._pass()
             if not self._struck and (fault := self._proxy.strike(piece)):
                 self._fault, self._struck = fault, True
             if self._fault.answer is not None:
@@ -160,6 +217,7 @@ class _Connection:
     async def _answers(self, answers: asyncio.StreamReader) -> None:
         sent = 0
         while piece := await answers.read(_PIECE):
+            await self._pass()
             if self._fault.stall:
                 continue
             limit = self._fault.cut_answer_after

@@ -1,20 +1,25 @@
-"""Transfers whose connection to ClickHouse is cut or stalls while rows are on their way."""
+"""Transfers that are ended while rows are on their way: by ClickHouse's connection, or by a kill of their own."""
 
 from __future__ import annotations
 
 import json
 import secrets
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from running_platform import Platform
-from tcp_proxy import Fault, TcpProxy
+from tcp_proxy import Fault, TcpProxy, http_error
 from transfer_task import connect_airflow, context, make
 
+from trilake import s3
+from trilake.errors import UnreachableError
 from trilake.lake import DataSet
+from trilake.lake.catalog import open_catalog
 from trilake.postgres import connect
 from trilake.transfers.clickhouse_to_postgres import ClickHouseToPostgresOperator
+from trilake.transfers.source_to_s3 import SourceToS3Operator
 
 MONTHLY = DataSet("cut_off", grain="month", date="m", shard_by="n")
 # Some megabytes that compression leaves, in blocks that are sent as they are made
@@ -71,3 +76,69 @@ def test_a_mart_stays_as_it_was_and_the_next_try_is_right(
     found = rows(platform, mart)
     kept = OLD if "key" in how else OLD[1:]
     assert (found[: len(kept)], len(found)) == (kept, 100_000 + len(kept))
+
+
+def test_an_ingest_that_was_killed_in_the_middle_of_an_upload_leaves_nothing_once_it_is_run_again(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect_airflow(monkeypatch, platform.env)
+    store, content = s3.client(platform.endpoints.s3), b"1,2\n" * (s3.PART_BYTES // 2)
+    task = make(
+        SourceToS3Operator,
+        data_set=MONTHLY,
+        source=lambda window: ((partition, content) for partition in window),
+        file_name="large.csv",
+        start="2013-01",
+        end="2013-01",
+    )
+    key = MONTHLY.raw_key("2013-01", "large.csv")
+    killed = s3.ObjectWriter(store, "raw", key)
+    killed.write(content)
+    assert s3.list_uploads(store, "raw", key), "nothing was under way"
+    written = task.execute(context())["2013-01"]
+    assert not s3.list_uploads(store, "raw", key)
+    answer = store.get_object(Bucket="raw", Key=key)
+    assert answer["Body"].read() == content
+    assert (written["etag"], written["bytes"]) == (answer["ETag"].strip('"'), len(content))
+
+
+def test_an_object_store_that_is_away_or_fails_is_named(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "ATTEMPTS", 1)
+    endpoint = platform.endpoints.s3
+    with TcpProxy("127.0.0.1", int(endpoint.url.rpartition(":")[2])) as proxy:
+        where = f"http://127.0.0.1:{proxy.port}"
+        store = s3.client(replace(endpoint, url=where))
+        store.put_object(Bucket="raw", Key="named/a", Body=b"a")
+        proxy.cut()
+        with pytest.raises(UnreachableError, match=rf"S3 \({where}\) does not answer"):
+            store.put_object(Bucket="raw", Key="named/a", Body=b"b")
+        proxy.mend()
+        full = "<Error><Code>InternalError</Code><Message>No space left on device</Message></Error>"
+        proxy.fault = Fault(answer=http_error(500, full))
+        with pytest.raises(s3.S3Error, match=r"fails at PutObject: 500 InternalError: No space left on device"):
+            store.put_object(Bucket="raw", Key="named/a", Body=b"b")
+        proxy.fault = None
+        with pytest.raises(store.exceptions.NoSuchKey):
+            store.get_object(Bucket="raw", Key="named/none")
+        assert store.get_object(Bucket="raw", Key="named/a")["Body"].read() == b"a"
+
+
+def test_a_catalog_that_is_away_is_named_when_it_is_opened_and_when_it_is_used(platform: Platform) -> None:
+    lake = platform.endpoints.lake
+    with TcpProxy(lake.host, lake.port) as proxy:
+        proxied = replace(lake, port=proxy.port)
+        catalog = open_catalog(proxied, platform.endpoints.s3)
+        try:
+            assert not catalog.table_exists("curated.not_there")
+            proxy.cut()
+            for use in (
+                lambda: catalog.table_exists("curated.not_there"),
+                lambda: open_catalog(proxied, platform.endpoints.s3),
+            ):
+                with pytest.raises(UnreachableError, match=rf"database lake \(127.0.0.1:{proxy.port}\)") as caught:
+                    use()
+                assert lake.password not in str(caught.value)
+            proxy.mend()
+            assert not catalog.table_exists("curated.not_there")
+        finally:
+            catalog.close()

@@ -114,8 +114,8 @@ def write(home: Home, java: Java, spark_jars: Path) -> dict[str, str]:
     :return: the environment that ``connections.env`` holds, complete for a process that knows nothing else.
     :raises ConfigurationError: a file of the home is damaged, or no port is free.
     """
-    ports, secrets = home.ports(), home.secrets()
-    known = as_environment(connections(ports, secrets))
+    ports, clients, secrets = home.ports(), home.client_ports(), home.secrets()
+    known = as_environment(connections(clients, secrets))
     clickhouse = {
         "host": LOOPBACK,
         "port": ports["clickhouse"],
@@ -126,7 +126,7 @@ def write(home: Home, java: Java, spark_jars: Path) -> dict[str, str]:
         "database": ANALYTICS,
         "named_collections": {
             bucket: {
-                "url": f"{s3.url(ports['s3'])}/{bucket}/",
+                "url": f"{s3.url(clients['s3'])}/{bucket}/",
                 "access_key_id": secrets["s3_access_key_id"],
                 "secret_access_key": secrets["s3_secret_access_key"],
             }
@@ -157,7 +157,7 @@ def write(home: Home, java: Java, spark_jars: Path) -> dict[str, str]:
         write_private(home.config(f"{name}.json"), json.dumps(document, indent=2) + "\n")
     s3.write_configuration(home, ports["s3"], secrets)
     airflow.write_configuration(home, secrets)
-    metadata = postgres.endpoint(ports["postgres"], secrets, "airflow")
+    metadata = postgres.endpoint(clients["postgres"], secrets, "airflow")
     environment = {
         "TRILAKE_HOME": str(home.path),
         "TRILAKE_PROJECT": str(home.project),

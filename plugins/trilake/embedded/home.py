@@ -202,6 +202,10 @@ class Home:
         """
         return self._remembered("ports.json", PORT_NAMES, lambda _, taken: free_port(taken.values()))
 
+    def client_ports(self) -> dict[str, int]:
+        """Where clients find the services: there. A home with something in between (a proxy, say) tells where else."""
+        return self.ports()
+
     def secrets(self) -> dict[str, str]:
         """Passwords, keys and tokens: random, made when first asked for, remembered in ``config/secrets.json`` (0600).
 

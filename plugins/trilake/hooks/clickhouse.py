@@ -23,6 +23,7 @@ from trilake.clickhouse.cluster import STATEMENT_TIMEOUT_S, ClickHouseError, Clu
 from trilake.endpoints import CLICKHOUSE_CONNECTION, ClickHouseEndpoint, is_on
 from trilake.errors import ConfigurationError, TrilakeError
 from trilake.hooks.clickhouse_cursor import IdentifiedConnection
+from trilake.patience import RESTART_S, patiently
 
 if TYPE_CHECKING:
     import pandas
@@ -147,11 +148,18 @@ class ClickHouseHook(OfficialClickHouseHook):
         return ClickHouseEndpoint.of_servers(self.get_connection(self.get_conn_id())).for_questions()
 
     def cluster(self, context: Context | None = None) -> Cluster:
-        """All shards; a context manager.
+        """All shards, when each of them answers; a context manager.
 
         :param context: the task's, for the query log.
+        :raises ClusterError: of those that do not.
         """
-        return Cluster(self.endpoint, comment=log_comment(context or self.context))
+        cluster = Cluster(self.endpoint, comment=log_comment(context or self.context))
+        try:
+            cluster.await_hosts(RESTART_S)
+        except TrilakeError:
+            cluster.close()
+            raise
+        return cluster
 
     def kill(self, query_id: str = "", *, comment: Mapping[str, str] | None = None) -> int:
         """End queries on every host, and see them gone.
@@ -216,10 +224,14 @@ class ClickHouseHook(OfficialClickHouseHook):
         :raises UnreachableError: the host does not answer.
         :raises ClickHouseError: it refused us.
         """
-        try:
-            return _sending_inserts_once(super().get_client())
-        except Exception as e:
-            raise error_of(self.where, e) from None
+
+        def connect() -> Client:
+            try:
+                return _sending_inserts_once(super(ClickHouseHook, self).get_client())
+            except Exception as e:
+                raise error_of(self.where, e) from None
+
+        return patiently(connect)
 
     @property
     def where(self) -> str:

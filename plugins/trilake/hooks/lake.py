@@ -12,6 +12,8 @@ from trilake.clickhouse.ledger import Ledger
 from trilake.endpoints import LAKE_CONNECTION, S3_CONNECTION, PostgresEndpoint, S3Endpoint
 from trilake.lake import DataSet
 from trilake.lake.catalog import open_catalog
+from trilake.patience import patiently
+from trilake.postgres import await_answer
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -43,11 +45,18 @@ class LakeHook(BaseHook):
 
     def catalog(self) -> SqlCatalog:
         """The Iceberg catalog; close it when done."""
-        return open_catalog(self.lake_endpoint, self.s3_endpoint)
+        lake, s3_endpoint = self.lake_endpoint, self.s3_endpoint
+        return patiently(lambda: open_catalog(lake, s3_endpoint))
 
     def ledger(self) -> Ledger:
+        """The ledger of publications, when it answers."""
+        await_answer(self.lake_endpoint)
         return Ledger(self.lake_endpoint)
 
     def arrivals(self, data_set: DataSet, *, settle_seconds: float = SETTLE_SECONDS) -> Arrivals:
-        """:raises ConfigurationError: the data set has no grain."""
+        """The ledger of arrivals, when it answers.
+
+        :raises ConfigurationError: the data set has no grain.
+        """
+        await_answer(self.lake_endpoint)
         return Arrivals(self.lake_endpoint, self.s3_client(), data_set, settle_seconds=settle_seconds)

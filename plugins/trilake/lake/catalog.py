@@ -13,7 +13,7 @@ from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from trilake.endpoints import PostgresEndpoint, S3Endpoint
-from trilake.errors import ConfigurationError, TrilakeError
+from trilake.errors import ConfigurationError, TrilakeError, UnreachableError
 from trilake.lake.data_set import LAKE_BUCKET, WHOLE, DataSet
 from trilake.lake.window import Grain, partition_name
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pyiceberg.schema import Schema
     from pyiceberg.table import FileScanTask, Table
     from pyiceberg.table.snapshots import Snapshot
+    from sqlalchemy.engine import ExceptionContext
 
 CATALOG = "lake"
 WAREHOUSE = f"s3a://{LAKE_BUCKET}/warehouse"
@@ -120,9 +121,13 @@ class SnapshotPlan:
 
 
 def open_catalog(lake: PostgresEndpoint, s3: S3Endpoint) -> SqlCatalog:
-    """The catalog that Spark calls ``lake``; `close()` gives its connections back."""
+    """The catalog that Spark calls ``lake``; `close()` gives its connections back.
+
+    :raises UnreachableError: PostgreSQL does not answer; so do the catalog's methods.
+    """
     from pyiceberg.catalog.sql import SqlCatalog
-    from sqlalchemy.exc import IntegrityError, ProgrammingError
+    from sqlalchemy.event import listen
+    from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
     # Arrow's S3 client streams uploads with a checksum behind them unless told otherwise, which not every store knows
     # (S3Proxy answers 400). It reads this from the environment alone; the ETag is checked all the same.
@@ -138,10 +143,29 @@ def open_catalog(lake: PostgresEndpoint, s3: S3Endpoint) -> SqlCatalog:
         "s3.force-virtual-addressing": "false",
     }
     try:
-        return SqlCatalog(CATALOG, **properties)
-    except (IntegrityError, ProgrammingError):
-        # the first time ever its tables are made, and another process made them at the same moment: now they are there
-        return SqlCatalog(CATALOG, **properties)
+        try:
+            catalog = SqlCatalog(CATALOG, **properties)
+        except (IntegrityError, ProgrammingError):
+            # the first time ever its tables are made, and another process made them at the same moment: now they are
+            catalog = SqlCatalog(CATALOG, **properties)
+    except OperationalError as e:
+        raise _unreachable(lake, e) from None
+
+    def named(context: ExceptionContext) -> None:
+        if context.is_disconnect or context.connection is None:
+            raise _unreachable(lake, context.original_exception) from None
+
+    listen(catalog.engine, "handle_error", named)
+    return catalog
+
+
+def _unreachable(lake: PostgresEndpoint, error: BaseException) -> UnreachableError:
+    """The catalog's connection as an error that names it. SQLAlchemy's quotes the statement, and names no database."""
+    said = next(iter(str(getattr(error, "orig", error)).splitlines()), type(error).__name__)
+    return UnreachableError(
+        f"The Iceberg catalog, PostgreSQL database {lake.database} ({lake.host}:{lake.port}): {said}.",
+        hint="Is PostgreSQL up? `trilake status` shows it.",
+    )
 
 
 def ensure_namespace(catalog: SqlCatalog, namespace: str) -> None:

@@ -100,7 +100,9 @@ def check_unchanged(client: S3Client, inputs: Iterable[Input]) -> None:
     def check(item: Input) -> None:
         try:
             etag = client.head_object(Bucket=RAW_BUCKET, Key=item.key)["ETag"]
-        except ClientError:
+        except ClientError as e:
+            if e.response["Error"]["Code"] not in ("404", "NoSuchKey"):
+                raise  # a right that was taken away, say
             etag = "gone"
         if etag != item.etag:
             raise InputError(

@@ -33,6 +33,7 @@ CORE = (
     "errors.py",
     "extract.py",
     "migrations.py",
+    "patience.py",
     "postgres.py",
     "s3.py",
     "clickhouse",

@@ -11,7 +11,7 @@ from trilake.hooks.clickhouse import ClickHouseHook
 from trilake.lake import DataSet
 from trilake.operators.project import ProjectOperator
 from trilake.operators.window import WindowedOperator
-from trilake.postgres import ROWS_PER_BLOCK, connect, merge_rows, replace_rows
+from trilake.postgres import ROWS_PER_BLOCK, await_answer, connect, merge_rows, replace_rows
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -72,6 +72,7 @@ class ClickHouseToPostgresOperator(WindowedOperator, ProjectOperator):
         window = self.window(context) if windowed else None
         hook = ClickHouseHook(clickhouse_conn_id=self.clickhouse_conn_id)
         postgres = PostgresEndpoint.from_connection(hook.get_connection(self.postgres_conn_id))
+        await_answer(postgres)
         bound = {"start": window.start, "stop": window.stop} if window else {}
         # rows are Python's objects here: no more of them at once than PostgreSQL is sent at once
         settings = hook.identify({"max_block_size": ROWS_PER_BLOCK})

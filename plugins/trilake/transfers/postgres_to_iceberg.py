@@ -11,7 +11,7 @@ from trilake.errors import ConfigurationError
 from trilake.hooks.lake import LakeHook
 from trilake.lake import DataSet
 from trilake.lake.whole import replace_table
-from trilake.postgres import connect
+from trilake.postgres import await_answer, connect
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -49,6 +49,7 @@ class PostgresToIcebergOperator(BaseOperator):
         """
         lake = LakeHook()
         source = PostgresEndpoint.from_connection(lake.get_connection(self.postgres_conn_id))
+        await_answer(source)
         catalog = lake.catalog()
         try:
             with connect(source) as connection:

@@ -15,7 +15,7 @@ from trilake.lake import DataSet
 from trilake.lake.data_set import RAW_BUCKET
 from trilake.operators.project import ProjectOperator
 from trilake.operators.window import WindowedOperator
-from trilake.postgres import connect
+from trilake.postgres import await_answer, connect
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -73,6 +73,7 @@ class PostgresToS3Operator(WindowedOperator, ProjectOperator):
         lake = LakeHook()
         client, arrivals = lake.s3_client(), lake.arrivals(data_set)
         source = PostgresEndpoint.from_connection(lake.get_connection(self.postgres_conn_id))
+        await_answer(source)
         written: dict[str, dict[str, Any]] = {}
         with connect(source) as connection, one_moment(connection) as cursor:
             for partition in window:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from trilake.hooks.lake import LakeHook
 from trilake.lake import DataSet, Window
 from trilake.lake.data_set import RAW_BUCKET
 from trilake.operators.window import WindowedOperator
+from trilake.s3 import ObjectWriter
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -50,13 +50,16 @@ class SourceToS3Operator(WindowedOperator):
         written: dict[str, dict[str, Any]] = {}
         for partition, content in self.source(window):
             key = data_set.raw_key(partition, self.file_name)
-            with arrivals.putting(partition, key, str(context["run_id"])):
-                # in parts, when it is large: some stores hold a request in memory
-                client.upload_fileobj(io.BytesIO(content), RAW_BUCKET, key)
-            answer = client.head_object(Bucket=RAW_BUCKET, Key=key)
+            # in parts, when it is large: some stores hold a request in memory. What a killed try has begun is ended
+            with (
+                arrivals.putting(partition, key, str(context["run_id"])),
+                ObjectWriter(client, RAW_BUCKET, key) as target,
+            ):
+                target.write(content)
+                etag = target.commit()
             written[partition] = {
                 "key": key,
-                "etag": answer["ETag"].strip('"'),
+                "etag": etag,
                 "bytes": len(content),
                 "lines": content.count(b"\n"),
             }

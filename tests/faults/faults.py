@@ -1,0 +1,153 @@
+"""What a fault does to a running platform, and how it is lifted."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+from schedule import Schedule
+from tcp_proxy import TcpProxy
+
+from trilake.embedded import platform as lifecycle
+from trilake.embedded import processes
+from trilake.embedded.home import LOOPBACK, Home, free_port
+from trilake.embedded.processes import NEVER_STARTED, Supervisor
+
+# Services that have a proxy before them; ClickHouse reads S3 through one, too.
+PROXIED = ("postgres", "s3", "clickhouse", "kubernetes")
+# What a client of PostgreSQL says first names its database.
+_BEGINS = {name: b"database\0%s\0" % database for name, database in
+           (("lake", b"lake"), ("oltp", b"oltp"), ("metadata", b"airflow"))}  # fmt: skip
+# Room for every schedule of a session; a tmpfs takes what is in it.
+_DISK_BYTES = 2 << 30
+DISKS = ("s3", "clickhouse")
+
+
+@dataclass(frozen=True)
+class ProxiedHome(Home):
+    """A home whose clients find its services through proxies; the services themselves know nothing of it."""
+
+    proxies: Mapping[str, int] = field(default_factory=dict)
+
+    def client_ports(self) -> dict[str, int]:
+        return {**self.ports(), **self.proxies}
+
+
+@contextmanager
+def proxies(home: Home) -> Iterator[dict[str, TcpProxy]]:
+    """A proxy before each of `PROXIED`, on ports that the home remembers."""
+    home.prepare()
+    ports = home.ports()
+    fronts = home._remembered("proxies.json", PROXIED, lambda _, taken: free_port((*ports.values(), *taken.values())))
+    with ExitStack() as stack:
+        yield {name: stack.enter_context(TcpProxy(LOOPBACK, ports[name], port=fronts[name])) for name in PROXIED}
+
+
+@contextmanager
+def small_disks(home: Home, *, keep: bool) -> Iterator[str]:
+    """A file system of its own below the data of each of `DISKS`. Gives why there is none, or nothing.
+
+    :param keep: they stay when the block ends.
+    """
+    with ExitStack() as stack:
+        for name in DISKS:
+            folder = home.data(name)
+            if os.path.ismount(folder):
+                continue
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            command = ["mount", "-t", "tmpfs", "-o", f"size={_DISK_BYTES},mode=700", "trilake-test", str(folder)]
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+            except OSError as e:
+                yield f"no mount: {e}"
+                return
+            if done.returncode:
+                yield f"a file system of its own cannot be mounted here: {done.stderr.strip()}"
+                return
+            if not keep:
+                stack.callback(subprocess.run, ["umount", "--lazy", str(folder)], check=True)
+        yield ""
+
+
+@dataclass
+class Faults:
+    """The faults of one platform.
+
+    :ivar unfit: why no disk can be filled; empty if it can.
+    """
+
+    home: Home
+    proxies: Mapping[str, TcpProxy]
+    unfit: str = ""
+
+    @contextmanager
+    def lasting(self, schedule: Schedule, task_instance: str) -> Iterator[None]:
+        """The fault, for the length of a `with` block."""
+        self.strike(schedule, task_instance)
+        try:
+            yield
+        finally:
+            self.mend()
+
+    def strike(self, schedule: Schedule, task_instance: str) -> None:
+        victim = schedule.victim
+        if schedule.act == "kill":
+            self._kill(victim, task_instance)
+        elif schedule.act == "fill":
+            self._fill(victim)
+        else:
+            proxy = self.proxies["postgres" if victim in _BEGINS else victim]
+            getattr(proxy, schedule.act)(_BEGINS.get(victim, b""))
+
+    def mend(self) -> None:
+        """Nothing is stalled, cut or full any more, and what was killed is brought up, as a user does: `trilake up`."""
+        for proxy in self.proxies.values():
+            proxy.mend()
+        for name in DISKS:
+            if os.path.ismount(self.home.data(name)):
+                _resize(self.home.data(name), _DISK_BYTES)
+        lifecycle.up(self.home)
+
+    def restart(self, service: str) -> None:
+        """Kill it and bring it up again."""
+        self._kill(service, "")
+        lifecycle.up(self.home)
+
+    def _kill(self, victim: str, task_instance: str) -> None:
+        struck = self._processes(victim, task_instance)
+        assert struck, f"there is no process of {victim} to kill"
+        for process in struck:
+            process.send_signal(signal.SIGKILL)
+        psutil.wait_procs(struck, timeout=10)
+
+    def _processes(self, victim: str, task_instance: str) -> Sequence[psutil.Process]:
+        """Of a service its main process, as the kernel would choose it when memory is short; of a driver all."""
+        if victim == "driver":
+            found = processes.find(self.home)
+            return [process for process, service in found.items() if service == processes.DRIVER]
+        if victim == "task":
+            return [p for p in processes.find(self.home) if _said(p) == f"airflow worker -- {task_instance}"]
+        state = Supervisor(self.home).states().get(victim, NEVER_STARTED)
+        return [psutil.Process(state.pid)] if state.pid else []
+
+    def _fill(self, name: str) -> None:
+        assert not self.unfit, self.unfit
+        _resize(self.home.data(name), shutil.disk_usage(self.home.data(name)).used)
+
+
+def _said(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline()).rstrip()
+    except psutil.Error:
+        return ""
+
+
+def _resize(folder: Path, size: int) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={max(size, 4096)}", str(folder)], check=True, capture_output=True)

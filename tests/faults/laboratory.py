@@ -1,0 +1,98 @@
+"""The platform of all schedules: behind proxies, its data on disks of their own where that can be had."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from running_platform import PROJECT, running_platform
+from runs import Runs
+from state import MONTH, Holdings
+from tcp_proxy import TcpProxy
+
+from faults import Faults, ProxiedHome, proxies, small_disks
+from trilake.embedded.connections import connections
+from trilake.endpoints import Endpoints, as_environment
+
+# What a DAG is triggered with
+CONF = {"flights": {"start": MONTH}, "flights_arrivals": {"start": MONTH}}
+# In this order each finds what it reads
+DAGS = (
+    *("reference_snapshot", "flights", "flights_report"),
+    *("flights_arrivals", "publication_housekeeping", "lake_maintenance"),
+)
+
+MAKERS = DAGS[:3]
+
+
+@dataclass(frozen=True)
+class Laboratory:
+    """The platform, what may befall it, and how it is seen."""
+
+    faults: Faults
+    runs: Runs
+    holdings: Holdings
+
+    def undisturbed(self, dags: Collection[str]) -> Undisturbed:
+        """Each of these DAGs once, one after the other, and those that make what is compared; nothing is at fault.
+
+        A platform that is kept remembers what an earlier session found.
+        """
+        file = self.faults.home.run / "undisturbed.json"
+        known = json.loads(file.read_text()) if file.exists() else {}
+        seconds: dict[str, dict[str, float]] = known.get("seconds", {})
+        needed = [dag for dag in DAGS if dag not in seconds and (dag in dags or dag in MAKERS)]
+        for dag in needed:
+            if dag == "publication_housekeeping":  # it has nothing to do otherwise; the others make what is not there
+                self.holdings.empty(dag)
+            run_id = self.runs.trigger(dag, CONF.get(dag))
+            assert self.runs.await_end(dag, run_id) == "success", f"{dag} failed without a fault"
+            self.runs.await_quiet()
+            seconds[dag] = self.runs.seconds(dag, run_id)
+        assert not needed or self.holdings.left() == {}, "runs that nothing disturbed leave something"
+        found = Undisturbed(known.get("held") or self.holdings.held(), seconds)
+        file.write_text(json.dumps(asdict(found)))
+        return found
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """What runs that nothing disturbed made, and how long they took.
+
+    :param seconds: by DAG and task.
+    """
+
+    held: dict[str, Any]
+    seconds: dict[str, dict[str, float]]
+
+
+@contextmanager
+def laboratory(kept: str | None) -> Iterator[Laboratory]:
+    """:param kept: the folder of a platform that is kept, see `running_platform`."""
+    fronts: dict[str, TcpProxy] = {}
+    with ExitStack() as stack:
+        unfit = ""
+
+        def home(path: Path, project: Path) -> ProxiedHome:
+            nonlocal unfit
+            bare = ProxiedHome(path, project)
+            fronts.update(stack.enter_context(proxies(bare)))
+            unfit = stack.enter_context(small_disks(bare, keep=kept is not None))
+            return ProxiedHome(path, project, {name: proxy.port for name, proxy in fronts.items()})
+
+        def add(project: Path) -> None:
+            shutil.copy(PROJECT / "dags/publication_housekeeping.py", project / "dags")
+
+        platform = stack.enter_context(running_platform(kept, add, home))
+        # our own readings go past the proxies
+        direct = as_environment(connections(platform.home.ports(), platform.home.secrets()))
+        yield Laboratory(
+            Faults(platform.home, fronts, unfit),
+            Runs(platform.home),
+            Holdings(platform.home, Endpoints.from_environment(direct)),
+        )

@@ -1,0 +1,206 @@
+"""What the platform holds and what it must not: compared after a fault with a run that nothing disturbed."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+from data_sets import AIRLINES, AIRPORTS, FLIGHTS, PLANES, WEATHER
+
+from trilake import s3
+from trilake.clickhouse.cluster import Cluster, Statement
+from trilake.clickhouse.ledger import Ledger
+from trilake.clickhouse.publication import Publisher
+from trilake.embedded import processes
+from trilake.embedded.home import Home
+from trilake.endpoints import Endpoints
+from trilake.lake import DataSet, Window
+from trilake.lake.catalog import load_table, open_catalog, plan
+from trilake.lake.data_set import BUCKETS
+from trilake.postgres import connect
+
+MONTH = "2013-01"
+WINDOW = Window.parse("month", MONTH)
+REPORT_KEY = "reports/flights/2013.html"
+DATA_SETS = (FLIGHTS, AIRLINES, AIRPORTS, PLANES)
+DIMENSIONS = (AIRLINES, AIRPORTS, PLANES)
+_WRITTEN_AT = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d UTC")
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """Of one platform; read past the proxies or through them, when nothing is at fault."""
+
+    home: Home
+    endpoints: Endpoints
+
+    # --- what is there
+
+    def held(self) -> dict[str, Any]:
+        """Counts and checksums of everything that the DAGs make, as JSON has it; the report's without its time."""
+        store = s3.client(self.endpoints.s3)
+        raw = {key: store.head_object(Bucket="raw", Key=key)["ETag"] for key in s3.list_keys(store, "raw", "")}
+        page = store.get_object(Bucket="artifacts", Key=REPORT_KEY)["Body"].read()
+        page = _WRITTEN_AT.sub(b"", page)
+        made = {"raw": raw, "report": len(page), **self._lake(), **self._tables(), **self._mart()}
+        found: dict[str, Any] = json.loads(json.dumps(made))
+        return found
+
+    def _lake(self) -> dict[str, Any]:
+        import pandas as pd
+
+        catalog = open_catalog(self.endpoints.lake, self.endpoints.s3)
+        try:
+            found = {}
+            for name in [data_set.curated for data_set in DATA_SETS] + [FLIGHTS.quarantine]:
+                rows = load_table(catalog, name).scan().to_pandas()
+                digest = int(pd.util.hash_pandas_object(rows.astype(str), index=False).sum())
+                found[name] = (len(rows), digest)
+            return found
+        finally:
+            catalog.close()
+
+    def _tables(self) -> dict[str, Any]:
+        with Cluster(self.endpoints.clickhouse) as cluster:
+            return {
+                f"ClickHouse {data_set.local_table}": cluster.every_shard(
+                    Statement(f"SELECT count(), sum(cityHash64(tuple(*))) FROM {{shard}}.{data_set.local_table}")
+                )
+                for data_set in DATA_SETS
+            }
+
+    def _mart(self) -> dict[str, Any]:
+        with connect(self.endpoints.oltp) as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT count(*), md5(string_agg(m::text, '|' ORDER BY m::text)) FROM marts.carrier_month m")
+            return {"marts.carrier_month": cursor.fetchone()}
+
+    # --- what must not be there
+
+    def left(self) -> dict[str, Any]:
+        """What a fault has left; nothing where all is cleared up."""
+        with Cluster(self.endpoints.clickhouse) as cluster:
+            tables = cluster.every_shard(Statement("SHOW TABLES FROM {shard}"))
+        ledger = Ledger(self.endpoints.lake)
+        store = s3.client(self.endpoints.s3)
+        found = {
+            "staging tables": [name for rows in tables.values() for (name,) in rows if "staging" in name],
+            "unfinished publications": [f"{one.table} {one.partition}" for one in ledger.switching()],
+            "attempts": ledger.attempts(),
+            "uploads": [
+                f"{bucket}/{found['Key']}"
+                for bucket in BUCKETS
+                for found in store.list_multipart_uploads(Bucket=bucket).get("Uploads", [])
+            ],
+            "SparkApplications": self._applications(),
+            "processes": self._strays(),
+        }
+        return {what: things for what, things in found.items() if things}
+
+    def _applications(self) -> list[str]:
+        import httpx
+
+        port, token = self.home.ports()["kubernetes"], self.home.secrets()["kubernetes_token"]
+        listed = httpx.get(
+            f"http://127.0.0.1:{port}/apis/sparkoperator.k8s.io/v1beta2/namespaces/spark/sparkapplications",
+            headers={"Authorization": f"Bearer {token}"},
+            trust_env=False,
+        )
+        return [item["metadata"]["name"] for item in listed.raise_for_status().json()["items"]]
+
+    def _strays(self) -> list[str]:
+        """Drivers, tasks, and whoever does a service's work beside the one that supervisord knows."""
+        states = processes.Supervisor(self.home).states()
+        strays = []
+        for process, service in processes.find(self.home).items():
+            try:
+                ancestors = {parent.pid for parent in [process, *process.parents()]}
+                said = " ".join(process.cmdline()).strip()
+            except psutil.Error:
+                continue
+            if service != processes.SUPERVISOR and (service not in states or states[service].pid not in ancestors):
+                strays.append(f"{service} {process.pid}: {said[:200]}")
+            elif re.fullmatch(r"airflow worker -- [0-9a-f-]{36}", said):
+                strays.append(f"task {process.pid}: {said}")
+        return strays
+
+    # --- before a run: what it is to make is not there
+
+    def empty(self, dag: str) -> None:
+        """Take away what a run of this DAG makes, so that it has to."""
+        {
+            "flights": self._empty_flights,
+            "flights_arrivals": self._empty_what_is_made_of_flights,
+            "reference_snapshot": self._empty_dimensions,
+            "flights_report": self._remove_report,
+            "publication_housekeeping": self._leave_a_publication,
+        }.get(dag, lambda: None)()
+
+    def _empty_flights(self) -> None:
+        store = s3.client(self.endpoints.s3)
+        for data_set in (FLIGHTS, WEATHER):
+            s3.remove(store, "raw", s3.list_keys(store, "raw", data_set.raw_key(MONTH)))
+        self._empty_what_is_made_of_flights()
+
+    def _empty_what_is_made_of_flights(self) -> None:
+        self._clear_lake(FLIGHTS, f"flight_date >= '{WINDOW.start}' AND flight_date < '{WINDOW.stop}'")
+        self._hide_month()
+        with connect(self.endpoints.oltp) as connection, connection.cursor() as cursor:
+            cursor.execute("DELETE FROM marts.carrier_month WHERE month = %s", (WINDOW.start,))
+
+    def _hide_month(self) -> None:
+        partition = FLIGHTS.partition_id(MONTH)
+        self._on_shards(f"ALTER TABLE {{shard}}.{FLIGHTS.local_table} DROP PARTITION ID '{partition}'")
+
+    def _empty_dimensions(self) -> None:
+        for data_set in DIMENSIONS:
+            self._clear_lake(data_set, "true")
+            self._on_shards(f"TRUNCATE TABLE {{shard}}.{data_set.local_table}")
+
+    def _clear_lake(self, data_set: DataSet, where: str) -> None:
+        catalog = open_catalog(self.endpoints.lake, self.endpoints.s3)
+        try:
+            load_table(catalog, data_set.curated).delete(where)
+        finally:
+            catalog.close()
+
+    def _remove_report(self) -> None:
+        s3.client(self.endpoints.s3).delete_object(Bucket="artifacts", Key=REPORT_KEY)
+
+    def _on_shards(self, sql: str) -> None:
+        with Cluster(self.endpoints.clickhouse) as cluster:
+            cluster.every_shard(Statement(sql))
+
+    def _leave_a_publication(self) -> None:
+        """As a publisher does that dies between its decision and the first switch; and one that dies while it loads."""
+        catalog = open_catalog(self.endpoints.lake, self.endpoints.s3)
+        try:
+            planned = plan(load_table(catalog, FLIGHTS.curated), FLIGHTS, [MONTH])
+        finally:
+            catalog.close()
+        self._hide_month()
+        with Cluster(self.endpoints.clickhouse) as cluster:
+            for where in ("_check", "_switch_all"):
+                try:
+                    _Mortal(where, cluster, Ledger(self.endpoints.lake)).publish(planned, run_id="dies", force=True)
+                except _DeadError:
+                    continue
+                raise AssertionError(f"the publisher passed {where}")
+
+
+class _DeadError(Exception):
+    pass
+
+
+class _Mortal(Publisher):
+    """Ends before a method, and clears nothing up."""
+
+    def __init__(self, where: str, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        setattr(self, where, self._die)
+        self._sweep = lambda *_: False  # type: ignore[method-assign]
+
+    def _die(self, *_: Any) -> Any:
+        raise _DeadError

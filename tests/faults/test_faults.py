@@ -1,0 +1,64 @@
+"""A fault in the middle of a run, its remedy, the DAG's own retries; and then all is as if nothing had been."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+from laboratory import CONF, Laboratory, Undisturbed
+from schedule import Schedule
+
+WORKING = ("running", "deferred")
+
+_ENDED = r"Process (exited abnormally|terminated by signal)|Server indicated the task|heartbeat"
+
+# How the log of a try that failed names what was at fault.
+NAMES = {
+    "clickhouse": r"ClickHouse|shard \d",
+    "s3": r"S3|s3a?://|object store",
+    "postgres": r"PostgreSQL|lake|oltp",
+    "lake": r"PostgreSQL database lake",
+    "oltp": r"PostgreSQL database oltp",
+    "metadata": r"(?i)api.server|metadata",
+    "kubernetes": r"Kubernetes",
+    "driver": r"[Dd]river",
+    "task": _ENDED,
+    # nobody is left who could write why: Airflow says no more than that the process has ended
+    "airflow-scheduler": _ENDED,
+    "airflow-triggerer": r"trigger",
+    "airflow-api-server": r"(?i)api.server",
+    "airflow-dag-processor": r"DAG processor",
+}
+
+
+def test_a_fault_changes_nothing_but_the_time(one: Schedule, laboratory: Laboratory, undisturbed: Undisturbed) -> None:
+    faults, runs, holdings = laboratory.faults, laboratory.runs, laboratory.holdings
+    if one.act == "fill" and faults.unfit:
+        pytest.skip(f"no disk can be filled: {faults.unfit}")
+    faults.mend()
+    moment = one.moment * undisturbed.seconds[one.dag][one.task]
+    while True:
+        runs.await_quiet()
+        holdings.empty(one.dag)
+        run_id = runs.trigger(one.dag, CONF.get(one.dag))
+        instance, state = runs.await_moment(one.dag, run_id, one.task, moment)
+        if state in WORKING:
+            break
+        moment /= 2  # the machine has become quicker, and the step was over
+    print(f"{run_id}: after {moment:.1f} s the step is {state}, and is struck")
+    with faults.lasting(one, instance):
+        time.sleep(one.seconds)
+    ended = runs.await_end(one.dag, run_id)
+    runs.await_quiet()
+    if one.act == "fill":
+        faults.restart(one.victim)  # a file that was written in part is met when it is read again
+
+    tries = runs.failed_tries(one.dag, run_id)
+    for failed in tries:
+        print(f"--- {failed.task}, try {failed.number} ({failed.state})\n{failed.log}")
+    assert ended == "success"
+    assert holdings.held() == undisturbed.held
+    assert holdings.left() == {}
+    for failed in tries:
+        assert re.search(NAMES[one.victim], failed.log), f"the log of {failed.task}, try {failed.number}, is silent"
