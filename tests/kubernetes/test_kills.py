@@ -69,6 +69,7 @@ def test_a_task_whose_worker_is_asked_to_end_with_its_scheduler_is_right_at_its_
         assert run.result()["application"].endswith("-2"), before
 
 
+@pytest.mark.full
 def test_a_task_whose_scheduler_and_worker_were_killed_goes_on_with_its_application(
     airflow: Airflow, platform: Platform
 ) -> None:
@@ -121,6 +122,7 @@ def test_a_job_that_loses_an_executor_ends_right(airflow: Airflow, cluster: Clus
     assert result["spark"]["failed_tasks"] >= 1
 
 
+@pytest.mark.full
 def test_a_task_whose_driver_is_deleted_fails_and_its_retry_is_right(airflow: Airflow, cluster: Cluster) -> None:
     with airflow.gate("driver") as gate:
         run = airflow.probe(["rows", 60, 2, 0], ["await", gate], dag_id="probe_again")
