@@ -20,12 +20,12 @@ RESTART_S = 15.0
 _POLL_S = 1.0
 
 
-def patiently(connect: Callable[[], T], seconds: float = RESTART_S) -> T:
-    """What `connect` gives, tried again for `seconds` while the service does not answer.
+def patiently(connect: Callable[[], T], seconds: float | None = None) -> T:
+    """What `connect` gives, tried again for `seconds` (by default `RESTART_S`) while the service does not answer.
 
     :raises UnreachableError: it still does not. :raises RefusedError: it has answered, and refused us: at once.
     """
-    until = time.monotonic() + seconds
+    until = time.monotonic() + (RESTART_S if seconds is None else seconds)
     while True:
         try:
             return connect()
