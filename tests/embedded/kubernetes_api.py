@@ -202,4 +202,7 @@ def kubernetes_server(folder: Path, **options: Any) -> Iterator[KubernetesServer
         yield server
     finally:
         server.stop()
-        await_true(lambda: not server.processes(), 5)
+        until = time.monotonic() + 5
+        while left := [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in server.processes()]:
+            assert time.monotonic() < until, left
+            time.sleep(0.02)

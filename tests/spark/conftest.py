@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ _NO_CATALOG = {key: value for key, value in SPARK_CONF.items() if "catalog" not 
 
 @pytest.fixture(scope="session")
 def spark() -> Iterator[SparkSession]:
+    # its connections tell of their end when the interpreter does, after pytest has closed what it captured
+    logging.getLogger("py4j.clientserver").setLevel(logging.WARNING)
     os.environ["PYSPARK_PYTHON"] = sys.executable  # or a worker is any python3 that the path has
     builder = SparkSession.builder.master("local[1]").appName("tests")
     for key, value in {**_NO_CATALOG, "spark.sql.shuffle.partitions": "1", "spark.ui.enabled": "false"}.items():

@@ -229,7 +229,11 @@ class Cluster:
         self.forget_pod(record)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(record.folder / _RECORD_FILE)
-        shutil.rmtree(record.folder, ignore_errors=True)
+        # At once and not file by file: a driver that is just being started finds that it must not, or no folder.
+        going = record.folder.with_name(f"{record.folder.name}.gone")
+        with contextlib.suppress(OSError):
+            record.folder.rename(going)
+        shutil.rmtree(going, ignore_errors=True)
         self._records.pop(record.uid, None)
 
     def _tell(self, kind: Kind, change: Change, document: dict[str, Any]) -> None:
