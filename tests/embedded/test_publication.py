@@ -223,7 +223,6 @@ def test_a_publication_that_died_after_the_decision_is_finished_by_the_next(
     assert table.publisher().publish(plan, run_id="r").current == (MONTH,)
     assert table.seen() == [(1, 1, "a"), (2, 2, "b")]
     assert [p.state for p in table.ledger.publications(table.data_set.table)] == ["done"]
-    table.publisher().clean(table.data_set.table)
     assert not table.staging()
     assert not table.ledger.attempts(table.data_set.table)
 
@@ -253,18 +252,24 @@ def test_what_died_between_two_shards_is_finished_by_a_clean_up(table: Table, mo
     assert not table.staging()
 
 
-def test_what_died_before_the_decision_leaves_nothing_after_a_clean_up(
-    table: Table, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("verb", ["clean", "publish"])
+def test_what_died_before_the_decision_leaves_nothing_after_a_clean_up_or_the_next_try(
+    table: Table, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
+    plan = table.plan(table.file(0, (1, DAY, "a")))
     with monkeypatch.context() as dying:
         dying.setattr(Ledger, "claim", die)
         dying.setattr(Publisher, "_sweep", lambda *_: None)
         with pytest.raises(KeyboardInterrupt):
-            table.publisher().publish(table.plan(table.file(0, (1, DAY, "a"))), run_id="r")
+            table.publisher().publish(plan, run_id="r")
     assert table.staging()
-    table.publisher().clean(table.data_set.table)
-    assert not table.staging()
     assert table.seen() == []
+    if verb == "publish":
+        assert table.publisher().publish(plan, run_id="r").published == (MONTH,)
+    else:
+        table.publisher().clean(table.data_set.table)
+    assert not table.staging()
+    assert not table.ledger.attempts(table.data_set.table)
 
 
 def test_a_publisher_that_wakes_up_too_late_cannot_bring_its_rows_back(
@@ -382,6 +387,7 @@ def test_a_publication_that_cannot_be_completed_does_not_hold_up_the_others(
     with monkeypatch.context() as dying:
         dying.setattr(Publisher, "_switch", die)
         dying.setattr(Publisher, "_sweep", lambda *_: None)
+        dying.setattr(Publisher, "_try_to_clean", lambda *_: None)
         for plan in (stuck, fine):
             with pytest.raises(KeyboardInterrupt):
                 table.publisher().publish(plan, run_id="r")
@@ -409,6 +415,7 @@ def test_the_housekeeping_task_finishes_and_cleans_what_the_dead_left_and_says_s
     undecided = table.plan(table.file(1, (2, date(2013, 2, 1), "b")), partition="2013-02")
     with monkeypatch.context() as dying:
         dying.setattr(Publisher, "_sweep", lambda *_: None)
+        dying.setattr(Publisher, "_try_to_clean", lambda *_: None)
         for plan, dies_at in ((decided, (Publisher, "_switch")), (undecided, (Ledger, "claim"))):
             with dying.context() as here:
                 here.setattr(*dies_at, die)
@@ -430,6 +437,7 @@ def test_the_housekeeping_task_cleans_up_though_a_publication_is_stuck_and_then_
         monkeypatch.setenv(name, platform.env[name])
     with monkeypatch.context() as dying:
         dying.setattr(Publisher, "_sweep", lambda *_: None)
+        dying.setattr(Publisher, "_try_to_clean", lambda *_: None)
         dying.setattr(Publisher, "_switch", die)
         with pytest.raises(KeyboardInterrupt):
             table.publisher().publish(table.plan(table.file(0, (1, DAY, "a"))), run_id="r")

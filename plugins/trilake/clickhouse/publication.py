@@ -130,7 +130,8 @@ class Publisher:
     def publish(self, plan: SnapshotPlan, *, run_id: str, force: bool = False) -> PublicationReport:
         """Make readers of ClickHouse see the partitions of `plan`.
 
-        A partition that shows this state or a later one is left alone, unless `force`.
+        A partition that shows this state or a later one is left alone, unless `force`. What dead attempts have left of
+        this table is cleaned up first, so that a task's next try leaves nothing of the one before.
 
         :raises SourceChangedError: a partition shows rows of another source, and no `force`; nothing was published.
         :raises AuditError: staging does not hold what the source says; readers see what they saw before.
@@ -139,6 +140,8 @@ class Publisher:
         """
         check_shards(plan, len(self.cluster.shards))
         table = plan.data_set.table
+        for died, _ in self.ledger.attempts(table):
+            self._try_to_clean(died, table)
         due, current = self._due(plan, force=force)
         if not due:
             return PublicationReport(table, plan.snapshot_id, current=tuple(current))
@@ -155,7 +158,7 @@ class Publisher:
                 self._switch_all([*won, *(p for p in standing if p.state == "switching")])
             finally:
                 if held.lost:  # then it is not ours alone to clean up, and may have been decided all the same
-                    self._clean_lost(attempt, table)
+                    self._try_to_clean(attempt, table)
                 else:
                     self._sweep(attempt, table)
         return PublicationReport(
@@ -229,7 +232,7 @@ class Publisher:
                     self._switch(publication)
             return self._sweep(attempt, table)
 
-    def _clean_lost(self, attempt: str, table: str) -> None:
+    def _try_to_clean(self, attempt: str, table: str) -> None:
         try:
             self._clean_attempt(attempt, table)
         except TrilakeError as e:
