@@ -79,13 +79,16 @@ class Holdings:
 
     # --- what must not be there
 
-    def left(self) -> dict[str, Any]:
-        """What a fault has left; nothing where all is cleared up."""
+    def left(self, *, since: dict[str, list[Any]] | None = None) -> dict[str, list[Any]]:
+        """What a fault has left; nothing where all is cleared up.
+
+        :param since: what had been left before: that is another's failure.
+        """
         with Cluster(self.endpoints.clickhouse) as cluster:
             tables = cluster.every_shard(Statement("SHOW TABLES FROM {shard}"))
         ledger = Ledger(self.endpoints.lake)
         store = s3.client(self.endpoints.s3)
-        found = {
+        found: dict[str, list[Any]] = {
             "staging tables": [name for rows in tables.values() for (name,) in rows if "staging" in name],
             "unfinished publications": [f"{one.table} {one.partition}" for one in ledger.switching()],
             "attempts": ledger.attempts(),
@@ -97,7 +100,8 @@ class Holdings:
             "SparkApplications": self._applications(),
             "processes": self._strays(),
         }
-        return {what: things for what, things in found.items() if things}
+        new = {what: [one for one in ones if one not in (since or {}).get(what, [])] for what, ones in found.items()}
+        return {what: ones for what, ones in new.items() if ones}
 
     def _applications(self) -> list[str]:
         import httpx
