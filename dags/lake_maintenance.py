@@ -3,8 +3,8 @@
 
 Keeps the lake's Iceberg tables quick and small, once a night, by Iceberg's own procedures: small files are rewritten
 into larger ones, snapshots older than `snapshot_days` that no publication needs expire (and with them time travel to
-them), and files that no snapshot knows, such as those of a job that was killed, are removed when they are three days
-old. Jobs and publications may run beside it.
+them), and files that no snapshot knows and uploads that nobody completed, such as those of a job that was killed, are
+removed when they are three days old. Jobs and publications may run beside it.
 
 **When it fails:** its log names the table; all others were done. Run it again: every step can be repeated. `rewritten`
 is empty for a table that somebody was writing to: it is left for the next night.

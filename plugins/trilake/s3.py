@@ -12,6 +12,8 @@ from trilake.endpoints import S3Endpoint
 from trilake.errors import TrilakeError, UnreachableError
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import CompletedPartTypeDef
 
@@ -88,21 +90,28 @@ def remove(client: S3Client, bucket: str, keys: Sequence[str]) -> None:
             raise S3Error(f"s3://{bucket}/{errors[0].get('Key')} cannot be removed ({errors[0].get('Code')}).")
 
 
-def list_uploads(client: S3Client, bucket: str, prefix: str) -> list[tuple[str, str]]:
-    """(key, upload) of what was begun and not completed, below a prefix that ends in ``/``, or of one key."""
+def list_uploads(
+    client: S3Client, bucket: str, prefix: str, *, before: datetime | None = None
+) -> list[tuple[str, str]]:
+    """(key, upload) of what was begun and not completed, below a prefix that ends in ``/``, or of one key.
+
+    :param before: only of what was begun earlier.
+    """
     return [
         (found["Key"], found["UploadId"])
         for page in client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix)
         for found in page.get("Uploads", [])
-        if prefix.endswith("/") or found["Key"] == prefix
+        if (prefix.endswith("/") or found["Key"] == prefix) and (before is None or found["Initiated"] < before)
     ]
 
 
-def abort_uploads(client: S3Client, bucket: str, prefix: str) -> None:
-    """End the uploads of `list_uploads`: nobody can complete them any more."""
-    for key, upload in list_uploads(client, bucket, prefix):
+def abort_uploads(client: S3Client, bucket: str, prefix: str, *, before: datetime | None = None) -> int:
+    """End the uploads of `list_uploads`: nobody can complete them any more. Gives how many there were."""
+    found = list_uploads(client, bucket, prefix, before=before)
+    for key, upload in found:
         with suppress(client.exceptions.NoSuchUpload):
             client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload)
+    return len(found)
 
 
 class ObjectWriter(io.RawIOBase):

@@ -41,7 +41,7 @@ def test_files_are_brought_together_and_what_no_publication_needs_and_a_killed_j
     try:
         publish(platform, table, name, needed)
         told, _ = spark_session.run(platform, "lake_work:upkeep", table, "0", "0")
-        assert told[table] == {"rewritten": COMMITS, "expired": COMMITS - 1, "orphans": len(orphans)}
+        assert told[table] == {"rewritten": COMMITS, "expired": COMMITS - 1, "orphans": len(orphans), "uploads": 0}
         left = files(folder)
         assert not left & orphans
         assert young in left
@@ -49,7 +49,7 @@ def test_files_are_brought_together_and_what_no_publication_needs_and_a_killed_j
         assert looked == [list(range(COMMITS)), [0, 1, 2], None]
         # once more: nothing is left to do, and a table that was just written to is left alone
         told, _ = spark_session.run(platform, "lake_work:upkeep", table, "7", "1")
-        assert told[table] == {"rewritten": None, "expired": 0, "orphans": 0}
+        assert told[table] == {"rewritten": None, "expired": 0, "orphans": 0, "uploads": 0}
         assert files(folder) == left
     finally:
         forget(platform, table, name)

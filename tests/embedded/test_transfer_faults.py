@@ -6,6 +6,7 @@ import json
 import secrets
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -100,6 +101,16 @@ def test_an_ingest_that_was_killed_in_the_middle_of_an_upload_leaves_nothing_onc
     answer = store.get_object(Bucket="raw", Key=key)
     assert answer["Body"].read() == content
     assert (written["etag"], written["bytes"]) == (answer["ETag"].strip('"'), len(content))
+
+
+def test_uploads_that_nobody_completed_end_by_their_age(platform: Platform) -> None:
+    store, key = s3.client(platform.endpoints.s3), f"old/{secrets.token_hex(4)}"
+    store.create_multipart_upload(Bucket="lake", Key=key)
+    now = datetime.now(UTC)
+    assert s3.abort_uploads(store, "lake", "old/", before=now - timedelta(hours=1)) == 0
+    assert s3.list_uploads(store, "lake", key)
+    assert s3.abort_uploads(store, "lake", "old/", before=now + timedelta(hours=1)) == 1
+    assert not s3.list_uploads(store, "lake", key)
 
 
 def test_an_object_store_that_is_away_or_fails_is_named(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,8 @@ that no snapshot knows are removed. Each step is safe to be killed in, and to be
 - A rewrite replaces files and no row. It and a job's commit to the same files cannot both be had: whoever is later is
   refused. A table that was written to a short while ago is therefore left for another day.
 - A snapshot stays as long as it is current, young, or the one that a partition of ClickHouse shows or is about to show.
-- What no snapshot knows may be what a job is just writing: it goes when it is older than any job may run.
+- What no snapshot knows may be what a job is just writing: it goes when it is older than any job may run. So do uploads
+  that were begun and never completed, of which a store shows nobody anything, and keeps what has come of them.
 """
 
 from __future__ import annotations
@@ -17,15 +18,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from trilake.clickhouse.ledger import Ledger, Publication
 from trilake.endpoints import Endpoints
 from trilake.errors import TrilakeError
 from trilake.lake.catalog import CATALOG, ICEBERG_TABLE, load_table, open_catalog
+from trilake.s3 import abort_uploads, client
 from trilake.spark.result import write_result
 from trilake.spark.session import build_session
 
 if TYPE_CHECKING:
+    from pyiceberg.catalog import Catalog
     from pyiceberg.table import Table
     from pyspark.sql import SparkSession
 
@@ -51,11 +55,13 @@ class Upkeep:
     :param rewritten: data files that were replaced by larger ones; None: somebody writes to the table, it was left.
     :param expired: snapshots; their files that no other snapshot has went with them.
     :param orphans: files that no snapshot knew.
+    :param uploads: multipart uploads that nobody had completed.
     """
 
     rewritten: int | None = 0
     expired: int = 0
     orphans: int = 0
+    uploads: int = 0
 
 
 def keep_up(
@@ -86,7 +92,9 @@ def keep_up(
                 rewritten = _rewrite(spark, name) if now - _written(load_table(catalog, name)) > quiet else None
                 # asked again after the rewrite, whose own snapshot is the current one from now on
                 old = expirable(load_table(catalog, name), ledger.publications(), now - snapshots_stay)
-                done[name] = Upkeep(rewritten, _expire(spark, name, old), _remove_orphans(spark, name, orphans_stay))
+                expired, unknown_since = _expire(spark, name, old), now - orphans_stay
+                orphans = _remove_orphans(spark, name, unknown_since)
+                done[name] = Upkeep(rewritten, expired, orphans, _abort_uploads(endpoints, catalog, name, unknown_since))
             except Exception as e:  # one table's damage is no reason to leave the others
                 log.warning("The upkeep of %s failed", name, exc_info=True)
                 failed[name] = f"{type(e).__name__}: {str(e).splitlines()[0][:300]}"
@@ -148,9 +156,14 @@ def _expire(spark: SparkSession, name: str, snapshots: Sequence[int]) -> int:
     return len(snapshots)
 
 
-def _remove_orphans(spark: SparkSession, name: str, stay: timedelta) -> int:
-    moment = (datetime.now(UTC) - stay).strftime("%Y-%m-%d %H:%M:%S")
-    return len(_call(spark, "remove_orphan_files", name, f"older_than => TIMESTAMP '{moment}'"))
+def _remove_orphans(spark: SparkSession, name: str, before: datetime) -> int:
+    return len(_call(spark, "remove_orphan_files", name, f"older_than => TIMESTAMP '{before:%Y-%m-%d %H:%M:%S}'"))
+
+
+def _abort_uploads(endpoints: Endpoints, catalog: Catalog, name: str, before: datetime) -> int:
+    location = urlsplit(load_table(catalog, name).location())
+    prefix = location.path.strip("/") + "/"
+    return abort_uploads(client(endpoints.s3), location.netloc, prefix, before=before)
 
 
 def main(arguments: Sequence[str]) -> Mapping[str, Upkeep]:
