@@ -29,7 +29,6 @@ from trilake.spark.result import write_result
 from trilake.spark.session import build_session
 
 if TYPE_CHECKING:
-    from pyiceberg.catalog import Catalog
     from pyiceberg.table import Table
     from pyspark.sql import SparkSession
 
@@ -92,9 +91,13 @@ def keep_up(
                 rewritten = _rewrite(spark, name) if now - _written(load_table(catalog, name)) > quiet else None
                 # asked again after the rewrite, whose own snapshot is the current one from now on
                 old = expirable(load_table(catalog, name), ledger.publications(), now - snapshots_stay)
-                expired, unknown_since = _expire(spark, name, old), now - orphans_stay
-                orphans = _remove_orphans(spark, name, unknown_since)
-                done[name] = Upkeep(rewritten, expired, orphans, _abort_uploads(endpoints, catalog, name, unknown_since))
+                left_before = now - orphans_stay
+                done[name] = Upkeep(
+                    rewritten,
+                    _expire(spark, name, old),
+                    _remove_orphans(spark, name, left_before),
+                    _abort_uploads(endpoints, load_table(catalog, name), left_before),
+                )
             except Exception as e:  # one table's damage is no reason to leave the others
                 log.warning("The upkeep of %s failed", name, exc_info=True)
                 failed[name] = f"{type(e).__name__}: {str(e).splitlines()[0][:300]}"
@@ -160,10 +163,9 @@ def _remove_orphans(spark: SparkSession, name: str, before: datetime) -> int:
     return len(_call(spark, "remove_orphan_files", name, f"older_than => TIMESTAMP '{before:%Y-%m-%d %H:%M:%S}'"))
 
 
-def _abort_uploads(endpoints: Endpoints, catalog: Catalog, name: str, before: datetime) -> int:
-    location = urlsplit(load_table(catalog, name).location())
-    prefix = location.path.strip("/") + "/"
-    return abort_uploads(client(endpoints.s3), location.netloc, prefix, before=before)
+def _abort_uploads(endpoints: Endpoints, table: Table, before: datetime) -> int:
+    location = urlsplit(table.location())
+    return abort_uploads(client(endpoints.s3), location.netloc, location.path.strip("/") + "/", before=before)
 
 
 def main(arguments: Sequence[str]) -> Mapping[str, Upkeep]:
