@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from running_platform import Platform
@@ -17,7 +18,8 @@ from transfer_task import connect_airflow, context, make
 from trilake import s3
 from trilake.errors import UnreachableError
 from trilake.lake import DataSet
-from trilake.lake.catalog import open_catalog
+from trilake.lake.catalog import load_table, open_catalog, plan
+from trilake.lake.whole import replace_table
 from trilake.postgres import connect
 from trilake.transfers.clickhouse_to_postgres import ClickHouseToPostgresOperator
 from trilake.transfers.source_to_s3 import SourceToS3Operator
@@ -132,6 +134,35 @@ def test_an_object_store_that_is_away_or_fails_is_named(platform: Platform, monk
         with pytest.raises(store.exceptions.NoSuchKey):
             store.get_object(Bucket="raw", Key="named/none")
         assert store.get_object(Bucket="raw", Key="named/a")["Body"].read() == b"a"
+
+
+def test_a_store_that_is_away_is_named_where_iceberg_reads_and_writes(platform: Platform) -> None:
+    store, dimension = platform.endpoints.s3, DataSet(f"t_{secrets.token_hex(4)}")
+    address = urlsplit(store.url)
+    assert address.hostname
+    assert address.port
+    with TcpProxy(address.hostname, address.port) as proxy, connect(platform.endpoints.oltp) as oltp:
+        with oltp.cursor() as cursor:
+            cursor.execute(f"CREATE TEMP TABLE {dimension.name} (k int)")
+            cursor.execute("SELECT nspname FROM pg_namespace WHERE oid = pg_my_temp_schema()")
+            source = f"{cursor.fetchone()[0]}.{dimension.name}"  # type: ignore[index]
+        catalog = open_catalog(platform.endpoints.lake, replace(store, url=f"http://127.0.0.1:{proxy.port}"))
+        try:
+            replace_table(catalog, dimension, oltp, source, run_id="r")
+            table = load_table(catalog, dimension.curated)
+            proxy.cut()
+            for use in (
+                lambda: load_table(catalog, dimension.curated),
+                lambda: plan(table, dimension, []),
+                lambda: replace_table(catalog, dimension, oltp, source, run_id="r"),
+            ):
+                with pytest.raises(UnreachableError, match=rf"S3 .*{proxy.port}.*, Iceberg table {dimension.curated}"):
+                    use()
+            proxy.mend()
+            replace_table(catalog, dimension, oltp, source, run_id="r")
+        finally:
+            catalog.drop_table(dimension.curated)
+            catalog.close()
 
 
 def test_a_catalog_that_is_away_is_named_when_it_is_opened_and_when_it_is_used(platform: Platform) -> None:

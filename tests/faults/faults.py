@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from trilake.embedded.processes import NEVER_STARTED, Supervisor
 # Services that have a proxy before them; ClickHouse reads S3 through one, too.
 PROXIED = ("postgres", "s3", "clickhouse", "kubernetes")
 # What a client of PostgreSQL says first names its database.
+# How long a step takes, at most, until it has its driver.
+_APPEARS_S = 60
 _BEGINS = {name: b"database\0%s\0" % database for name, database in
            (("lake", b"lake"), ("oltp", b"oltp"), ("metadata", b"airflow"))}  # fmt: skip
 # Room for every schedule of a session; a tmpfs takes what is in it.
@@ -121,8 +124,10 @@ class Faults:
         lifecycle.up(self.home)
 
     def _kill(self, victim: str, task_instance: str) -> None:
-        struck = self._processes(victim, task_instance)
-        assert struck, f"there is no process of {victim} to kill"
+        until = time.monotonic() + _APPEARS_S
+        while not (struck := self._processes(victim, task_instance)):  # at the very start of a step there is none yet
+            assert time.monotonic() < until, f"there is no process of {victim} to kill"
+            time.sleep(0.05)
         for process in struck:
             process.send_signal(signal.SIGKILL)
         psutil.wait_procs(struck, timeout=10)

@@ -7,7 +7,8 @@ No Spark here. The catalog lies in PostgreSQL (the JDBC catalog that Spark write
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any, Literal
@@ -183,12 +184,34 @@ def ensure_namespace(catalog: SqlCatalog, namespace: str) -> None:
             raise
 
 
+@contextmanager
+def naming_store(properties: Mapping[str, str], table: str) -> Iterator[None]:
+    """Within the block files of an Iceberg table are read or written.
+
+    :param properties: of the catalog, or of the table's files.
+    :raises UnreachableError: the store fails, or does not answer: Arrow says so by an OSError that does not name it.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as e:
+        said = next(iter(str(e).splitlines()), type(e).__name__)
+        raise UnreachableError(
+            f"S3 ({properties.get('s3.endpoint')}), Iceberg table {table}: {said.rstrip('.')}.",
+            hint="Is it up? `trilake status` shows it.",
+        ) from None
+
+
 def load_table(catalog: SqlCatalog, identifier: str) -> Table:
-    """:raises TableNotFoundError: nothing was ever committed to it."""
+    """:raises TableNotFoundError: nothing was ever committed to it.
+    :raises UnreachableError: the catalog or the store does not answer.
+    """
     from pyiceberg.exceptions import NoSuchTableError
 
     try:
-        return catalog.load_table(identifier)
+        with naming_store(catalog.properties, identifier):
+            return catalog.load_table(identifier)
     except NoSuchTableError:
         raise TableNotFoundError(
             f"The Iceberg table {identifier} does not exist.", hint="Run the data set's job first: it creates it."
@@ -221,6 +244,7 @@ def plan(table: Table, data_set: DataSet, partitions: Iterable[str], snapshot_id
 
     :raises SnapshotNotFoundError: no such snapshot.
     :raises UnpublishableSnapshotError: delete files, a null bucket, or another partition layout.
+    :raises UnreachableError: the store does not answer.
     """
     snapshot = table.current_snapshot() if snapshot_id is None else table.snapshot_by_id(snapshot_id)
     if snapshot is None:
@@ -233,7 +257,9 @@ def plan(table: Table, data_set: DataSet, partitions: Iterable[str], snapshot_id
     # No row filter: a month is read off each file's own partition record, which is exact; listing is from
     # manifests, and Iceberg prunes those by the same records.
     scan = table.scan(row_filter=_filter(data_set, wanted), snapshot_id=snapshot.snapshot_id)
-    for task in scan.plan_files():
+    with naming_store(table.io.properties, _name(table)):
+        tasks = list(scan.plan_files())
+    for task in tasks:
         partition, file = _data_file(table, data_set, task)
         if partition in files:
             files[partition].append(file)

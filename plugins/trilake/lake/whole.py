@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from trilake.errors import ConfigurationError, CountMismatchError
-from trilake.lake.catalog import RUN_PROPERTY, ensure_namespace, plan
+from trilake.lake.catalog import RUN_PROPERTY, ensure_namespace, naming_store, plan
 from trilake.lake.data_set import CURATED_NAMESPACE, DataSet
 
 if TYPE_CHECKING:
@@ -58,14 +58,19 @@ def replace_table(
     """Replace a dimension data set by a table of PostgreSQL. Gives the snapshot and its rows.
 
     :raises CountMismatchError: the snapshot does not hold what was read.
+    :raises UnreachableError: the catalog or the store does not answer.
     """
     rows = read_postgres(connection, source)
     ensure_namespace(catalog, CURATED_NAMESPACE)
-    table = catalog.create_table_if_not_exists(data_set.curated, schema=rows.schema, properties={"format-version": "2"})
-    with table.update_schema() as update:
-        update.union_by_name(rows.schema)
-    table.overwrite(rows, snapshot_properties={RUN_PROPERTY: run_id})
-    written = plan(table.refresh(), data_set, [])
+    with naming_store(catalog.properties, data_set.curated):
+        table = catalog.create_table_if_not_exists(
+            data_set.curated, schema=rows.schema, properties={"format-version": "2"}
+        )
+        with table.update_schema() as update:
+            update.union_by_name(rows.schema)
+        table.overwrite(rows, snapshot_properties={RUN_PROPERTY: run_id})
+        table.refresh()
+    written = plan(table, data_set, [])
     if written.rows != rows.num_rows:
         raise CountMismatchError(
             f"{data_set.curated}: {rows.num_rows} rows were read from {source}, the lake holds {written.rows}."
