@@ -284,20 +284,24 @@ def _blocks(file: IO[bytes]) -> Iterator[bytes]:
 
     :raises ExtractError: a row is larger than `MAX_ROW_BYTES`.
     """
-    held = b""
+    held: list[bytes] = []  # no row ends in it
+    size = quotes = 0  # of what is held
     while piece := file.read(BLOCK_BYTES):
-        held += piece
-        quotes, end = held.count(b'"'), len(held)
-        # the last line end that no open quote precedes
-        while (end := held.rfind(b"\n", 0, end)) >= 0 and (quotes - held.count(b'"', end)) % 2:
-            pass
-        if end >= 0:
-            yield held[: end + 1]
-            held = held[end + 1 :]
-        elif len(held) > MAX_ROW_BYTES:
+        # the last line end that no open quote precedes; every byte is looked at once
+        open_quote, end, newline = (quotes + piece.count(b'"')) % 2, len(piece), len(piece)
+        while newline >= 0 and (newline == len(piece) or open_quote):
+            newline = piece.rfind(b"\n", 0, end)
+            open_quote ^= piece.count(b'"', max(newline, 0), end) % 2
+            end = newline
+        if newline >= 0:
+            yield b"".join((*held, piece[: newline + 1]))
+            piece, held, size, quotes = piece[newline + 1 :], [], 0, 0
+        held.append(piece)
+        size, quotes = size + len(piece), quotes + piece.count(b'"')
+        if size > MAX_ROW_BYTES:
             raise ExtractError(f"A row is larger than {MAX_ROW_BYTES >> 20} MiB.", hint="Leave the large column out.")
-    if held:
-        yield held
+    if size:
+        yield b"".join(held)
 
 
 def _with_binary(table: pyarrow.Table, columns: Sequence[Column], schema: pyarrow.Schema) -> pyarrow.Table:

@@ -50,7 +50,9 @@ def connect(endpoint: PostgresEndpoint, *, autocommit: bool = False) -> Iterator
             connect_timeout=CONNECT_TIMEOUT_S,
             keepalives_idle=KEEPALIVE_S,
             application_name="trilake",
-            options="-c timezone=UTC",
+            # for the server, too: one whose host is gone would hold its locks for two hours
+            options=f"-c timezone=UTC -c tcp_keepalives_idle={KEEPALIVE_S} -c tcp_keepalives_interval=10 "
+            "-c tcp_keepalives_count=3",
         )
     except psycopg2.OperationalError as e:
         refused = "authentication failed" in str(e)

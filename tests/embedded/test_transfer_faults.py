@@ -16,7 +16,7 @@ from tcp_proxy import Fault, TcpProxy, http_error
 from transfer_task import connect_airflow, context, make
 
 from trilake import s3
-from trilake.errors import UnreachableError
+from trilake.errors import ConfigurationError, UnreachableError
 from trilake.lake import DataSet
 from trilake.lake.catalog import load_table, open_catalog, plan
 from trilake.lake.whole import replace_table
@@ -103,6 +103,31 @@ def test_an_ingest_that_was_killed_in_the_middle_of_an_upload_leaves_nothing_onc
     answer = store.get_object(Bucket="raw", Key=key)
     assert answer["Body"].read() == content
     assert (written["etag"], written["bytes"]) == (answer["ETag"].strip('"'), len(content))
+
+
+@pytest.mark.parametrize(("given", "says"), [(["2013-01", "2013-01"], "2013-01 twice"), (["2013-02"], "2013-02 for")])
+def test_a_source_that_gives_a_partition_twice_or_another_writes_nothing_over(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch, given: list[str], says: str
+) -> None:
+    connect_airflow(monkeypatch, platform.env)
+    store, name = s3.client(platform.endpoints.s3), f"{secrets.token_hex(4)}.csv"
+    task = make(
+        SourceToS3Operator,
+        data_set=MONTHLY,
+        source=lambda _window: ((partition, b"%d\n" % number) for number, partition in enumerate(given)),
+        file_name=name,
+        start="2013-01",
+        end="2013-01",
+    )
+    with pytest.raises(ConfigurationError, match=says):
+        task.execute(context())
+    held = {
+        key: store.get_object(Bucket="raw", Key=key)["Body"].read()
+        for key in s3.list_keys(store, "raw", MONTHLY.raw_key("2013-01"))
+        + s3.list_keys(store, "raw", MONTHLY.raw_key("2013-02"))
+        if key.endswith(name)
+    }
+    assert held == ({MONTHLY.raw_key("2013-01", name): b"0\n"} if len(given) > 1 else {})
 
 
 def test_uploads_that_nobody_completed_end_by_their_age(platform: Platform) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trilake import extract
 from trilake.clickhouse.export import Export, ExportedObject
 from trilake.clickhouse.sql import has_result, parameter_names, split_statements
 from trilake.errors import ConfigurationError
@@ -139,3 +142,25 @@ def test_any_environment_file_is_read_or_refused_without_its_text(
     with pytest.raises(EnvironmentFileError) as refused:
         environment.read(file)
     assert "SECRET_VALUE" not in str(refused.value)
+
+
+_FIELDS = st.text('a\n"', max_size=6)
+
+
+@given(st.lists(st.lists(_FIELDS, min_size=1, max_size=3), max_size=8), st.integers(1, 20))
+def test_copys_text_is_cut_between_rows_alone(rows: list[list[str]], size: int) -> None:
+    written = [",".join('"' + field.replace('"', '""') + '"' for field in row).encode() + b"\n" for row in rows]
+    ends = set(itertools.accumulate(map(len, written)))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(extract, "BLOCK_BYTES", size)
+        blocks = list(extract._blocks(io.BytesIO(b"".join(written))))
+    assert b"".join(blocks) == b"".join(written)
+    assert set(itertools.accumulate(map(len, blocks))) <= ends
+
+
+def test_a_row_of_many_lines_is_looked_at_once() -> None:
+    """By the time that its square takes no test would come to an end."""
+    row = b'"' + (b"x" * 80 + b"\n") * 400_000 + b'"\n'
+    assert b"".join(extract._blocks(io.BytesIO(row * 2))) == row * 2
+    with pytest.raises(extract.ExtractError, match="larger than 64 MiB"):
+        list(extract._blocks(io.BytesIO(b'"' + row[1:-2] * 3)))

@@ -227,10 +227,11 @@ class Publisher:
         with self.ledger.abandoned(attempt) as free:
             if not free:
                 return False
-            for publication in self.ledger.switching(table):
-                if publication.attempt == attempt:
-                    self._switch(publication)
-            return self._sweep(attempt, table)
+            try:
+                self._switch_all([one for one in self.ledger.switching(table) if one.attempt == attempt])
+            finally:  # what is stuck stays, and nothing else
+                swept = self._sweep(attempt, table)
+            return swept
 
     def _try_to_clean(self, attempt: str, table: str) -> None:
         try:

@@ -57,20 +57,27 @@ class Producers:
     def add(self, name: str, data_set: str, file: Path) -> dict[str, str]:
         """Make a key and write it, mode 600. The secret is kept nowhere else. Who was killed on the way calls again.
 
-        :raises ProducerError: the producer has a key already, or the file is there and is another one.
+        :raises ProducerError: the producer has a key already, or the file is there.
         """
         key = key_of(name, data_set)
         if not file.absolute().parent.is_dir():
             raise ProducerError(f"{file.absolute().parent} is no folder.", hint="Make it, or name another by --out.")
-        if not file.exists() and key in self._ask("list"):
+        if file.exists():
+            # whoever has it may have lost it: an old secret never comes back
+            raise ProducerError(
+                f"{file} is there and is never written over.", hint="Remove it if its key is of no use any more."
+            )
+        begun = file.with_name(f"{file.name}.part")
+        if not begun.exists() and key in self._ask("list"):
             raise ProducerError(f"{name} has a key for {data_set} already.", hint="Revoke it first, then add it again.")
         # the file first: a key whose secret nobody has would have to be revoked
-        write_once(file, _text(key, secrets.token_hex(24)))
-        text = file.read_text()
+        write_once(begun, _text(key, secrets.token_hex(24)))
+        text = begun.read_text()
         found = _SECRET.search(text)
         if found is None or text != _text(key, found[1]):
-            raise ProducerError(f"{file} is there and is never written over.", hint="Name another one by --out.")
+            raise ProducerError(f"{begun} is of something else.", hint="Remove it, or name another file by --out.")
         self._ask("add", key, found[1])
+        begun.rename(file)
         return {"key": key, **_parts(key)}
 
     def revoke(self, name: str, data_set: str) -> dict[str, str]:

@@ -41,7 +41,7 @@ class SourceToS3Operator(WindowedOperator):
     def execute(self, context: Context) -> dict[str, dict[str, Any]]:
         """Gives, per partition, what was written: key, ETag, bytes and lines.
 
-        :raises ConfigurationError: the source has nothing for a partition of the window.
+        :raises ConfigurationError: the source has nothing for a partition of the window, gives one twice, or another.
         """
         window = self.window(context)
         data_set: DataSet = self.data_set  # type: ignore[assignment]  # this operator's constructor requires it
@@ -49,6 +49,12 @@ class SourceToS3Operator(WindowedOperator):
         client, arrivals = lake.s3_client(), lake.arrivals(data_set)
         written: dict[str, dict[str, Any]] = {}
         for partition, content in self.source(window):
+            if partition in written or partition not in window.partitions:
+                raise ConfigurationError(
+                    f"The source of {data_set.name} gives {partition} "
+                    f"{'twice' if partition in written else f'for {window}, which does not have it'}.",
+                    hint="Let it give each partition of the window once, as one text. Nothing was written over.",
+                )
             key = data_set.raw_key(partition, self.file_name)
             # in parts, when it is large: some stores hold a request in memory. What a killed try has begun is ended
             with (
