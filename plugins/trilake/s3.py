@@ -35,11 +35,12 @@ def client(endpoint: S3Endpoint) -> S3Client:
     """
     import boto3
     from botocore.config import Config
+    from botocore.exceptions import ConnectionError as NoConnectionError
     from botocore.exceptions import HTTPClientError
 
     def unanswered(exception: Exception, **_: Any) -> None:
         # boto3's own words name the address of the request, and not whose it is
-        if isinstance(exception, HTTPClientError):
+        if isinstance(exception, HTTPClientError | NoConnectionError):
             raise UnreachableError(
                 f"S3 ({endpoint.url}) does not answer ({type(exception).__name__}).",
                 hint="Is it up? `trilake status` shows it.",

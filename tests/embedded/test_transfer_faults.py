@@ -143,6 +143,8 @@ def test_uploads_that_nobody_completed_end_by_their_age(platform: Platform) -> N
 def test_an_object_store_that_is_away_or_fails_is_named(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3, "ATTEMPTS", 1)
     endpoint = platform.endpoints.s3
+    with pytest.raises(UnreachableError, match=r"S3 \(http://127.0.0.1:9\) does not answer"):
+        s3.client(replace(endpoint, url="http://127.0.0.1:9")).list_objects_v2(Bucket="raw")
     with TcpProxy("127.0.0.1", int(endpoint.url.rpartition(":")[2])) as proxy:
         where = f"http://127.0.0.1:{proxy.port}"
         store = s3.client(replace(endpoint, url=where))

@@ -109,7 +109,7 @@ class Runs:
         rows = self._ask(
             "SELECT task_id, try_number, state FROM task_instance_history WHERE dag_id = %s AND run_id = %s "
             "AND hostname <> '' UNION SELECT task_id, try_number, state FROM task_instance "
-            "WHERE dag_id = %s AND run_id = %s ORDER BY 1, 2",
+            "WHERE dag_id = %s AND run_id = %s AND hostname <> '' ORDER BY 1, 2",
             (dag_id, run_id, dag_id, run_id),
         )
         failed = [row for row in rows if row[2] != "success"]
