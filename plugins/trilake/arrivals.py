@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 # A producer writes its files one after another: so long nothing new has come before they are taken for all.
 SETTLE_SECONDS = 60.0
+# A producer that is never quiet for that long: then they are taken as they are, and what comes later once more.
+MAX_WAIT_SECONDS = 900.0
 # Each look lists the whole prefix, a request for a thousand objects.
 POLL_SECONDS = 30.0
 # The first half of the advisory lock keys, beside the ledger's (0x7471, 0x7472).
@@ -79,11 +81,10 @@ def digest(objects: Iterable[Object]) -> str:
 class Listing:
     """What lies below the prefix of one partition.
 
-    :param newest: when the last of them came, by the store's clock.
+    :param objects: and when each of them came, by the store's clock.
     """
 
-    objects: frozenset[Object]
-    newest: datetime
+    objects: Mapping[Object, datetime]
 
     @property
     def digest(self) -> str:
@@ -92,30 +93,54 @@ class Listing:
     def without(self, key: str) -> frozenset[Object]:
         return frozenset(found for found in self.objects if found[0] != key)
 
+    def waits_since(self, taken: datetime | None) -> datetime:
+        """When the first of them came that came after this; of those that are gone nobody knows when."""
+        return min(at for at in self.objects.values() if taken is None or at > taken or at == self.newest)
+
+    @property
+    def newest(self) -> datetime:
+        return max(self.objects.values())
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a run took in hand of one partition, and when, by the database's clock."""
+
+    digest: str
+    at: datetime
+
 
 class Arrivals:
     """The arrivals of one data set.
 
     :param lake: database ``lake``.
     :param settle_seconds: a partition is due when it has been quiet for so long.
+    :param max_wait_seconds: or when something has waited in it for so long, however busy it is.
     :raises ConfigurationError: the data set has no grain.
     """
 
     def __init__(
-        self, lake: PostgresEndpoint, client: S3Client, data_set: DataSet, *, settle_seconds: float = SETTLE_SECONDS
+        self,
+        lake: PostgresEndpoint,
+        client: S3Client,
+        data_set: DataSet,
+        *,
+        settle_seconds: float = SETTLE_SECONDS,
+        max_wait_seconds: float = MAX_WAIT_SECONDS,
     ) -> None:
         grain_of(data_set)
         self.lake = lake
         self.client = client
         self.data_set = data_set
         self.settle = timedelta(seconds=settle_seconds)
+        self.max_wait = timedelta(seconds=max_wait_seconds)
 
-    def due(self) -> dict[str, str]:
-        """The partitions that are due, oldest first, and the digest of each. One whose objects are gone is not."""
+    def due(self) -> dict[str, datetime | None]:
+        """The partitions that are due, oldest first, and when each was taken last. One that is empty is not."""
         # the ledger first: what is taken in between is seen as due, and whoever comes to take it sees that it is not
         with connect(self.lake) as connection, connection.cursor() as ledger:
             known = self._known(ledger)
-        return self._due(known)
+        return {partition: known[partition].at if partition in known else None for partition in self._due(known)}
 
     def take(self, run_id: str) -> Window | None:
         """Take the oldest partitions that are due and follow each other in hand, for a run; None: there are none.
@@ -134,7 +159,7 @@ class Arrivals:
             if not due:
                 return None
             stretch = self._stretch(list(due))
-            self._write(ledger, {partition: due[partition] for partition in stretch}, run_id)
+            self._write(ledger, {partition: due[partition].digest for partition in stretch}, run_id)
             return self.data_set.window(stretch[0], stretch[-1])
 
     def take_window(self, window: Window, run_id: str) -> None:
@@ -159,7 +184,7 @@ class Arrivals:
         run may be started that has nothing new to find.
         """
         with connect(self.lake) as connection, connection.cursor() as ledger:
-            known = self._known(ledger).get(partition)
+            known = self._digest(ledger, partition)
         before = self._list(partition)[0].get(partition)
         yield
         if before is not None and known != before.digest:
@@ -167,7 +192,7 @@ class Arrivals:
         with self._locked() as ledger:
             after = self._list(partition)[0].get(partition)
             others = before.without(key) if before else frozenset()
-            if after is not None and after.without(key) == others and self._known(ledger).get(partition) == known:
+            if after is not None and after.without(key) == others and self._digest(ledger, partition) == known:
                 self._write(ledger, {partition: after.digest}, run_id)
 
     def _stretch(self, due: Sequence[str]) -> list[str]:
@@ -185,9 +210,13 @@ class Arrivals:
             ledger.execute("SELECT pg_advisory_xact_lock(%s, %s)", (ARRIVAL_LOCKS, lock_key(self.data_set.name)))
             yield ledger
 
-    def _known(self, ledger: Cursor) -> dict[str, str]:
-        ledger.execute("SELECT partition, digest FROM arrivals WHERE data_set = %s", (self.data_set.name,))
-        return dict(ledger.fetchall())
+    def _known(self, ledger: Cursor) -> dict[str, Taken]:
+        ledger.execute("SELECT partition, digest, taken_at FROM arrivals WHERE data_set = %s", (self.data_set.name,))
+        return {partition: Taken(*taken) for partition, *taken in ledger.fetchall()}
+
+    def _digest(self, ledger: Cursor, partition: str) -> str | None:
+        known = self._known(ledger).get(partition)
+        return known.digest if known else None
 
     def _write(self, ledger: Cursor, digests: Mapping[str, str], run_id: str) -> None:
         ledger.executemany(
@@ -199,15 +228,21 @@ class Arrivals:
 
     # --- the store
 
-    def _due(self, known: Mapping[str, str]) -> dict[str, str]:
+    def _due(self, known: Mapping[str, Taken]) -> dict[str, Listing]:
         listed, now = self._list()
-        changed = {p: found for p, found in sorted(listed.items()) if found.digest != known.get(p)}
-        return {p: found.digest for p, found in changed.items() if now - found.newest >= self.settle}
+
+        def waited(found: Listing, taken: Taken | None) -> bool:
+            return now - found.newest >= self.settle or (
+                now - found.waits_since(taken.at if taken else None) >= self.max_wait
+            )
+
+        changed = {p: found for p, found in sorted(listed.items()) if p not in known or found.digest != known[p].digest}
+        return {p: found for p, found in changed.items() if waited(found, known.get(p))}
 
     def _list(self, partition: str = "") -> tuple[dict[str, Listing], datetime]:
         """What lies there, by partition (or in one), and the store's time."""
         prefix = self.data_set.raw_key(partition) if partition else f"{self.data_set.name}/"
-        objects: dict[str, list[tuple[Object, datetime]]] = {}
+        objects: dict[str, dict[Object, datetime]] = {}
         now = datetime.now(UTC)
         for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=RAW_BUCKET, Prefix=prefix):
             if date := page["ResponseMetadata"]["HTTPHeaders"].get("date"):
@@ -215,8 +250,5 @@ class Arrivals:
             for item in page.get("Contents", ()):
                 if found := partition_of(self.data_set, item["Key"]):
                     one = (item["Key"], item["ETag"].strip('"'), item["Size"])
-                    objects.setdefault(found, []).append((one, item["LastModified"]))
-        return {
-            name: Listing(frozenset(one for one, _ in some), max(at for _, at in some))
-            for name, some in objects.items()
-        }, now
+                    objects.setdefault(found, {})[one] = item["LastModified"]
+        return {name: Listing(some) for name, some in objects.items()}, now

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -123,6 +124,27 @@ def test_a_month_is_not_due_before_it_has_been_quiet(endpoints: Endpoints, arriv
     assert settling.due() == {}
     assert settling.take("early") is None
     assert list(arrivals.due()) == ["2013-01"]
+
+
+def test_a_month_that_is_never_quiet_is_due_when_something_has_waited_for_long_enough(
+    endpoints: Endpoints, arrivals: Arrivals, drop: Any
+) -> None:
+    """The store tells whole seconds: what came within one is not told apart."""
+    busy = Arrivals(endpoints.lake, arrivals.client, arrivals.data_set, settle_seconds=600, max_wait_seconds=6)
+
+    def is_due_when_it_has_waited(run: str) -> None:
+        since, number = time.monotonic(), 0
+        while busy.due() == {}:
+            assert time.monotonic() - since < 60, "it is never due"
+            drop("2013-01", f"{run} {(number := number + 1)}.csv")
+            time.sleep(0.5)
+        assert time.monotonic() - since > 4, "it has hardly waited"
+        assert taken(busy, run) == ["2013-01"]
+
+    is_due_when_it_has_waited("one")
+    time.sleep(1.1)
+    assert busy.due() == {}
+    is_due_when_it_has_waited("two")
 
 
 def test_what_lies_below_no_month_is_due_of_none(arrivals: Arrivals, drop: Any) -> None:

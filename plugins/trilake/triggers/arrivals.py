@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from datetime import datetime
 from typing import Any
 
 from airflow.sdk import BaseHook
@@ -61,7 +62,7 @@ class ArrivalsTrigger(BaseEventTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         data_set = DataSet.from_json(self.data_set)
-        told: dict[str, str] = {}
+        told: dict[str, datetime | None] = {}
         told_at = 0.0
         while True:
             try:
@@ -70,6 +71,7 @@ class ArrivalsTrigger(BaseEventTrigger):
                 # a store or a database that is away is asked again: a watcher that ends watches nothing
                 self.log.warning("The arrivals of %s cannot be seen for now: %s", data_set.name, e)
             else:
+                # others, or fewer: who took those left these. One that only goes on changing was told
                 if due and (due != told or time.monotonic() - told_at >= REMIND_SECONDS):
                     self.log.info("Due of %s: %s", data_set.name, ", ".join(due))
                     yield TriggerEvent({"data_set": data_set.name, "partitions": list(due)})  # type: ignore[no-untyped-call]
@@ -77,11 +79,11 @@ class ArrivalsTrigger(BaseEventTrigger):
                 told = due
             await asyncio.sleep(self.poll_interval)
 
-    async def _due(self, data_set: DataSet) -> dict[str, str]:
+    async def _due(self, data_set: DataSet) -> dict[str, datetime | None]:
         lake = PostgresEndpoint.from_connection(await BaseHook.aget_connection(self.lake_conn_id))
         store = S3Endpoint.from_connection(await BaseHook.aget_connection(self.s3_conn_id))
 
-        def look() -> dict[str, str]:
+        def look() -> dict[str, datetime | None]:
             return Arrivals(lake, s3.client(store), data_set, settle_seconds=self.settle_seconds).due()
 
         return await asyncio.to_thread(look)
