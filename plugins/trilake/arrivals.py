@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from trilake.endpoints import PostgresEndpoint
 from trilake.errors import ConfigurationError
 from trilake.lake.data_set import RAW_BUCKET, DataSet
-from trilake.lake.window import MAX_PARTITIONS, Grain, Window, parse_partition, partition_name
+from trilake.lake.window import Grain, Window, parse_partition, partition_name
 from trilake.postgres import connect, lock_key
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ SETTLE_SECONDS = 60.0
 MAX_WAIT_SECONDS = 900.0
 # Each look lists the whole prefix, a request for a thousand objects.
 POLL_SECONDS = 30.0
+# What one run takes: a file that cannot be read holds up no more than this. The rest is the next one's.
+RUN_PARTITIONS: Mapping[Grain, int] = {"day": 31, "month": 12}
 # The first half of the advisory lock keys, beside the ledger's (0x7471, 0x7472).
 ARRIVAL_LOCKS = 0x7473
 _KEY = re.compile(r"([^/]+)/([^/]+)/(.*[^/])", re.DOTALL)
@@ -196,8 +198,8 @@ class Arrivals:
                 self._write(ledger, {partition: after.digest}, run_id)
 
     def _stretch(self, due: Sequence[str]) -> list[str]:
-        """The first of them, and those that follow it without a gap: as many as a window may have."""
-        windows = [self.data_set.window(partition) for partition in due[:MAX_PARTITIONS]]
+        """The first of them, and those that follow it without a gap: as many as one run takes."""
+        windows = [self.data_set.window(partition) for partition in due[: RUN_PARTITIONS[grain_of(self.data_set)]]]
         follows = takewhile(lambda two: two[0].stop == two[1].start, pairwise(windows))
         return [due[0], *(str(window) for _, window in follows)]
 

@@ -69,6 +69,15 @@ def test_months_with_a_gap_between_them_are_a_run_each_and_the_gap_is_none(arriv
     assert taken(arrivals, "three") == []
 
 
+def test_many_months_that_arrive_together_are_shared_among_runs(arrivals: Arrivals, drop: Any) -> None:
+    months = arrivals.data_set.window("2013-01", "2014-02").partitions
+    for partition in months:
+        drop(partition)
+    assert taken(arrivals, "one") == months[:12]
+    assert taken(arrivals, "one") == months[:12]
+    assert taken(arrivals, "two") == months[12:]
+
+
 def test_a_folder_with_a_wrong_year_keeps_no_other_month_waiting(arrivals: Arrivals, drop: Any) -> None:
     for partition in ("0013-01", "2013-01", "2013-02"):
         drop(partition)

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 class TakeArrivalsOperator(WindowedOperator):
     """Takes partitions in hand that have new, changed or late files below ``s3://raw/<data set>/``, for this run.
 
-    It takes the oldest that are due and those that follow it without a gap: one recomputation for all of them. What is
-    left is told again by the watcher, and is the next run's. Where nothing is due (another run has it), the run is
-    skipped. Give ``output["start"]`` and ``output["end"]`` to the tasks that follow. A run with the param ``start``
+    It takes the oldest that are due and those that follow it without a gap, 12 months or 31 days of them: one
+    recomputation for all. What is left is told again by the watcher, and is the next run's. Where nothing is due
+    (another run has it), the run is skipped. Give ``output["start"]`` and ``output["end"]`` to the tasks that follow. A run with the param ``start``
     takes that window instead, due or not.
 
     What a run took is its own: if a later task fails, clear it. See `trilake.arrivals`.
