@@ -58,6 +58,11 @@ def grain_of(data_set: DataSet) -> Grain:
     return data_set.grain
 
 
+def run_name(dag_id: str, run_id: str) -> str:
+    """Names a run of Airflow among those of all DAGs: a run id is its DAG's own. Neither has a slash in it."""
+    return f"{dag_id}/{run_id}"
+
+
 def partition_of(data_set: DataSet, key: str) -> str | None:
     """The partition that an object below bucket ``raw`` belongs to; None: to none of this data set's.
 
@@ -115,6 +120,8 @@ class Taken:
 class Arrivals:
     """The arrivals of one data set.
 
+    A run's name is `run_name`'s, or what was given to a job that nobody's DAG started.
+
     :param lake: database ``lake``.
     :param settle_seconds: a partition is due when it has been quiet for so long.
     :param max_wait_seconds: or when something has waited in it for so long, however busy it is.
@@ -144,7 +151,7 @@ class Arrivals:
             known = self._known(ledger)
         return {partition: known[partition].at if partition in known else None for partition in self._due(known)}
 
-    def take(self, run_id: str) -> Window | None:
+    def take(self, run: str) -> Window | None:
         """Take the oldest partitions that are due and follow each other in hand, for a run; None: there are none.
 
         Of two that come at once one gets them. A run that has taken some gets the same again.
@@ -152,7 +159,7 @@ class Arrivals:
         with self._locked() as ledger:
             ledger.execute(
                 "SELECT min(partition), max(partition) FROM arrivals WHERE data_set = %s AND run_id = %s",
-                (self.data_set.name, run_id),
+                (self.data_set.name, run),
             )
             first, last = ledger.fetchone() or (None, None)
             if first is not None:
@@ -161,25 +168,25 @@ class Arrivals:
             if not due:
                 return None
             stretch = self._stretch(list(due))
-            self._write(ledger, {partition: due[partition].digest for partition in stretch}, run_id)
+            self._write(ledger, {partition: due[partition].digest for partition in stretch}, run)
             return self.data_set.window(stretch[0], stretch[-1])
 
-    def take_window(self, window: Window, run_id: str) -> None:
+    def take_window(self, window: Window, run: str) -> None:
         """Take these partitions in hand, due or not: somebody asked for them."""
         with self._locked() as ledger:
             found = {p: listed.digest for p in window if (listed := self._list(p)[0].get(p))}
-            self._write(ledger, found, run_id)
+            self._write(ledger, found, run)
 
     @contextmanager
-    def taking(self, run_id: str) -> Iterator[dict[str, list[Object]]]:
+    def taking(self, run: str) -> Iterator[dict[str, list[Object]]]:
         """Within the block a job lists its input, and puts it into what it is given, by partition: that is taken."""
         pinned: dict[str, list[Object]] = {}
         with self._locked() as ledger:
             yield pinned
-            self._write(ledger, {partition: digest(objects) for partition, objects in pinned.items()}, run_id)
+            self._write(ledger, {partition: digest(objects) for partition, objects in pinned.items()}, run)
 
     @contextmanager
-    def putting(self, partition: str, key: str, run_id: str) -> Iterator[None]:
+    def putting(self, partition: str, key: str, run: str) -> Iterator[None]:
         """Within the block a task writes this object. Where that is all that changed, nothing has arrived.
 
         What others have put there and no run has taken stays due. So it does if the task dies within the block: then a
@@ -195,7 +202,7 @@ class Arrivals:
             after = self._list(partition)[0].get(partition)
             others = before.without(key) if before else frozenset()
             if after is not None and after.without(key) == others and self._digest(ledger, partition) == known:
-                self._write(ledger, {partition: after.digest}, run_id)
+                self._write(ledger, {partition: after.digest}, run)
 
     def _stretch(self, due: Sequence[str]) -> list[str]:
         """The first of them, and those that follow it without a gap: as many as one run takes."""
@@ -220,12 +227,12 @@ class Arrivals:
         known = self._known(ledger).get(partition)
         return known.digest if known else None
 
-    def _write(self, ledger: Cursor, digests: Mapping[str, str], run_id: str) -> None:
+    def _write(self, ledger: Cursor, digests: Mapping[str, str], run: str) -> None:
         ledger.executemany(
             "INSERT INTO arrivals (data_set, partition, digest, run_id) VALUES (%s, %s, %s, %s) "
             "ON CONFLICT (data_set, partition) DO UPDATE SET (digest, run_id, taken_at) = "
             "(EXCLUDED.digest, EXCLUDED.run_id, now())",
-            [(self.data_set.name, partition, found, run_id) for partition, found in digests.items()],
+            [(self.data_set.name, partition, found, run) for partition, found in digests.items()],
         )
 
     # --- the store

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowSkipException
 from transfer_task import connect_airflow, context, make
 
@@ -262,6 +263,26 @@ def test_the_task_says_its_window_or_skips_the_run(
     drop("2013-01", "b.csv")
     assert run("by hand", start="2013-01", end="2013-01") == {"start": "2013-01", "end": "2013-01"}
     assert arrivals.due() == {}, "what was asked for by hand is taken too"
+
+
+def test_runs_of_one_id_of_two_dags_are_two(
+    platform: Any, monkeypatch: pytest.MonkeyPatch, orders: DataSet, arrivals: Arrivals, drop: Any
+) -> None:
+    connect_airflow(monkeypatch, platform.env)
+
+    def run(dag_id: str) -> Any:
+        with DAG(dag_id, schedule=None):
+            task = TakeArrivalsOperator(task_id="take", data_set=orders, settle_seconds=0)
+        known = context("same")
+        known["ti"].dag_id = dag_id
+        task.render_template_fields(known)
+        return task.execute(known)
+
+    drop("2013-01")
+    assert run("one") == {"start": "2013-01", "end": "2013-01"}
+    drop("2013-03")
+    assert run("two") == {"start": "2013-03", "end": "2013-03"}
+    assert run("one") == {"start": "2013-01", "end": "2013-01"}
 
 
 def test_the_watcher_tells_once_what_is_due_and_again_when_that_changes_whoever_is_away(

@@ -496,7 +496,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data-set", required=True, help="what it makes, as DataSet.to_json() tells it")
     parser.add_argument("--start", required=True, help="the first partition, such as 2013-02")
     parser.add_argument("--end", default="", help="the last partition; by default the first")
-    parser.add_argument("--run", default="by hand", help="the run that the snapshot's properties name")
+    parser.add_argument("--run", default="by hand", help="the run that the snapshot's properties name, such as DAG/RUN")
     parser.add_argument("--result", default="", help="s3:// address for what was committed, as JSON")
     parser.add_argument("--rehearse", default="", help="commit nothing: leave what would be committed in this folder")
     parser.add_argument("--limit", type=int, default=0, help="of a rehearsal: lines of each partition; 0: all")
