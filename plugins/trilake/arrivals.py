@@ -5,8 +5,10 @@ when a run last took it in hand. A partition that looks otherwise now is due, wh
 nothing depends on an event: one that is lost, doubled or late is only a reason to look, or to look again.
 
 - A run that arrivals have started takes what is due before anything else (`take`). If it fails, it is there to be
-  cleared: what it took is its own, and no other run is started for it.
-- A job writes down what it pinned (`taking`), which may be more than what lay there when its run began.
+  cleared: what it took is its own, and no other run is started for it. If it never comes to a commit (it was deleted,
+  or marked as a success), `overdue` tells so and `again` has it taken anew.
+- A job that has committed writes down what it had pinned (`committed`), which may be more than what lay there when its
+  run began. Whatever dies before that line leaves it to be done, and what was done twice is the same.
 - A task that ingests writes down what it has put there itself (`putting`): that is no arrival.
 """
 
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 SETTLE_SECONDS = 60.0
 # A producer that is never quiet for that long: then they are taken as they are, and what comes later once more.
 MAX_WAIT_SECONDS = 900.0
+# What was taken and is not committed by then is told of: hardly a run takes longer, with all its tries.
+OVERDUE_AFTER = timedelta(days=1)
 # Each look lists the whole prefix, a request for a thousand objects.
 POLL_SECONDS = 30.0
 # What one run takes: a file that cannot be read holds up no more than this. The rest is the next one's.
@@ -111,10 +115,57 @@ class Listing:
 
 @dataclass(frozen=True)
 class Taken:
-    """What a run took in hand of one partition, and when, by the database's clock."""
+    """What a run took in hand of one partition, and when, by the database's clock.
+
+    :param awaited: a job is still to commit it.
+    """
 
     digest: str
     at: datetime
+    run: str
+    awaited: bool
+
+
+@dataclass(frozen=True)
+class Look:
+    """Who had what in hand, by partition, at one moment of the database's clock."""
+
+    at: datetime
+    taken: Mapping[str, Taken]
+
+
+@dataclass(frozen=True)
+class Overdue:
+    """What a run took in hand and no job has committed."""
+
+    data_set: str
+    partition: str
+    run: str
+    taken_at: datetime
+
+
+def overdue(lake: PostgresEndpoint, after: timedelta = OVERDUE_AFTER) -> list[Overdue]:
+    """What was taken longer ago than this and not committed since, of all data sets: the longest first."""
+    with connect(lake) as connection, connection.cursor() as ledger:
+        ledger.execute(
+            "SELECT data_set, partition, run_id, taken_at FROM arrivals WHERE awaited AND taken_at < now() - %s "
+            "ORDER BY taken_at, data_set, partition",
+            (after,),
+        )
+        return [Overdue(*row) for row in ledger.fetchall()]
+
+
+def again(lake: PostgresEndpoint, data_set: str, partition: str) -> None:
+    """Forget that somebody has this in hand: what lies there is due, for whichever run comes first.
+
+    :raises ConfigurationError: nobody has.
+    """
+    with connect(lake) as connection, connection.cursor() as ledger:
+        ledger.execute("DELETE FROM arrivals WHERE data_set = %s AND partition = %s", (data_set, partition))
+        if not ledger.rowcount:
+            raise ConfigurationError(
+                f"Nobody has {data_set} {partition} in hand.", hint="`trilake arrivals` lists what was taken."
+            )
 
 
 class Arrivals:
@@ -147,8 +198,7 @@ class Arrivals:
     def due(self) -> dict[str, datetime | None]:
         """The partitions that are due, oldest first, and when each was taken last. One that is empty is not."""
         # the ledger first: what is taken in between is seen as due, and whoever comes to take it sees that it is not
-        with connect(self.lake) as connection, connection.cursor() as ledger:
-            known = self._known(ledger)
+        known = self.look().taken
         return {partition: known[partition].at if partition in known else None for partition in self._due(known)}
 
     def take(self, run: str) -> Window | None:
@@ -168,22 +218,39 @@ class Arrivals:
             if not due:
                 return None
             stretch = self._stretch(list(due))
-            self._write(ledger, {partition: due[partition].digest for partition in stretch}, run)
+            self._write(ledger, {partition: due[partition].digest for partition in stretch}, run, awaited=True)
             return self.data_set.window(stretch[0], stretch[-1])
 
     def take_window(self, window: Window, run: str) -> None:
         """Take these partitions in hand, due or not: somebody asked for them."""
         with self._locked() as ledger:
             found = {p: listed.digest for p in window if (listed := self._list(p)[0].get(p))}
-            self._write(ledger, found, run)
+            self._write(ledger, found, run, awaited=True)
 
-    @contextmanager
-    def taking(self, run: str) -> Iterator[dict[str, list[Object]]]:
-        """Within the block a job lists its input, and puts it into what it is given, by partition: that is taken."""
-        pinned: dict[str, list[Object]] = {}
+    def look(self) -> Look:
+        """Who has what in hand. A job asks before it pins its input, and tells `committed` what it saw."""
+        with connect(self.lake) as connection, connection.cursor() as ledger:
+            ledger.execute("SELECT now()")
+            (at,) = ledger.fetchone() or ()
+            return Look(at, self._known(ledger))
+
+    def committed(self, pinned: Mapping[str, Iterable[Object]], seen: Look, run: str) -> None:
+        """A job has committed what it pinned, by partition: nobody needs to take that, and nobody waits for it.
+
+        Where another one has written since the job looked, its word stands. It may have been taken for objects that
+        the job did not see; and if it were not, one run too many does no harm.
+        """
         with self._locked() as ledger:
-            yield pinned
-            self._write(ledger, {partition: digest(objects) for partition, objects in pinned.items()}, run)
+            known = self._known(ledger)
+            ours = {p: digest(objects) for p, objects in pinned.items() if known.get(p) == seen.taken.get(p)}
+            self._write(ledger, ours, run, awaited=False, at=seen.at)
+
+    def done(self, run: str) -> None:
+        """Nobody waits for a commit of what this run took: its DAG makes something else of it."""
+        with self._locked() as ledger:
+            ledger.execute(
+                "UPDATE arrivals SET awaited = false WHERE data_set = %s AND run_id = %s", (self.data_set.name, run)
+            )
 
     @contextmanager
     def putting(self, partition: str, key: str, run: str) -> Iterator[None]:
@@ -192,17 +259,20 @@ class Arrivals:
         What others have put there and no run has taken stays due. So it does if the task dies within the block: then a
         run may be started that has nothing new to find.
         """
-        with connect(self.lake) as connection, connection.cursor() as ledger:
-            known = self._digest(ledger, partition)
+        seen = self.look().taken.get(partition)
         before = self._list(partition)[0].get(partition)
         yield
-        if before is not None and known != before.digest:
+        if before is not None and (seen is None or seen.digest != before.digest):
             return
         with self._locked() as ledger:
             after = self._list(partition)[0].get(partition)
             others = before.without(key) if before else frozenset()
-            if after is not None and after.without(key) == others and self._digest(ledger, partition) == known:
-                self._write(ledger, {partition: after.digest}, run)
+            if after is None or after.without(key) != others or self._known(ledger).get(partition) != seen:
+                return
+            if seen is None or not seen.awaited:
+                self._write(ledger, {partition: after.digest}, run, awaited=False)
+            else:  # whoever has it in hand keeps it: its next try finds its own, and if there is none that is told
+                self._write(ledger, {partition: after.digest}, seen.run, awaited=True, at=seen.at)
 
     def _stretch(self, due: Sequence[str]) -> list[str]:
         """The first of them, and those that follow it without a gap: as many as one run takes."""
@@ -220,19 +290,21 @@ class Arrivals:
             yield ledger
 
     def _known(self, ledger: Cursor) -> dict[str, Taken]:
-        ledger.execute("SELECT partition, digest, taken_at FROM arrivals WHERE data_set = %s", (self.data_set.name,))
+        ledger.execute(
+            "SELECT partition, digest, taken_at, run_id, awaited FROM arrivals WHERE data_set = %s",
+            (self.data_set.name,),
+        )
         return {partition: Taken(*taken) for partition, *taken in ledger.fetchall()}
 
-    def _digest(self, ledger: Cursor, partition: str) -> str | None:
-        known = self._known(ledger).get(partition)
-        return known.digest if known else None
-
-    def _write(self, ledger: Cursor, digests: Mapping[str, str], run: str) -> None:
+    def _write(
+        self, ledger: Cursor, digests: Mapping[str, str], run: str, *, awaited: bool, at: datetime | None = None
+    ) -> None:
         ledger.executemany(
-            "INSERT INTO arrivals (data_set, partition, digest, run_id) VALUES (%s, %s, %s, %s) "
-            "ON CONFLICT (data_set, partition) DO UPDATE SET (digest, run_id, taken_at) = "
-            "(EXCLUDED.digest, EXCLUDED.run_id, now())",
-            [(self.data_set.name, partition, found, run) for partition, found in digests.items()],
+            "INSERT INTO arrivals (data_set, partition, digest, run_id, awaited, taken_at) "
+            "VALUES (%s, %s, %s, %s, %s, coalesce(%s, now())) "
+            "ON CONFLICT (data_set, partition) DO UPDATE SET (digest, run_id, awaited, taken_at) = "
+            "(EXCLUDED.digest, EXCLUDED.run_id, EXCLUDED.awaited, EXCLUDED.taken_at)",
+            [(self.data_set.name, partition, found, run, awaited, at) for partition, found in digests.items()],
         )
 
     # --- the store

@@ -27,7 +27,8 @@ class TakeArrivalsOperator(WindowedOperator):
     (another run has it), the run is skipped. Give ``output["start"]`` and ``output["end"]`` to the tasks that follow. A
     run with the param ``start`` takes that window instead, due or not.
 
-    What a run took is its own: if a later task fails, clear it. See `trilake.arrivals`.
+    What a run took is its own: if a later task fails, clear it. `trilake arrivals` lists what was never committed. See
+    `trilake.arrivals`.
 
     XCom has ``start`` and ``end``, the first and the last partition.
 
