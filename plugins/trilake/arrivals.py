@@ -5,8 +5,10 @@ when a run last took it in hand. A partition that looks otherwise now is due, wh
 nothing depends on an event: one that is lost, doubled or late is only a reason to look, or to look again.
 
 - A run that arrivals have started takes what is due before anything else (`take`). If it fails, it is there to be
-  cleared: what it took is its own, and no other run is started for it.
-- A job writes down what it pinned (`taking`), which may be more than what lay there when its run began.
+  cleared: what it took is its own, and no other run is started for it. If it never comes to a commit (it was deleted,
+  or marked as a success), `overdue` tells so and `again` has it taken anew.
+- A job that has committed writes down what it had pinned (`committed`), which may be more than what lay there when its
+  run began. Whatever dies before that line leaves it to be done, and what was done twice is the same.
 - A task that ingests writes down what it has put there itself (`putting`): that is no arrival.
 """
 
@@ -26,7 +28,7 @@ from typing import TYPE_CHECKING
 from trilake.endpoints import PostgresEndpoint
 from trilake.errors import ConfigurationError
 from trilake.lake.data_set import RAW_BUCKET, DataSet
-from trilake.lake.window import MAX_PARTITIONS, Grain, Window, parse_partition, partition_name
+from trilake.lake.window import Grain, Window, parse_partition, partition_name
 from trilake.postgres import connect, lock_key
 
 if TYPE_CHECKING:
@@ -35,8 +37,14 @@ if TYPE_CHECKING:
 
 # A producer writes its files one after another: so long nothing new has come before they are taken for all.
 SETTLE_SECONDS = 60.0
+# A producer that is never quiet for that long: then they are taken as they are, and what comes later once more.
+MAX_WAIT_SECONDS = 900.0
+# What was taken and is not committed by then is told of: hardly a run takes longer, with all its tries.
+OVERDUE_AFTER = timedelta(days=1)
 # Each look lists the whole prefix, a request for a thousand objects.
 POLL_SECONDS = 30.0
+# What one run takes: a file that cannot be read holds up no more than this. The rest is the next one's.
+RUN_PARTITIONS: Mapping[Grain, int] = {"day": 31, "month": 12}
 # The first half of the advisory lock keys, beside the ledger's (0x7471, 0x7472).
 ARRIVAL_LOCKS = 0x7473
 _KEY = re.compile(r"([^/]+)/([^/]+)/(.*[^/])", re.DOTALL)
@@ -52,6 +60,11 @@ def grain_of(data_set: DataSet) -> Grain:
             hint="Arrivals are of partitions: give it a grain.",
         )
     return data_set.grain
+
+
+def run_name(dag_id: str, run_id: str) -> str:
+    """Names a run of Airflow among those of all DAGs: a run id is its DAG's own. Neither has a slash in it."""
+    return f"{dag_id}/{run_id}"
 
 
 def partition_of(data_set: DataSet, key: str) -> str | None:
@@ -79,11 +92,10 @@ def digest(objects: Iterable[Object]) -> str:
 class Listing:
     """What lies below the prefix of one partition.
 
-    :param newest: when the last of them came, by the store's clock.
+    :param objects: and when each of them came, by the store's clock.
     """
 
-    objects: frozenset[Object]
-    newest: datetime
+    objects: Mapping[Object, datetime]
 
     @property
     def digest(self) -> str:
@@ -92,32 +104,104 @@ class Listing:
     def without(self, key: str) -> frozenset[Object]:
         return frozenset(found for found in self.objects if found[0] != key)
 
+    def waits_since(self, taken: datetime | None) -> datetime:
+        """When the first of them came that came after this; of those that are gone nobody knows when."""
+        return min(at for at in self.objects.values() if taken is None or at > taken or at == self.newest)
+
+    @property
+    def newest(self) -> datetime:
+        return max(self.objects.values())
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a run took in hand of one partition, and when, by the database's clock.
+
+    :param awaited: a job is still to commit it.
+    """
+
+    digest: str
+    at: datetime
+    run: str
+    awaited: bool
+
+
+@dataclass(frozen=True)
+class Look:
+    """Who had what in hand, by partition, at one moment of the database's clock."""
+
+    at: datetime
+    taken: Mapping[str, Taken]
+
+
+@dataclass(frozen=True)
+class Overdue:
+    """What a run took in hand and no job has committed."""
+
+    data_set: str
+    partition: str
+    run: str
+    taken_at: datetime
+
+
+def overdue(lake: PostgresEndpoint, after: timedelta = OVERDUE_AFTER) -> list[Overdue]:
+    """What was taken longer ago than this and not committed since, of all data sets: the longest first."""
+    with connect(lake) as connection, connection.cursor() as ledger:
+        ledger.execute(
+            "SELECT data_set, partition, run_id, taken_at FROM arrivals WHERE awaited AND taken_at < now() - %s "
+            "ORDER BY taken_at, data_set, partition",
+            (after,),
+        )
+        return [Overdue(*row) for row in ledger.fetchall()]
+
+
+def again(lake: PostgresEndpoint, data_set: str, partition: str) -> None:
+    """Forget that somebody has this in hand: what lies there is due, for whichever run comes first.
+
+    :raises ConfigurationError: nobody has.
+    """
+    with connect(lake) as connection, connection.cursor() as ledger:
+        ledger.execute("DELETE FROM arrivals WHERE data_set = %s AND partition = %s", (data_set, partition))
+        if not ledger.rowcount:
+            raise ConfigurationError(
+                f"Nobody has {data_set} {partition} in hand.", hint="`trilake arrivals` lists what was taken."
+            )
+
 
 class Arrivals:
     """The arrivals of one data set.
 
+    A run's name is `run_name`'s, or what was given to a job that nobody's DAG started.
+
     :param lake: database ``lake``.
     :param settle_seconds: a partition is due when it has been quiet for so long.
+    :param max_wait_seconds: or when something has waited in it for so long, however busy it is.
     :raises ConfigurationError: the data set has no grain.
     """
 
     def __init__(
-        self, lake: PostgresEndpoint, client: S3Client, data_set: DataSet, *, settle_seconds: float = SETTLE_SECONDS
+        self,
+        lake: PostgresEndpoint,
+        client: S3Client,
+        data_set: DataSet,
+        *,
+        settle_seconds: float = SETTLE_SECONDS,
+        max_wait_seconds: float = MAX_WAIT_SECONDS,
     ) -> None:
         grain_of(data_set)
         self.lake = lake
         self.client = client
         self.data_set = data_set
         self.settle = timedelta(seconds=settle_seconds)
+        self.max_wait = timedelta(seconds=max_wait_seconds)
 
-    def due(self) -> dict[str, str]:
-        """The partitions that are due, oldest first, and the digest of each. One whose objects are gone is not."""
+    def due(self) -> dict[str, datetime | None]:
+        """The partitions that are due, oldest first, and when each was taken last. One that is empty is not."""
         # the ledger first: what is taken in between is seen as due, and whoever comes to take it sees that it is not
-        with connect(self.lake) as connection, connection.cursor() as ledger:
-            known = self._known(ledger)
-        return self._due(known)
+        known = self.look().taken
+        return {partition: known[partition].at if partition in known else None for partition in self._due(known)}
 
-    def take(self, run_id: str) -> Window | None:
+    def take(self, run: str) -> Window | None:
         """Take the oldest partitions that are due and follow each other in hand, for a run; None: there are none.
 
         Of two that come at once one gets them. A run that has taken some gets the same again.
@@ -125,7 +209,7 @@ class Arrivals:
         with self._locked() as ledger:
             ledger.execute(
                 "SELECT min(partition), max(partition) FROM arrivals WHERE data_set = %s AND run_id = %s",
-                (self.data_set.name, run_id),
+                (self.data_set.name, run),
             )
             first, last = ledger.fetchone() or (None, None)
             if first is not None:
@@ -134,45 +218,65 @@ class Arrivals:
             if not due:
                 return None
             stretch = self._stretch(list(due))
-            self._write(ledger, {partition: due[partition] for partition in stretch}, run_id)
+            self._write(ledger, {partition: due[partition].digest for partition in stretch}, run, awaited=True)
             return self.data_set.window(stretch[0], stretch[-1])
 
-    def take_window(self, window: Window, run_id: str) -> None:
+    def take_window(self, window: Window, run: str) -> None:
         """Take these partitions in hand, due or not: somebody asked for them."""
         with self._locked() as ledger:
             found = {p: listed.digest for p in window if (listed := self._list(p)[0].get(p))}
-            self._write(ledger, found, run_id)
+            self._write(ledger, found, run, awaited=True)
 
-    @contextmanager
-    def taking(self, run_id: str) -> Iterator[dict[str, list[Object]]]:
-        """Within the block a job lists its input, and puts it into what it is given, by partition: that is taken."""
-        pinned: dict[str, list[Object]] = {}
+    def look(self) -> Look:
+        """Who has what in hand. A job asks before it pins its input, and tells `committed` what it saw."""
+        with connect(self.lake) as connection, connection.cursor() as ledger:
+            ledger.execute("SELECT now()")
+            (at,) = ledger.fetchone() or ()
+            return Look(at, self._known(ledger))
+
+    def committed(self, pinned: Mapping[str, Iterable[Object]], seen: Look, run: str) -> None:
+        """A job has committed what it pinned, by partition: nobody needs to take that, and nobody waits for it.
+
+        Where another one has written since the job looked, its word stands. It may have been taken for objects that
+        the job did not see; and if it were not, one run too many does no harm.
+        """
         with self._locked() as ledger:
-            yield pinned
-            self._write(ledger, {partition: digest(objects) for partition, objects in pinned.items()}, run_id)
+            known = self._known(ledger)
+            ours = {p: digest(objects) for p, objects in pinned.items() if known.get(p) == seen.taken.get(p)}
+            self._write(ledger, ours, run, awaited=False, at=seen.at)
+
+    def done(self, run: str) -> None:
+        """Nobody waits for a commit of what this run took: its DAG makes something else of it."""
+        with self._locked() as ledger:
+            ledger.execute(
+                "UPDATE arrivals SET awaited = false WHERE data_set = %s AND run_id = %s", (self.data_set.name, run)
+            )
 
     @contextmanager
-    def putting(self, partition: str, key: str, run_id: str) -> Iterator[None]:
+    def putting(self, partition: str, key: str, run: str) -> Iterator[None]:
         """Within the block a task writes this object. Where that is all that changed, nothing has arrived.
 
         What others have put there and no run has taken stays due. So it does if the task dies within the block: then a
         run may be started that has nothing new to find.
         """
-        with connect(self.lake) as connection, connection.cursor() as ledger:
-            known = self._known(ledger).get(partition)
+        seen = self.look().taken.get(partition)
         before = self._list(partition)[0].get(partition)
         yield
-        if before is not None and known != before.digest:
+        if before is not None and (seen is None or seen.digest != before.digest):
             return
         with self._locked() as ledger:
             after = self._list(partition)[0].get(partition)
             others = before.without(key) if before else frozenset()
-            if after is not None and after.without(key) == others and self._known(ledger).get(partition) == known:
-                self._write(ledger, {partition: after.digest}, run_id)
+            if after is None or after.without(key) != others or self._known(ledger).get(partition) != seen:
+                return
+            if seen is None or not seen.awaited:
+                self._write(ledger, {partition: after.digest}, run, awaited=False)
+            else:  # whoever has it in hand keeps it: its next try finds its own, and if there is none that is told
+                self._write(ledger, {partition: after.digest}, seen.run, awaited=True, at=seen.at)
 
     def _stretch(self, due: Sequence[str]) -> list[str]:
-        """The first of them, and those that follow it without a gap: as many as a window may have."""
-        windows = [self.data_set.window(partition) for partition in due[:MAX_PARTITIONS]]
+        """The first of them, and those that follow it without a gap: as many as one run takes."""
+        windows = [self.data_set.window(partition) for partition in due[: RUN_PARTITIONS[grain_of(self.data_set)]]]
         follows = takewhile(lambda two: two[0].stop == two[1].start, pairwise(windows))
         return [due[0], *(str(window) for _, window in follows)]
 
@@ -185,29 +289,41 @@ class Arrivals:
             ledger.execute("SELECT pg_advisory_xact_lock(%s, %s)", (ARRIVAL_LOCKS, lock_key(self.data_set.name)))
             yield ledger
 
-    def _known(self, ledger: Cursor) -> dict[str, str]:
-        ledger.execute("SELECT partition, digest FROM arrivals WHERE data_set = %s", (self.data_set.name,))
-        return dict(ledger.fetchall())
+    def _known(self, ledger: Cursor) -> dict[str, Taken]:
+        ledger.execute(
+            "SELECT partition, digest, taken_at, run_id, awaited FROM arrivals WHERE data_set = %s",
+            (self.data_set.name,),
+        )
+        return {partition: Taken(*taken) for partition, *taken in ledger.fetchall()}
 
-    def _write(self, ledger: Cursor, digests: Mapping[str, str], run_id: str) -> None:
+    def _write(
+        self, ledger: Cursor, digests: Mapping[str, str], run: str, *, awaited: bool, at: datetime | None = None
+    ) -> None:
         ledger.executemany(
-            "INSERT INTO arrivals (data_set, partition, digest, run_id) VALUES (%s, %s, %s, %s) "
-            "ON CONFLICT (data_set, partition) DO UPDATE SET (digest, run_id, taken_at) = "
-            "(EXCLUDED.digest, EXCLUDED.run_id, now())",
-            [(self.data_set.name, partition, found, run_id) for partition, found in digests.items()],
+            "INSERT INTO arrivals (data_set, partition, digest, run_id, awaited, taken_at) "
+            "VALUES (%s, %s, %s, %s, %s, coalesce(%s, now())) "
+            "ON CONFLICT (data_set, partition) DO UPDATE SET (digest, run_id, awaited, taken_at) = "
+            "(EXCLUDED.digest, EXCLUDED.run_id, EXCLUDED.awaited, EXCLUDED.taken_at)",
+            [(self.data_set.name, partition, found, run, awaited, at) for partition, found in digests.items()],
         )
 
     # --- the store
 
-    def _due(self, known: Mapping[str, str]) -> dict[str, str]:
+    def _due(self, known: Mapping[str, Taken]) -> dict[str, Listing]:
         listed, now = self._list()
-        changed = {p: found for p, found in sorted(listed.items()) if found.digest != known.get(p)}
-        return {p: found.digest for p, found in changed.items() if now - found.newest >= self.settle}
+
+        def waited(found: Listing, taken: Taken | None) -> bool:
+            return now - found.newest >= self.settle or (
+                now - found.waits_since(taken.at if taken else None) >= self.max_wait
+            )
+
+        changed = {p: found for p, found in sorted(listed.items()) if p not in known or found.digest != known[p].digest}
+        return {p: found for p, found in changed.items() if waited(found, known.get(p))}
 
     def _list(self, partition: str = "") -> tuple[dict[str, Listing], datetime]:
         """What lies there, by partition (or in one), and the store's time."""
         prefix = self.data_set.raw_key(partition) if partition else f"{self.data_set.name}/"
-        objects: dict[str, list[tuple[Object, datetime]]] = {}
+        objects: dict[str, dict[Object, datetime]] = {}
         now = datetime.now(UTC)
         for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=RAW_BUCKET, Prefix=prefix):
             if date := page["ResponseMetadata"]["HTTPHeaders"].get("date"):
@@ -215,8 +331,5 @@ class Arrivals:
             for item in page.get("Contents", ()):
                 if found := partition_of(self.data_set, item["Key"]):
                     one = (item["Key"], item["ETag"].strip('"'), item["Size"])
-                    objects.setdefault(found, []).append((one, item["LastModified"]))
-        return {
-            name: Listing(frozenset(one for one, _ in some), max(at for _, at in some))
-            for name, some in objects.items()
-        }, now
+                    objects.setdefault(found, {})[one] = item["LastModified"]
+        return {name: Listing(some) for name, some in objects.items()}, now

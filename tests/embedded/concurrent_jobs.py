@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import secrets
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 from trilake import s3
+from trilake.arrivals import Arrivals, overdue
 from trilake.endpoints import Endpoints
 from trilake.lake import DataSet
 from trilake.spark.job import Job, OvertakenError
@@ -38,14 +40,24 @@ def main(jars: Path) -> None:
         spark.catalog.refreshTable(f"lake.{data_set.curated}")
         return sorted(row.k for row in job.table(data_set).collect())
 
+    arrivals = Arrivals(endpoints.lake, store, data_set, settle_seconds=0)
+
+    def hands() -> list[object]:
+        """The months that are due, and those that a run took and none has committed."""
+        waits = [one.partition for one in overdue(endpoints.lake, timedelta()) if one.data_set == data_set.name]
+        return [list(arrivals.due()), waits]
+
     told: dict[str, object] = {"refused": None}
     land("a.csv", 1)
+    arrivals.take("slow")
     slow = start("slow")
     early = slow.read(SCHEMA)
     land("b.csv", 2)
     quick = start("quick")
     late = quick.read(SCHEMA)
+    told["when both have read"] = hands()
     quick.commit(late.rows, late)
+    told["when the quick one has committed"] = hands()
     try:
         slow.commit(early.rows, early)
     except OvertakenError as e:
@@ -53,7 +65,9 @@ def main(jars: Path) -> None:
     told["after the slow run"] = rows(quick)
     again = start("again")
     batch = again.read(SCHEMA)
+    land("c.csv", 1)
     again.commit(batch.rows, batch)
+    told["when more has come before a commit"] = hands()
     told["after another run"] = rows(again)
     for table in (data_set.curated, data_set.quarantine):
         spark.sql(f"DROP TABLE lake.{table} PURGE")

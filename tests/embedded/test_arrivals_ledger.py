@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowSkipException
 from transfer_task import connect_airflow, context, make
 
 from trilake import s3
-from trilake.arrivals import Arrivals
+from trilake.arrivals import Arrivals, again, overdue
 from trilake.endpoints import Endpoints
+from trilake.errors import ConfigurationError
 from trilake.lake import DataSet
 from trilake.lake.data_set import RAW_BUCKET
 from trilake.operators.arrivals import TakeArrivalsOperator
+from trilake.postgres import connect
 from trilake.transfers.source_to_s3 import SourceToS3Operator
 from trilake.triggers.arrivals import ArrivalsTrigger
 
@@ -66,6 +71,15 @@ def test_months_with_a_gap_between_them_are_a_run_each_and_the_gap_is_none(arriv
     assert taken(arrivals, "one") == ["2013-01"]
     assert taken(arrivals, "two") == ["2013-03"]
     assert taken(arrivals, "three") == []
+
+
+def test_many_months_that_arrive_together_are_shared_among_runs(arrivals: Arrivals, drop: Any) -> None:
+    months = arrivals.data_set.window("2013-01", "2014-02").partitions
+    for partition in months:
+        drop(partition)
+    assert taken(arrivals, "one") == months[:12]
+    assert taken(arrivals, "one") == months[:12]
+    assert taken(arrivals, "two") == months[12:]
 
 
 def test_a_folder_with_a_wrong_year_keeps_no_other_month_waiting(arrivals: Arrivals, drop: Any) -> None:
@@ -125,6 +139,27 @@ def test_a_month_is_not_due_before_it_has_been_quiet(endpoints: Endpoints, arriv
     assert list(arrivals.due()) == ["2013-01"]
 
 
+def test_a_month_that_is_never_quiet_is_due_when_something_has_waited_for_long_enough(
+    endpoints: Endpoints, arrivals: Arrivals, drop: Any
+) -> None:
+    """The store tells whole seconds: what came within one is not told apart."""
+    busy = Arrivals(endpoints.lake, arrivals.client, arrivals.data_set, settle_seconds=600, max_wait_seconds=6)
+
+    def is_due_when_it_has_waited(run: str) -> None:
+        since, number = time.monotonic(), 0
+        while busy.due() == {}:
+            assert time.monotonic() - since < 60, "it is never due"
+            drop("2013-01", f"{run} {(number := number + 1)}.csv")
+            time.sleep(0.5)
+        assert time.monotonic() - since > 4, "it has hardly waited"
+        assert taken(busy, run) == ["2013-01"]
+
+    is_due_when_it_has_waited("one")
+    time.sleep(1.1)
+    assert busy.due() == {}
+    is_due_when_it_has_waited("two")
+
+
 def test_what_lies_below_no_month_is_due_of_none(arrivals: Arrivals, drop: Any) -> None:
     drop("2013-1")
     drop("2013-01-01")
@@ -133,30 +168,127 @@ def test_what_lies_below_no_month_is_due_of_none(arrivals: Arrivals, drop: Any) 
     assert arrivals.due() == {}
 
 
-def test_what_a_job_pinned_is_taken_and_what_came_after_it_is_due(arrivals: Arrivals, drop: Any) -> None:
+class JobRun:
+    """A job as the ledger sees it: it looks and pins at its beginning, and may commit."""
+
+    def __init__(self, arrivals: Arrivals, run: str) -> None:
+        self.arrivals, self.run, self.seen = arrivals, run, arrivals.look()
+        self.pinned = {p: list(found.objects) for p, found in arrivals._list()[0].items()}
+
+    def commit(self) -> None:
+        self.arrivals.committed(self.pinned, self.seen, self.run)
+
+
+def awaited(arrivals: Arrivals) -> list[tuple[str, str]]:
+    found = overdue(arrivals.lake, timedelta())
+    return [(one.partition, one.run) for one in found if one.data_set == arrivals.data_set.name]
+
+
+def test_what_a_job_committed_is_nobodys_any_more_and_what_came_after_its_look_is_due(
+    arrivals: Arrivals, drop: Any
+) -> None:
     """Also what came between the run's beginning and the job's look: it needs no run of its own."""
     drop("2013-01")
     taken(arrivals, "run")
     drop("2013-01", "b.csv")
-    with arrivals.taking("run") as pinned:
-        listed, _ = arrivals._list("2013-01")
-        pinned["2013-01"] = list(listed["2013-01"].objects)
-    assert arrivals.due() == {}
+    job = JobRun(arrivals, "run")
+    assert list(arrivals.due()) == ["2013-01"], "a job that has only read has taken nothing"
+    assert awaited(arrivals) == [("2013-01", "run")]
+    job.commit()
+    assert (arrivals.due(), awaited(arrivals)) == ({}, [])
+    assert taken(arrivals, "run") == ["2013-01"], "a run that is cleared finds its own"
     drop("2013-01", "c.csv")
     assert list(arrivals.due()) == ["2013-01"]
 
 
-def test_a_job_that_cannot_pin_its_input_takes_nothing(arrivals: Arrivals, drop: Any) -> None:
+def test_what_came_while_a_job_worked_is_due_when_it_has_committed(arrivals: Arrivals, drop: Any) -> None:
     drop("2013-01")
+    job = JobRun(arrivals, "by hand")
+    drop("2013-01", "b.csv")
+    job.commit()
+    assert taken(arrivals, "another") == ["2013-01"]
 
-    def job() -> None:
-        with arrivals.taking("run") as pinned:
-            pinned["2013-01"] = []
-            raise RuntimeError
 
-    with pytest.raises(RuntimeError):
-        job()
-    assert list(arrivals.due()) == ["2013-01"]
+def test_a_job_that_died_before_it_told_of_its_commit_is_awaited_until_it_did_so_again(
+    arrivals: Arrivals, drop: Any
+) -> None:
+    drop("2013-01")
+    taken(arrivals, "run")
+    JobRun(arrivals, "run")
+    assert awaited(arrivals) == [("2013-01", "run")]
+    JobRun(arrivals, "run").commit()
+    assert awaited(arrivals) == []
+
+
+@pytest.mark.parametrize("more", [False, True])
+def test_what_another_run_took_while_a_job_worked_stays_that_ones(arrivals: Arrivals, drop: Any, more: bool) -> None:
+    drop("2013-01")
+    job = JobRun(arrivals, "by hand")
+    if more:
+        drop("2013-01", "b.csv")
+    assert taken(arrivals, "another") == ["2013-01"]
+    job.commit()
+    assert awaited(arrivals) == [("2013-01", "another")]
+    assert taken(arrivals, "another") == ["2013-01"]
+    JobRun(arrivals, "another").commit()
+    assert (arrivals.due(), awaited(arrivals)) == ({}, [])
+
+
+def test_of_two_jobs_that_meet_the_later_word_is_never_for_files_that_nobody_committed(
+    arrivals: Arrivals, drop: Any
+) -> None:
+    """The first has committed and is slow to say so; the second one, which saw less then, has committed on top."""
+    drop("2013-01")
+    drop("2013-01", "b.csv")
+    first = JobRun(arrivals, "first")
+    key = arrivals.data_set.raw_key("2013-01", "b.csv")
+    arrivals.client.delete_object(Bucket=RAW_BUCKET, Key=key)
+    JobRun(arrivals, "second").commit()
+    drop("2013-01", "b.csv")
+    first.commit()
+    assert taken(arrivals, "third") == ["2013-01"], "what is shown has no b.csv"
+
+
+def test_an_ingest_into_what_a_run_has_in_hand_takes_it_from_nobody(arrivals: Arrivals, drop: Any) -> None:
+    drop("2013-01")
+    taken(arrivals, "run")
+    with arrivals.putting("2013-01", arrivals.data_set.raw_key("2013-01", "own.csv"), "ingest"):
+        drop("2013-01", "own.csv")
+    assert arrivals.due() == {}
+    assert awaited(arrivals) == [("2013-01", "run")]
+    assert taken(arrivals, "run") == ["2013-01"]
+
+
+def test_a_dag_that_commits_nothing_says_that_nobody_waits(arrivals: Arrivals, drop: Any) -> None:
+    drop("2013-01")
+    drop("2013-03")
+    assert [taken(arrivals, "one"), taken(arrivals, "two")] == [["2013-01"], ["2013-03"]]
+    arrivals.done("one")
+    assert (arrivals.due(), awaited(arrivals)) == ({}, [("2013-03", "two")])
+
+
+def test_what_a_run_left_that_was_deleted_is_told_and_made_due_again(
+    platform: Any, arrivals: Arrivals, drop: Any
+) -> None:
+    drop("2013-01")
+    taken(arrivals, "orders/deleted")
+    name = arrivals.data_set.name
+
+    def told(*options: str) -> list[dict[str, Any]]:
+        found = json.loads(platform.trilake("arrivals", "--json", *options).stdout)
+        return [one for one in found if one["data_set"] == name]
+
+    assert told() == [], "a run may take a day"
+    with connect(arrivals.lake) as connection, connection.cursor() as cursor:
+        cursor.execute("UPDATE arrivals SET taken_at = now() - interval '25 hours' WHERE data_set = %s", (name,))
+    (one,) = told()
+    assert (one["partition"], one["run"]) == ("2013-01", "orders/deleted")
+    assert arrivals.due() == {}
+    platform.trilake("arrivals", "--again", f"{name}/2013-01")
+    assert told("--hours", "0") == []
+    assert taken(arrivals, "next") == ["2013-01"]
+    with pytest.raises(ConfigurationError, match="Nobody has"):
+        again(arrivals.lake, name, "2013-02")
 
 
 def test_what_airflow_ingests_itself_is_no_arrival(
@@ -231,6 +363,26 @@ def test_the_task_says_its_window_or_skips_the_run(
     drop("2013-01", "b.csv")
     assert run("by hand", start="2013-01", end="2013-01") == {"start": "2013-01", "end": "2013-01"}
     assert arrivals.due() == {}, "what was asked for by hand is taken too"
+
+
+def test_runs_of_one_id_of_two_dags_are_two(
+    platform: Any, monkeypatch: pytest.MonkeyPatch, orders: DataSet, arrivals: Arrivals, drop: Any
+) -> None:
+    connect_airflow(monkeypatch, platform.env)
+
+    def run(dag_id: str) -> Any:
+        with DAG(dag_id, schedule=None):
+            task = TakeArrivalsOperator(task_id="take", data_set=orders, settle_seconds=0)
+        known = context("same")
+        known["ti"].dag_id = dag_id
+        task.render_template_fields(known)
+        return task.execute(known)
+
+    drop("2013-01")
+    assert run("one") == {"start": "2013-01", "end": "2013-01"}
+    drop("2013-03")
+    assert run("two") == {"start": "2013-03", "end": "2013-03"}
+    assert run("one") == {"start": "2013-01", "end": "2013-01"}
 
 
 def test_the_watcher_tells_once_what_is_due_and_again_when_that_changes_whoever_is_away(

@@ -32,3 +32,7 @@ def test_a_run_that_pinned_its_input_earlier_cannot_replace_one_that_knew_more(p
     assert "while run slow was at work" in told["refused"]
     assert told["after the slow run"] == [1, 2]
     assert told["after another run"] == [1, 2]
+    # what was only read is in nobody's hands
+    assert told["when both have read"] == [["2013-01"], ["2013-01"]]
+    assert told["when the quick one has committed"] == [[], []]
+    assert told["when more has come before a commit"] == [["2013-01"], []]

@@ -179,7 +179,7 @@ def test_the_snapshot_says_which_run_made_it_and_what_became_of_every_row(platfo
     counts = json.loads(summary[COUNTS_PROPERTY])
     assert list(counts) == YEAR.partitions
     assert sum(count["rows_in"] for count in counts.values()) == 336_776
-    assert summary["trilake.run"].startswith("manual__")
+    assert summary["trilake.run"].startswith("flights/manual__")
 
 
 @pytest.mark.full

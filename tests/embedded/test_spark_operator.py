@@ -85,7 +85,7 @@ def test_a_job_runs_and_its_result_and_log_come_back(
     assert (labels["trilake/dag"], labels["trilake/task"]) == ("flights", "curate")
     own = spec["arguments"][spec["arguments"].index("--") + 1 :]
     assert own == [
-        *("--run", task.run_id, "--data-set", FLIGHTS.to_json(), "--start", "2013-01", "--end", "2013-03"),
+        *("--run", f"flights/{task.run_id}", "--data-set", FLIGHTS.to_json(), "--start", "2013-01", "--end", "2013-03"),
         *("print", "counting", "print", "counting more"),
         *("--result", f"s3://artifacts/runs/{name}/result.json"),
     ]

@@ -40,6 +40,12 @@ def test_a_window_has_every_partition_of_its_days_once(grain: Grain, first: date
     assert [parse_partition(grain, name) for name in window][-1] == window.end
 
 
+@pytest.mark.parametrize(("grain", "last"), [("month", "9999-11"), ("day", "9999-12-30")])
+def test_the_last_partition_that_there_can_be_is_one(grain: Grain, last: str) -> None:
+    window = Window.parse(grain, last)
+    assert (window.partitions, window.stop > window.end) == ([last], True)
+
+
 @pytest.mark.parametrize(
     ("grain", "start", "end", "says"),
     [
@@ -48,6 +54,10 @@ def test_a_window_has_every_partition_of_its_days_once(grain: Grain, first: date
         ("month", "", None, "is not a month"),
         ("day", "2013-02", None, "Write it like 2013-02-28"),
         ("day", "2013-02-30", None, "is not a day"),
+        ("month", "9999-12", None, "'9999-12' cannot be a partition"),
+        ("month", "9999-12-01", None, "no date comes after it"),
+        ("month", "9999-11", "9999-12", "'9999-12' cannot be a partition"),
+        ("day", "9999-12-31", None, "'9999-12-31' cannot be a partition"),
         ("month", "2013-02", "2013-01", "ends before it starts"),
         ("day", "1913-01-01", "2013-01-01", "more than 3660"),
     ],

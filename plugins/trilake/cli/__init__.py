@@ -203,6 +203,20 @@ def migrate(
 
 
 @app.command()
+def arrivals(
+    hours: Annotated[float, typer.Option("--hours", help="Taken longer ago than this.", min=0)] = 24,
+    again: Annotated[
+        str, typer.Option("--again", metavar="DATA_SET/PARTITION", help="Forget who took this: it is due again.")
+    ] = "",
+    json: Json = False,
+) -> None:
+    """Show files that a run took in hand and no job has committed."""
+    from trilake.cli import ledger
+
+    ledger.arrivals(_endpoints(), hours=hours, again=again, as_json=json)
+
+
+@app.command()
 def publications(
     finish: Annotated[bool, typer.Option("--finish", help="Complete what was decided.")] = False,
     clean: Annotated[bool, typer.Option("--clean", help="Drop what dead publishers left behind.")] = False,

@@ -6,8 +6,10 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import trilake.arrivals
 from trilake.clickhouse.cluster import Cluster
 from trilake.clickhouse.ledger import Ledger
 from trilake.clickhouse.publication import Publisher
@@ -44,6 +46,23 @@ def publications(endpoints: Endpoints, *, finish: bool, clean: bool, as_json: bo
         "decided_at",
     )
     _print(columns, rows, as_json=as_json)
+
+
+def arrivals(endpoints: Endpoints, *, hours: float, again: str, as_json: bool) -> None:
+    """Show what a run took in hand longer ago and no job has committed; or have one partition taken anew."""
+    if again:
+        data_set, _, partition = again.partition("/")
+        trilake.arrivals.again(endpoints.lake, data_set, partition)
+        print(f"{again} is due again, if files lie there", file=sys.stderr)
+        return
+    rows = [asdict(one) for one in trilake.arrivals.overdue(endpoints.lake, timedelta(hours=hours))]
+    _print(("data_set", "partition", "run", "taken_at"), rows, as_json=as_json)
+    if rows:
+        print(
+            "Clear the run in Airflow. If it is gone, or will never commit: trilake arrivals --again "
+            f"{rows[0]['data_set']}/{rows[0]['partition']}",
+            file=sys.stderr,
+        )
 
 
 def migrate(endpoints: Endpoints, sql_folder: Path, *, dry_run: bool, wait: int = 0, as_json: bool) -> None:

@@ -17,6 +17,8 @@ MAX_PARTITIONS = 3_660
 
 _FORM = {"day": re.compile(r"\d{4}-\d{2}-\d{2}"), "month": re.compile(r"\d{4}-\d{2}(-\d{2})?")}
 _EXAMPLE = {"day": "2013-02-28", "month": "2013-02"}
+# Dates end here, and a window is bounded by the first day after it.
+_LAST = {"day": "9999-12-31", "month": "9999-12"}
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def partition_name(grain: Grain, day: date) -> str:
 def parse_partition(grain: Grain, text: str) -> date:
     """The first day of the partition that `text` names or lies in.
 
-    :raises ConfigurationError: it is no such date.
+    :raises ConfigurationError: it is no such date, or none comes after it.
     """
     text = text.strip()
     try:
@@ -90,6 +92,10 @@ def parse_partition(grain: Grain, text: str) -> date:
         day = date.fromisoformat(text if len(text) == 10 else f"{text}-01")
     except ValueError:
         raise ConfigurationError(f"{text!r} is not a {grain}.", hint=f"Write it like {_EXAMPLE[grain]}.") from None
+    if text.startswith(_LAST[grain]):
+        raise ConfigurationError(
+            f"{text!r} cannot be a partition: no date comes after it.", hint="Is it a placeholder for 'never'?"
+        )
     return day.replace(day=1) if grain == "month" else day
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowSkipException
 
-from trilake.arrivals import SETTLE_SECONDS
+from trilake.arrivals import SETTLE_SECONDS, run_name
 from trilake.hooks.lake import LakeHook
 from trilake.lake.window import partition_name
 from trilake.operators.window import WindowedOperator
@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 class TakeArrivalsOperator(WindowedOperator):
     """Takes partitions in hand that have new, changed or late files below ``s3://raw/<data set>/``, for this run.
 
-    It takes the oldest that are due and those that follow it without a gap: one recomputation for all of them. What is
-    left is told again by the watcher, and is the next run's. Where nothing is due (another run has it), the run is
-    skipped. Give ``output["start"]`` and ``output["end"]`` to the tasks that follow. A run with the param ``start``
-    takes that window instead, due or not.
+    It takes the oldest that are due and those that follow it without a gap, 12 months or 31 days of them: one
+    recomputation for all. What is left is told again by the watcher, and is the next run's. Where nothing is due
+    (another run has it), the run is skipped. Give ``output["start"]`` and ``output["end"]`` to the tasks that follow. A
+    run with the param ``start`` takes that window instead, due or not.
 
-    What a run took is its own: if a later task fails, clear it. See `trilake.arrivals`.
+    What a run took is its own: if a later task fails, clear it. `trilake arrivals` lists what was never committed. See
+    `trilake.arrivals`.
 
     XCom has ``start`` and ``end``, the first and the last partition.
 
@@ -50,11 +51,11 @@ class TakeArrivalsOperator(WindowedOperator):
     def execute(self, context: Context) -> dict[str, str]:
         """:raises AirflowSkipException: nothing is due."""
         arrivals = LakeHook().arrivals(self.data_set, settle_seconds=self.settle_seconds)
-        run_id = str(context["run_id"])
+        run = run_name(context["ti"].dag_id, str(context["run_id"]))
         if self.start:
             window = self.window(context)
-            arrivals.take_window(window, run_id)
-        elif (due := arrivals.take(run_id)) is None:
+            arrivals.take_window(window, run)
+        elif (due := arrivals.take(run)) is None:
             raise AirflowSkipException(f"Nothing has arrived for {self.data_set.name} that no other run has taken.")
         else:
             window = due

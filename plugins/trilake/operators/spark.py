@@ -19,6 +19,7 @@ from airflow.sdk.exceptions import AirflowException
 from kubernetes_asyncio.client.exceptions import ApiException
 
 from trilake import s3
+from trilake.arrivals import run_name
 from trilake.assets import published
 from trilake.endpoints import KUBERNETES_CONNECTION, S3_CONNECTION, S3Endpoint
 from trilake.errors import ConfigurationError, TrilakeError
@@ -315,7 +316,7 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
         ).manifest()
 
     def _arguments(self, context: Context) -> list[str]:
-        arguments = ["--run", str(context["run_id"])]
+        arguments = ["--run", run_name(context["ti"].dag_id, str(context["run_id"]))]
         if self.data_set is not None:
             arguments += ["--data-set", self.data_set.to_json()]
             if self.data_set.grain is not None:

@@ -22,7 +22,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 from trilake import s3
-from trilake.arrivals import Arrivals
+from trilake.arrivals import Arrivals, Look, Object
 from trilake.endpoints import Endpoints
 from trilake.errors import ConfigurationError, CountMismatchError, TrilakeError
 from trilake.lake import DataSet, Window
@@ -153,6 +153,8 @@ class Job:
         self.spark = spark or build_session(self.endpoints, f"{self.data_set.name} {self.window}")
         self.spark.sparkContext.setLogLevel("WARN")
         self._batches: list[Batch] = []
+        self._pinned: dict[str, list[Object]] = {}
+        self._seen: Look | None = None
         self._committed: Commit | None = None
         self._opened = ExitStack()
         self._told: dict[str, Any] = {}
@@ -226,14 +228,19 @@ class Job:
         return batch
 
     def _pin(self, data_set: DataSet) -> tuple[inputs.Input, ...]:
-        if self.rehearsal or data_set != self.data_set:
+        if self.rehearsal or data_set != self.data_set or self._seen:
             return inputs.pin(self._s3, data_set, self.window)
-        # what this run works on has no need to start another one for its arrival
-        with Arrivals(self.endpoints.lake, self._s3, data_set).taking(self.run_id) as taken:
-            pinned = inputs.pin(self._s3, data_set, self.window)
-            for item in pinned:
-                taken.setdefault(item.partition, []).append((item.key, item.etag.strip('"'), item.size))
+        # what this run commits has no need to start another one for its arrival: of several reads, what the first saw.
+        # Asked before it looks: who takes a partition after that may have seen more
+        self._seen = self._arrivals.look()
+        pinned = inputs.pin(self._s3, data_set, self.window)
+        for item in pinned:
+            self._pinned.setdefault(item.partition, []).append((item.key, item.etag.strip('"'), item.size))
         return pinned
+
+    @cached_property
+    def _arrivals(self) -> Arrivals:
+        return Arrivals(self.endpoints.lake, self._s3, self.data_set)
 
     def table(self, data_set: DataSet) -> DataFrame:
         """The curated rows of a data set, as of now."""
@@ -351,6 +358,8 @@ class Job:
                 hint="Nothing was committed. Run it again if its input is newer.",
             ) from e
         commit = self._verify(token, counts)
+        if self._seen:
+            self._arrivals.committed(self._pinned, self._seen, self.run_id)
         self._base = commit.snapshot_id
         log.warning("Committed snapshot %s of %s: %s", commit.snapshot_id, commit.table, _totals(counts))
         self._committed = commit
@@ -496,7 +505,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data-set", required=True, help="what it makes, as DataSet.to_json() tells it")
     parser.add_argument("--start", required=True, help="the first partition, such as 2013-02")
     parser.add_argument("--end", default="", help="the last partition; by default the first")
-    parser.add_argument("--run", default="by hand", help="the run that the snapshot's properties name")
+    parser.add_argument("--run", default="by hand", help="the run that the snapshot's properties name, such as DAG/RUN")
     parser.add_argument("--result", default="", help="s3:// address for what was committed, as JSON")
     parser.add_argument("--rehearse", default="", help="commit nothing: leave what would be committed in this folder")
     parser.add_argument("--limit", type=int, default=0, help="of a rehearsal: lines of each partition; 0: all")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from trilake.arrivals import run_name
 from trilake.assets import landed
 from trilake.endpoints import OLTP_CONNECTION, PostgresEndpoint
 from trilake.errors import ConfigurationError
@@ -80,7 +81,7 @@ class PostgresToS3Operator(WindowedOperator, ProjectOperator):
                 one = data_set.window(partition)
                 bound = {**(self.parameters or {}), "start": one.start, "stop": one.stop}
                 key = data_set.raw_key(partition, self.file_name)
-                with arrivals.putting(partition, key, str(context["run_id"])):
+                with arrivals.putting(partition, key, run_name(context["ti"].dag_id, str(context["run_id"]))):
                     done = extract(cursor, self.sql, bound, client, RAW_BUCKET, key, file_format=self.file_format)
                 written[partition] = asdict(done)
                 self.log.info("s3://%s/%s: %s rows, %s bytes", RAW_BUCKET, key, done.rows, done.bytes)

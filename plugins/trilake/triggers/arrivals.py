@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from datetime import datetime
 from typing import Any
 
 from airflow.sdk import BaseHook
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 from trilake import s3
-from trilake.arrivals import POLL_SECONDS, SETTLE_SECONDS, Arrivals
+from trilake.arrivals import POLL_SECONDS, SETTLE_SECONDS, Arrivals, Overdue, overdue
 from trilake.endpoints import LAKE_CONNECTION, S3_CONNECTION, PostgresEndpoint, S3Endpoint
 from trilake.lake.data_set import DataSet
 
@@ -61,15 +62,24 @@ class ArrivalsTrigger(BaseEventTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         data_set = DataSet.from_json(self.data_set)
-        told: dict[str, str] = {}
+        told: dict[str, datetime | None] = {}
         told_at = 0.0
+        left: list[Overdue] = []
         while True:
             try:
-                due = await self._due(data_set)
+                due, late = await self._look(data_set)
             except Exception as e:
                 # a store or a database that is away is asked again: a watcher that ends watches nothing
                 self.log.warning("The arrivals of %s cannot be seen for now: %s", data_set.name, e)
             else:
+                if late != left:
+                    for one in late:
+                        self.log.warning(
+                            "Run %s took %s %s and has not committed it: clear it, or if it is gone `trilake arrivals "
+                            "--again %s/%s`", one.run, one.data_set, one.partition, one.data_set, one.partition,
+                        )  # fmt: skip
+                    left = late
+                # others, or fewer: who took those left these. One that only goes on changing was told
                 if due and (due != told or time.monotonic() - told_at >= REMIND_SECONDS):
                     self.log.info("Due of %s: %s", data_set.name, ", ".join(due))
                     yield TriggerEvent({"data_set": data_set.name, "partitions": list(due)})  # type: ignore[no-untyped-call]
@@ -77,11 +87,13 @@ class ArrivalsTrigger(BaseEventTrigger):
                 told = due
             await asyncio.sleep(self.poll_interval)
 
-    async def _due(self, data_set: DataSet) -> dict[str, str]:
+    async def _look(self, data_set: DataSet) -> tuple[dict[str, datetime | None], list[Overdue]]:
+        """What is due, and what was taken long ago and never committed."""
         lake = PostgresEndpoint.from_connection(await BaseHook.aget_connection(self.lake_conn_id))
         store = S3Endpoint.from_connection(await BaseHook.aget_connection(self.s3_conn_id))
 
-        def look() -> dict[str, str]:
-            return Arrivals(lake, s3.client(store), data_set, settle_seconds=self.settle_seconds).due()
+        def look() -> tuple[dict[str, datetime | None], list[Overdue]]:
+            due = Arrivals(lake, s3.client(store), data_set, settle_seconds=self.settle_seconds).due()
+            return due, [one for one in overdue(lake) if one.data_set == data_set.name]
 
         return await asyncio.to_thread(look)
