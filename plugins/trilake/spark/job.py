@@ -153,6 +153,8 @@ class Job:
         self.spark = spark or build_session(self.endpoints, f"{self.data_set.name} {self.window}")
         self.spark.sparkContext.setLogLevel("WARN")
         self._batches: list[Batch] = []
+        # those of them that no commit has verified and quarantined
+        self._unsettled: list[Batch] = []
         self._committed: Commit | None = None
         self._opened = ExitStack()
         self._told: dict[str, Any] = {}
@@ -223,6 +225,7 @@ class Job:
         )
         batch = Batch(data_set, pinned, distinct.select(f"{ROW}.*"), parsed, distinct, header)
         self._batches.append(batch)
+        self._unsettled.append(batch)
         return batch
 
     def _pin(self, data_set: DataSet) -> tuple[inputs.Input, ...]:
@@ -291,9 +294,21 @@ class Job:
         """Write rows to a table of PostgreSQL, in one transaction: all of it is replaced; or, with `date`, the rows of
         the job's window; or rows are merged by `key`. See `trilake.spark.postgres.write_postgres`.
 
+        What was read and not committed is verified first, as `commit` does, whatever the rows are made of.
+
         The result has the counts below ``postgres``, by the table's name.
+
+        :raises trilake.spark.inputs.InputError: an input changed, or a line is too long; or lines were refused, and no
+            commit has quarantined them. Nothing was written.
+        :raises ConfigurationError: of a rehearsal, which writes nothing.
         """
-        written = write_postgres(frame, table, date=date, window=self.window if date else None, key=key)
+        if self.rehearsal:
+            raise ConfigurationError(
+                f"Run {self.run_id} writes to PostgreSQL ({table}) before its commit, where a rehearsal ends.",
+                hint="Call commit first: what comes after it is not rehearsed.",
+            )
+        window = self.window if date else None
+        written = write_postgres(frame, table, date=date, window=window, key=key, check=self._check_unsettled)
         log.warning("Wrote %s rows to %s", written.rows, table)
         self._tell("postgres", {table: vars(written)})
         return written
@@ -321,9 +336,7 @@ class Job:
         for partition, count in counts.items():
             if batch is not None:
                 count.check(f"{data_set.name} {partition}")
-        for read in self._batches:
-            inputs.check_unchanged(self._s3, read.inputs)
-            inputs.check_whole(read.inputs, read.read_bytes(), header_bytes=len(read.header.encode()) + 1)
+        self._check_inputs(self._batches)
         for read in self._batches:
             self._quarantine(read)
         self._create(data_set, curated.schema)
@@ -352,6 +365,7 @@ class Job:
             ) from e
         commit = self._verify(token, counts)
         self._base = commit.snapshot_id
+        self._unsettled = []
         log.warning("Committed snapshot %s of %s: %s", commit.snapshot_id, commit.table, _totals(counts))
         self._committed = commit
         self._told |= {
@@ -362,6 +376,30 @@ class Job:
         }
         self._tell("counts", {name: vars(count) for name, count in counts.items()})
         return commit
+
+    def _check_inputs(self, batches: Sequence[Batch]) -> None:
+        """:raises trilake.spark.inputs.InputError: what was read is not what was pinned, or not all of it."""
+        for read in batches:
+            size = read.read_bytes()  # first: it may read what nobody has asked for so far
+            inputs.check_unchanged(self._s3, read.inputs)
+            inputs.check_whole(read.inputs, size, header_bytes=len(read.header.encode()) + 1)
+
+    def _check_unsettled(self) -> None:
+        """As a commit does, but that quarantines what was refused: with nothing committed beside it, it is an error.
+
+        :raises trilake.spark.inputs.InputError: see `write_postgres`.
+        """
+        from pyspark.sql import functions as F
+
+        self._check_inputs(self._unsettled)
+        for read in self._unsettled:
+            rows = read.parsed.where(F.col(REASON).isNotNull()).groupBy(REASON).count().orderBy(REASON).collect()
+            if rows:
+                raise inputs.InputError(
+                    f"Lines of {read.data_set.name} {self.window} were refused and are in no quarantine yet: "
+                    f"{', '.join(f'{row[0]} ({row[1]})' for row in rows)}.",
+                    hint="Nothing was written. Call commit first: it quarantines them; or mend the files.",
+                )
 
     def _count(self, curated: DataFrame, batch: Batch | None) -> dict[str, Counts]:
         """Per partition, each figure from its own source: lines, refused lines, copies, and the rows to be written."""
