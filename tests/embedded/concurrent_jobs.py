@@ -1,79 +1,176 @@
-"""Two runs of one job over the same partitions: what `test_concurrent_jobs.py` runs in a process of its own.
+"""Two runs of one job over the same partitions: what `test_concurrent_jobs.py` does inside a driver.
 
-A Spark session is one a process, and those of other tests have no S3.
+Each file that lands has a good line and a refused one.
 """
 
 from __future__ import annotations
 
-import json
+import os
 import secrets
-import sys
+import signal
+import threading
+import time
+from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
+from typing import Any, cast
 
 from trilake import s3
 from trilake.arrivals import Arrivals, overdue
 from trilake.endpoints import Endpoints
 from trilake.lake import DataSet
-from trilake.spark.job import Job, OvertakenError
-from trilake.spark.session import build_session
+from trilake.postgres import connect
+from trilake.spark.job import Job
+from trilake.spark.turns import TURN_LOCKS, OvertakenError
 
 SCHEMA = "k int NOT NULL, d date NOT NULL"
+MONTH = "2013-01"
+WAIT_S = 300
 
 
-def main(jars: Path) -> None:
-    """A slow run reads, a quick one reads more and commits, the slow one tries to commit. Prints what came of it."""
-    endpoints = Endpoints.from_environment()
-    conf = {"spark.master": "local[1]", "spark.driver.extraClassPath": f"{jars}/*", "spark.ui.enabled": "false"}
-    spark = build_session(endpoints, "tests", {**conf, "spark.sql.shuffle.partitions": "1"})
-    data_set = DataSet(f"t_{secrets.token_hex(4)}", grain="month", date="d", shard_by="k")
-    store = s3.client(endpoints.s3)
+class Table:
+    """A data set of the test's own, and runs of its job."""
 
-    def land(name: str, key: int) -> None:
-        store.put_object(Bucket="raw", Key=data_set.raw_key("2013-01", name), Body=f"k,d\n{key},2013-01-05\n".encode())
+    def __init__(self, spark: Any, name: str = "") -> None:
+        self._spark, self._endpoints = spark, Endpoints.from_environment()
+        self.data_set = DataSet(name or f"t_{secrets.token_hex(4)}", grain="month", date="d", shard_by="k")
 
-    def start(run: str) -> Job:
-        arguments = ["--data-set", data_set.to_json(), "--start", "2013-01", "--run", run]
-        return Job(arguments, endpoints=endpoints, spark=spark)
+    def land(self, name: str, *keys: int) -> None:
+        lines = ["k,d", *(f"{key},2013-01-05" for key in keys), f"refused in {name}"]
+        body = "".join(f"{line}\n" for line in lines).encode()
+        key = self.data_set.raw_key(MONTH, f"{name}.csv")
+        s3.client(self._endpoints.s3).put_object(Bucket="raw", Key=key, Body=body)
 
-    def rows(job: Job) -> list[int]:
-        spark.catalog.refreshTable(f"lake.{data_set.curated}")
-        return sorted(row.k for row in job.table(data_set).collect())
+    def start(self, run: str) -> Job:
+        arguments = ["--data-set", self.data_set.to_json(), "--start", MONTH, "--run", run]
+        return Job(arguments, endpoints=self._endpoints, spark=self._spark)
 
-    arrivals = Arrivals(endpoints.lake, store, data_set, settle_seconds=0)
+    def run(self, run: str) -> str:
+        job = self.start(run)
+        return self.commit(job, job.read(SCHEMA))
 
-    def hands() -> list[object]:
+    def commit(self, job: Job, batch: Any) -> str:
+        try:
+            job.commit(batch.rows, batch)
+        except OvertakenError as e:
+            return str(e)
+        return "committed"
+
+    def held(self) -> dict[str, list[Any]]:
+        """Keys, and the refused lines with the run that refused them."""
+        return {"rows": self._rows(self.data_set.curated, "k"), "refused": self._rows(self.data_set.quarantine)}
+
+    def _rows(self, table: str, *columns: str) -> list[Any]:
+        self._spark.catalog.refreshTable(f"lake.{table}")
+        rows = self._spark.table(f"lake.{table}").select(*columns or ("raw", "run")).collect()
+        return sorted(row[0] if columns else list(row) for row in rows)
+
+    @property
+    def arrivals(self) -> Arrivals:
+        return Arrivals(self._endpoints.lake, s3.client(self._endpoints.s3), self.data_set, settle_seconds=0)
+
+    def hands(self) -> list[list[str]]:
         """The months that are due, and those that a run took and none has committed."""
-        waits = [one.partition for one in overdue(endpoints.lake, timedelta()) if one.data_set == data_set.name]
-        return [list(arrivals.due()), waits]
+        waits = overdue(self._endpoints.lake, timedelta())
+        return [list(self.arrivals.due()), [one.partition for one in waits if one.data_set == self.data_set.name]]
 
-    told: dict[str, object] = {"refused": None}
-    land("a.csv", 1)
-    arrivals.take("slow")
-    slow = start("slow")
+    def await_waiting(self) -> None:
+        """Until a run waits for its turn."""
+        end = time.monotonic() + WAIT_S
+        while time.monotonic() < end:
+            with connect(self._endpoints.lake) as connection, connection.cursor() as cursor:
+                cursor.execute("SELECT 1 FROM pg_locks WHERE classid = %s AND NOT granted", (TURN_LOCKS,))
+                if cursor.fetchall():
+                    return
+            time.sleep(0.2)
+        raise TimeoutError("No run waits for its turn.")
+
+    def drop(self) -> None:
+        for table in (self.data_set.curated, self.data_set.quarantine):
+            self._spark.sql(f"DROP TABLE lake.{table} PURGE")
+
+
+def between(job: Job, act: Callable[[], None]) -> None:
+    """Have a run do something when refused rows are replaced and good ones are not yet."""
+    create = job._create
+
+    def acting(*options: Any) -> None:
+        act()
+        create(*options)
+
+    cast("Any", job)._create = acting
+
+
+def meet(spark: Any) -> Any:
+    """By how they meet; without a good line, the refused ones alone tell of the quick run."""
+    return {"good lines": overtake(spark, [1], [2]), "no good line": overtake(spark, [], []), "a turn": wait(spark)}
+
+
+def overtake(spark: Any, earlier: list[int], later: list[int]) -> Any:
+    """A slow run reads, a quick one reads more and commits, the slow one tries to commit; then another one does."""
+    table = Table(spark)
+    table.land("a", *earlier)
+    table.arrivals.take("slow")
+    slow = table.start("slow")
     early = slow.read(SCHEMA)
-    land("b.csv", 2)
-    quick = start("quick")
-    late = quick.read(SCHEMA)
-    told["when both have read"] = hands()
-    quick.commit(late.rows, late)
-    told["when the quick one has committed"] = hands()
-    try:
-        slow.commit(early.rows, early)
-    except OvertakenError as e:
-        told["refused"] = str(e)
-    told["after the slow run"] = rows(quick)
-    again = start("again")
-    batch = again.read(SCHEMA)
-    land("c.csv", 1)
-    again.commit(batch.rows, batch)
-    told["when more has come before a commit"] = hands()
-    told["after another run"] = rows(again)
-    for table in (data_set.curated, data_set.quarantine):
-        spark.sql(f"DROP TABLE lake.{table} PURGE")
-    spark.stop()
-    print(json.dumps(told))
+    table.land("b", *later)
+    told: dict[str, Any] = {"hands while one reads": table.hands(), "quick": table.run("quick")}
+    told["hands when the quick one has committed"] = table.hands()
+    told["slow"] = table.commit(slow, early)
+    told["after the slow run"] = table.held()
+    told["again"] = table.run("again")
+    told["after another run"] = table.held()
+    more = table.start("more")
+    batch = more.read(SCHEMA)
+    table.land("c", *earlier)
+    table.commit(more, batch)
+    told["hands when more has come before a commit"] = table.hands()
+    table.drop()
+    return told
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+def wait(spark: Any) -> Any:
+    """A run begins, reads more and comes to its commit while another one is in the midst of its own."""
+    table, told = Table(spark), dict[str, Any]()
+    table.land("a", 1)
+    first = table.start("first")
+    batch = first.read(SCHEMA)
+    threads = []
+
+    def begin() -> None:
+        table.land("b", 2)
+        threads.append(threading.Thread(target=lambda: told.update(second=table.run("second"))))
+        threads[0].start()
+        table.await_waiting()
+
+    between(first, begin)
+    told["first"] = table.commit(first, batch)
+    threads[0].join(WAIT_S)
+    told["after both"] = table.held()
+    table.drop()
+    return told
+
+
+def die_between(spark: Any, name: str) -> None:
+    """A run is killed when refused rows are replaced and good ones are not yet."""
+    table = Table(spark, name)
+    table.land("a", 1)
+    table.run("first")
+    table.land("b", 2)
+    dead = table.start("dead")
+    batch = dead.read(SCHEMA)
+    between(dead, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    table.commit(dead, batch)
+
+
+def go_on(spark: Any, name: str) -> Any:
+    table = Table(spark, name)
+    told: dict[str, Any] = {"before": table.held()}
+    table.land("c", 3)
+    told["retry"] = table.run("retry")
+    told["after"] = table.held()
+    # the same job may commit once more
+    twice = table.start("twice")
+    batch = twice.read(SCHEMA)
+    told["twice"] = [table.commit(twice, batch), table.commit(twice, batch)]
+    table.drop()
+    return told

@@ -16,6 +16,7 @@ from trilake.endpoints import Endpoints
 from trilake.errors import TrilakeError
 from trilake.lake import DataSet
 from trilake.lake.data_set import RAW_BUCKET
+from trilake.postgres import connect
 from trilake.spark.job import Job
 
 
@@ -28,7 +29,7 @@ def run_flood(spark: Any, files: str) -> Any:
 
 
 def run(spark: Any, case: Case) -> Any:
-    """What came of it: the error, or counts and rows as they lie in the lake."""
+    """What came of it: the error, or counts and rows as they lie in the lake; and in PostgreSQL, without a commit."""
     endpoints = Endpoints.from_environment()
     store = s3.client(endpoints.s3)
     data_set = DataSet(f"t_{secrets.token_hex(4)}", grain="month", date="d", shard_by="k")
@@ -38,6 +39,20 @@ def run(spark: Any, case: Case) -> Any:
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(put, case.objects.items()))
+    with connect(endpoints.oltp) as connection, connection.cursor() as cursor:
+        cursor.execute(f"CREATE SCHEMA {data_set.name}")
+        cursor.execute(f"CREATE TABLE {data_set.name}.t (k int, d date)")
+
+    def write(job: Job, frame: Any) -> dict[str, Any]:
+        try:
+            job.write_postgres(frame, f"{data_set.name}.t")
+            said = None
+        except TrilakeError as e:
+            said = str(e)
+        with connect(endpoints.oltp) as connection, connection.cursor() as cursor:
+            cursor.execute(f"SELECT k FROM {data_set.name}.t ORDER BY k")
+            return {"refused": said, "rows": [k for (k,) in cursor.fetchall()]}
+
     arguments = ["--data-set", data_set.to_json(), "--start", cases.MONTH, "--run", "corpus"]
     told: dict[str, Any] = {"refused": None}
     with Job(arguments, endpoints=endpoints, spark=spark) as job:
@@ -45,7 +60,9 @@ def run(spark: Any, case: Case) -> Any:
             batch = job.read(cases.SCHEMA)
             for item in case.changed.items():
                 put(item)
+            told["written"] = write(job, batch.rows.select("k", "d"))
             told["counts"] = vars(job.commit(batch.rows, batch).counts[cases.MONTH])
+            told["written after"] = write(job, batch.rows.select("k", "d"))
         except TrilakeError as e:
             told["refused"] = str(e)
         there = spark.catalog.tableExists(f"lake.{data_set.curated}")
@@ -53,6 +70,8 @@ def run(spark: Any, case: Case) -> Any:
         refused = spark.table(f"lake.{data_set.quarantine}").collect() if there else []
         told["reasons"] = Counter(row.reason for row in refused)
         told["kept"] = [[row.file.removeprefix(data_set.raw_key(cases.MONTH)), row.raw] for row in refused]
+    with connect(endpoints.oltp) as connection, connection.cursor() as cursor:
+        cursor.execute(f"DROP SCHEMA {data_set.name} CASCADE")
     for table in (data_set.curated, data_set.quarantine):
         spark.sql(f"DROP TABLE IF EXISTS lake.{table} PURGE")
     return told

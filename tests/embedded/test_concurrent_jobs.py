@@ -1,38 +1,60 @@
-"""Two runs of one job over the same partitions, on real Spark, Iceberg and S3."""
+"""Two runs of one job over the same partitions, on real Spark, Iceberg and S3: good rows and refused ones are one's."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
+import secrets
+import signal
+from typing import Any
 
 import pytest
-from running_platform import PROJECT, Platform
+import spark_session
+from concurrent_jobs import MONTH
+from running_platform import Platform
 
-from trilake.embedded import jars
-
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * spark_session.TIMEOUT_S)]
 
 
-def test_a_run_that_pinned_its_input_earlier_cannot_replace_one_that_knew_more(platform: Platform) -> None:
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("concurrent_jobs.py")), str(jars.folder_of(PROJECT, "spark"))],
-        env={
-            **platform.env,
-            "PYTHONPATH": str(PROJECT / "plugins"),
-            "PYSPARK_PYTHON": sys.executable,
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert "while run slow was at work" in told["refused"]
-    assert told["after the slow run"] == [1, 2]
-    assert told["after another run"] == [1, 2]
+def held(rows: list[int], run: str, files: str) -> dict[str, Any]:
+    return {"rows": rows, "refused": [[f"refused in {name}", run] for name in files]}
+
+
+@pytest.fixture(scope="module")
+def meetings(platform: Platform) -> dict[str, Any]:
+    told, _ = spark_session.run(platform, "concurrent_jobs:meet")
+    return dict(told)
+
+
+@pytest.mark.parametrize(("lines", "rows"), [("good lines", [1, 2]), ("no good line", [])])
+def test_a_run_that_pinned_its_input_earlier_cannot_replace_one_that_knew_more(
+    meetings: dict[str, Any], lines: str, rows: list[int]
+) -> None:
+    told = meetings[lines]
+    assert told["quick"] == told["again"] == "committed"
+    assert "while run slow was at work" in told["slow"]
+    assert told["after the slow run"] == held(rows, "quick", "ab")
+    assert told["after another run"] == held(rows, "again", "ab")
     # what was only read is in nobody's hands
-    assert told["when both have read"] == [["2013-01"], ["2013-01"]]
-    assert told["when the quick one has committed"] == [[], []]
-    assert told["when more has come before a commit"] == [["2013-01"], []]
+    assert told["hands while one reads"] == [[MONTH], [MONTH]]
+    assert told["hands when the quick one has committed"] == [[], []]
+    assert told["hands when more has come before a commit"] == [[MONTH], []]
+
+
+def test_a_run_that_begins_while_another_one_commits_waits_and_leaves_both_tables_to_that_one(
+    meetings: dict[str, Any],
+) -> None:
+    told = meetings["a turn"]
+    assert told["first"] == "committed"
+    assert "while run second was at work" in told["second"]
+    assert told["after both"] == held([1], "first", "a")
+
+
+def test_what_a_run_leaves_that_is_killed_between_both_tables_is_put_right_by_the_next(platform: Platform) -> None:
+    name = f"t_{secrets.token_hex(4)}"
+    killed = spark_session.start(platform, "concurrent_jobs:die_between", name)
+    said, _ = killed.communicate(timeout=spark_session.TIMEOUT_S)
+    assert killed.returncode == -signal.SIGKILL, said[-4000:]
+    told, _ = spark_session.run(platform, "concurrent_jobs:go_on", name)
+    assert told["before"] == held([1], "dead", "ab")
+    assert told["retry"] == "committed"
+    assert told["after"] == held([1, 2, 3], "retry", "abc")
+    assert told["twice"] == ["committed", "committed"]

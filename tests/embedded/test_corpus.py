@@ -1,4 +1,7 @@
-"""Bad input is refused with the object named, or quarantined with reason and text; all rows are accounted for."""
+"""Bad input is refused with the object named, or quarantined with reason and text; all rows are accounted for.
+
+Without a commit it is refused alike, and what would be quarantined does not pass unnoticed either.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +41,10 @@ def hold(case: Case, told: Any) -> None:
     if case.refused:
         assert case.refused in (told["refused"] or "nothing was refused")
         assert (told["curated"], told["reasons"]) == ([], {})
+        # what `read` itself has not refused
+        if written := told.get("written"):
+            assert case.refused in (written["refused"] or "nothing was refused")
+            assert written["rows"] == []
         return
     assert told["refused"] is None
     assert told["counts"] == {
@@ -47,6 +54,14 @@ def hold(case: Case, told: Any) -> None:
         "duplicates": case.duplicates,
     }
     assert (told["curated"], told["reasons"]) == (sorted(case.curated), dict(case.quarantined))
+    everything = {"refused": None, "rows": sorted(case.curated)}
+    if case.quarantined:
+        assert told["written"]["rows"] == []
+        assert "are in no quarantine yet" in told["written"]["refused"]
+        assert all(f"{reason} ({rows})" in told["written"]["refused"] for reason, rows in case.quarantined.items())
+    else:
+        assert told["written"] == everything
+    assert told["written after"] == everything
     for file, raw in told["kept"]:
         content = case.objects[file].decode("utf-8", errors="replace").replace("\r\n", "\n")
         assert raw in content.split("\n"), file

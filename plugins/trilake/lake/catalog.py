@@ -276,6 +276,16 @@ def plan(table: Table, data_set: DataSet, partitions: Iterable[str], snapshot_id
     )
 
 
+def files_of(table: Table, data_set: DataSet, partitions: Iterable[str], snapshot_id: int) -> frozenset[str]:
+    """The paths of the files that `partitions` consist of at a snapshot: others, if anybody has changed them.
+
+    :raises SnapshotNotFoundError: no such snapshot.
+    """
+    snapshot_summary(table, snapshot_id)
+    scan = table.scan(row_filter=_filter(data_set, sorted(partitions)), snapshot_id=snapshot_id)
+    return frozenset(file.file_path for task in scan.plan_files() for file in (task.file, *task.delete_files))
+
+
 def _schema_at(table: Table, snapshot: Snapshot) -> Schema:
     schemas = table.schemas()
     return schemas.get(snapshot.schema_id, table.schema()) if snapshot.schema_id is not None else table.schema()

@@ -24,17 +24,9 @@ from typing import TYPE_CHECKING, Any, cast
 from trilake import s3
 from trilake.arrivals import Arrivals, Look, Object
 from trilake.endpoints import Endpoints
-from trilake.errors import ConfigurationError, CountMismatchError, TrilakeError
+from trilake.errors import ConfigurationError, CountMismatchError
 from trilake.lake import DataSet, Window
-from trilake.lake.catalog import (
-    CATALOG,
-    COUNTS_PROPERTY,
-    RUN_PROPERTY,
-    TableNotFoundError,
-    load_table,
-    open_catalog,
-    plan,
-)
+from trilake.lake.catalog import CATALOG, COUNTS_PROPERTY, load_table, open_catalog, plan
 from trilake.spark import inputs
 from trilake.spark.clickhouse import ClickHouseReader
 from trilake.spark.delimited import REASON, ROW, header_of, parse_lines, refuse
@@ -43,6 +35,7 @@ from trilake.spark.publish import publish
 from trilake.spark.rehearsal import Rehearsal, Rehearsed
 from trilake.spark.result import write_result
 from trilake.spark.session import build_session
+from trilake.spark.turns import current_snapshot, replace, snapshot_of, turn
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
@@ -54,7 +47,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 INPUTS_PROPERTY = "trilake.inputs"
-COMMIT_PROPERTY = "trilake.commit"
 
 # New Iceberg tables. Format 2 with copy-on-write only (a publication pulls plain files); rows are brought together by
 # partition before they are written, so that a partition is one file and not one per task.
@@ -71,10 +63,6 @@ _QUARANTINE_COLUMNS = (
     "`partition` string NOT NULL, file string NOT NULL, reason string NOT NULL, raw string, run string NOT NULL, "
     "quarantined_at timestamp NOT NULL"
 )
-
-
-class OvertakenError(TrilakeError):
-    """Another run committed to this run's partitions since this one began. Nothing was committed."""
 
 
 @dataclass(frozen=True)
@@ -155,11 +143,15 @@ class Job:
         self._batches: list[Batch] = []
         self._pinned: dict[str, list[Object]] = {}
         self._seen: Look | None = None
+        # those of them that no commit has verified and quarantined
+        self._unsettled: list[Batch] = []
         self._committed: Commit | None = None
         self._opened = ExitStack()
         self._told: dict[str, Any] = {}
         # before any input is pinned: a run that pinned a shorter list may not replace one that knew more
-        self._base = None if self.rehearsal else self._current_snapshot()
+        self._base = None if self.rehearsal else current_snapshot(self.endpoints, self.data_set.curated)
+        # of the quarantine tables alike, by name
+        self._quarantine_bases: dict[str, int | None] = {}
 
     def __enter__(self) -> Job:
         return self
@@ -191,6 +183,8 @@ class Job:
 
         fields = cast("StructType", StructType.fromDDL(schema)) if isinstance(schema, str) else schema
         data_set = data_set or self.data_set
+        if not self.rehearsal and data_set.quarantine not in self._quarantine_bases:
+            self._quarantine_bases[data_set.quarantine] = current_snapshot(self.endpoints, data_set.quarantine)
         pinned = self._pin(data_set)
         header = header_of(fields)
         inputs.check_header(self._s3, pinned, header)
@@ -225,6 +219,7 @@ class Job:
         )
         batch = Batch(data_set, pinned, distinct.select(f"{ROW}.*"), parsed, distinct, header)
         self._batches.append(batch)
+        self._unsettled.append(batch)
         return batch
 
     def _pin(self, data_set: DataSet) -> tuple[inputs.Input, ...]:
@@ -298,9 +293,21 @@ class Job:
         """Write rows to a table of PostgreSQL, in one transaction: all of it is replaced; or, with `date`, the rows of
         the job's window; or rows are merged by `key`. See `trilake.spark.postgres.write_postgres`.
 
+        What was read and not committed is verified first, as `commit` does, whatever the rows are made of.
+
         The result has the counts below ``postgres``, by the table's name.
+
+        :raises trilake.spark.inputs.InputError: an input changed, or a line is too long; or lines were refused, and no
+            commit has quarantined them. Nothing was written.
+        :raises ConfigurationError: of a rehearsal, which writes nothing.
         """
-        written = write_postgres(frame, table, date=date, window=self.window if date else None, key=key)
+        if self.rehearsal:
+            raise ConfigurationError(
+                f"Run {self.run_id} writes to PostgreSQL ({table}) before its commit, where a rehearsal ends.",
+                hint="Call commit first: what comes after it is not rehearsed.",
+            )
+        window = self.window if date else None
+        written = write_postgres(frame, table, date=date, window=window, key=key, check=self._check_unsettled)
         log.warning("Wrote %s rows to %s", written.rows, table)
         self._tell("postgres", {table: vars(written)})
         return written
@@ -309,15 +316,13 @@ class Job:
         """Replace the window's partitions of the job's Iceberg table by `curated`, in one snapshot.
 
         Refused rows of everything read go to the quarantine tables first: two tables do not commit together, and both
-        are replaced by partition, so a run that dies in between is put right by the next one.
+        are replaced by partition, so a run that dies in between is put right by the next one (`trilake.spark.turns`).
 
         :param batch: what `curated` was made of, row for row. Then every row is accounted for.
         :raises CountMismatchError: rows were lost or made on the way. Nothing was committed.
         :raises trilake.spark.inputs.InputError: an input changed, or a line is too long. Nothing was committed.
-        :raises OvertakenError: another run was quicker. Nothing was committed.
+        :raises trilake.spark.turns.OvertakenError: another run was quicker. Nothing was committed.
         """
-        from pyspark.sql import functions as F
-
         data_set = self.data_set
         if data_set.grain is None or data_set.date is None:
             raise ConfigurationError(f"Data set {data_set.name} has no grain: write it whole, without a job.")
@@ -328,39 +333,13 @@ class Job:
         for partition, count in counts.items():
             if batch is not None:
                 count.check(f"{data_set.name} {partition}")
-        for read in self._batches:
-            inputs.check_unchanged(self._s3, read.inputs)
-            inputs.check_whole(read.inputs, read.read_bytes(), header_bytes=len(read.header.encode()) + 1)
-        for read in self._batches:
-            self._quarantine(read)
-        self._create(data_set, curated.schema)
-        token = uuid.uuid4().hex
-        date = F.col(data_set.date)
-        writer = curated.writeTo(f"{CATALOG}.{data_set.curated}")
-        for key, value in {
-            RUN_PROPERTY: self.run_id,
-            COMMIT_PROPERTY: token,
-            COUNTS_PROPERTY: json.dumps({name: vars(count) for name, count in counts.items()}),
-            INPUTS_PROPERTY: inputs.digest(item for read in self._batches for item in read.inputs),
-        }.items():
-            writer = writer.option(f"snapshot-property.{key}", value)
-        writer = writer.option("isolation-level", "serializable")
-        if self._base is not None:
-            writer = writer.option("validate-from-snapshot-id", str(self._base))
-        try:
-            # By the window's dates, not `overwritePartitions`: that leaves a partition alone that has no row any more.
-            writer.overwrite((date >= F.lit(self.window.start)) & (date < F.lit(self.window.stop)))
-        except Exception as e:
-            if "org.apache.iceberg.exceptions.ValidationException" not in str(e):
-                raise
-            raise OvertakenError(
-                f"Another run committed to {data_set.curated} {self.window} while run {self.run_id} was at work.",
-                hint="Nothing was committed. Run it again if its input is newer.",
-            ) from e
-        commit = self._verify(token, counts)
+        self._check_inputs(self._batches)
+        with turn(self.endpoints, data_set, self.window, self.run_id, self._base):
+            commit = self._replace(curated, counts)
         if self._seen:
             self._arrivals.committed(self._pinned, self._seen, self.run_id)
         self._base = commit.snapshot_id
+        self._unsettled = []
         log.warning("Committed snapshot %s of %s: %s", commit.snapshot_id, commit.table, _totals(counts))
         self._committed = commit
         self._told |= {
@@ -371,6 +350,53 @@ class Job:
         }
         self._tell("counts", {name: vars(count) for name, count in counts.items()})
         return commit
+
+    def _replace(self, curated: DataFrame, counts: Mapping[str, Counts]) -> Commit:
+        from pyspark.sql import functions as F
+
+        token = uuid.uuid4().hex
+        for read in self._batches:
+            self._quarantine(read, token)
+        self._create(self.data_set, curated.schema)
+        date = F.col(str(self.data_set.date))
+        replace(
+            curated,
+            self.data_set.curated,
+            (date >= F.lit(self.window.start)) & (date < F.lit(self.window.stop)),
+            window=self.window,
+            run_id=self.run_id,
+            token=token,
+            base=self._base,
+            properties={
+                COUNTS_PROPERTY: json.dumps({name: vars(count) for name, count in counts.items()}),
+                INPUTS_PROPERTY: inputs.digest(item for read in self._batches for item in read.inputs),
+            },
+        )
+        return self._verify(token, counts)
+
+    def _check_inputs(self, batches: Sequence[Batch]) -> None:
+        """:raises trilake.spark.inputs.InputError: what was read is not what was pinned, or not all of it."""
+        for read in batches:
+            size = read.read_bytes()  # first: it may read what nobody has asked for so far
+            inputs.check_unchanged(self._s3, read.inputs)
+            inputs.check_whole(read.inputs, size, header_bytes=len(read.header.encode()) + 1)
+
+    def _check_unsettled(self) -> None:
+        """As a commit does, but that quarantines what was refused: with nothing committed beside it, it is an error.
+
+        :raises trilake.spark.inputs.InputError: see `write_postgres`.
+        """
+        from pyspark.sql import functions as F
+
+        self._check_inputs(self._unsettled)
+        for read in self._unsettled:
+            rows = read.parsed.where(F.col(REASON).isNotNull()).groupBy(REASON).count().orderBy(REASON).collect()
+            if rows:
+                raise inputs.InputError(
+                    f"Lines of {read.data_set.name} {self.window} were refused and are in no quarantine yet: "
+                    f"{', '.join(f'{row[0]} ({row[1]})' for row in rows)}.",
+                    hint="Nothing was written. Call commit first: it quarantines them; or mend the files.",
+                )
 
     def _count(self, curated: DataFrame, batch: Batch | None) -> dict[str, Counts]:
         """Per partition, each figure from its own source: lines, refused lines, copies, and the rows to be written."""
@@ -409,16 +435,6 @@ class Job:
             for name in self.window
         }
 
-    def _current_snapshot(self) -> int | None:
-        catalog = open_catalog(self.endpoints.lake, self.endpoints.s3)
-        try:
-            snapshot = load_table(catalog, self.data_set.curated).current_snapshot()
-        except TableNotFoundError:
-            return None
-        finally:
-            catalog.close()
-        return snapshot.snapshot_id if snapshot else None
-
     def _create(self, data_set: DataSet, schema: StructType) -> None:
         """Make the table, or give it the columns that are new."""
         name = f"{CATALOG}.{data_set.curated}"
@@ -442,10 +458,11 @@ class Job:
             f"TBLPROPERTIES ({_properties()})"
         )
 
-    def _quarantine(self, batch: Batch) -> None:
+    def _quarantine(self, batch: Batch, token: str) -> None:
         from pyspark.sql import functions as F
 
-        name = f"{CATALOG}.{batch.data_set.quarantine}"
+        table = batch.data_set.quarantine
+        name = f"{CATALOG}.{table}"
         self.spark.sql(f"CREATE NAMESPACE IF NOT EXISTS {name.rsplit('.', 1)[0]}")
         self.spark.sql(
             f"CREATE TABLE IF NOT EXISTS {name} ({_QUARANTINE_COLUMNS}) USING iceberg PARTITIONED BY (`partition`) "
@@ -459,22 +476,27 @@ class Job:
             F.lit(self.run_id).alias("run"),
             F.current_timestamp().alias("quarantined_at"),
         )
-        (
-            refused.writeTo(name)
-            .option(f"snapshot-property.{RUN_PROPERTY}", self.run_id)
-            .overwrite(F.col("partition").isin(*self.window.partitions))
+        replace(
+            refused,
+            table,
+            F.col("partition").isin(*self.window.partitions),
+            window=self.window,
+            run_id=self.run_id,
+            token=token,
+            base=self._quarantine_bases[table],
         )
+        catalog = open_catalog(self.endpoints.lake, self.endpoints.s3)
+        try:
+            self._quarantine_bases[table] = snapshot_of(load_table(catalog, table), token).snapshot_id
+        finally:
+            catalog.close()
 
     def _verify(self, token: str, counts: Mapping[str, Counts]) -> Commit:
         """The counts once more, from the files that were written. What a task's retry wrote twice would show here."""
         catalog = open_catalog(self.endpoints.lake, self.endpoints.s3)
         try:
             table = load_table(catalog, self.data_set.curated)
-            ours = next(
-                snapshot
-                for snapshot in reversed(table.snapshots())
-                if snapshot.summary and snapshot.summary.additional_properties.get(COMMIT_PROPERTY) == token
-            )
+            ours = snapshot_of(table, token)
             written = plan(table, self.data_set, self.window.partitions, ours.snapshot_id)
         finally:
             catalog.close()

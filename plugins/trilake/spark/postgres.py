@@ -74,6 +74,7 @@ def write_postgres(
     window: Window | None = None,
     key: Sequence[str] = (),
     conn_id: str = OLTP_CONNECTION,
+    check: Callable[[], None] = lambda: None,
 ) -> Written:
     """Write a frame's rows to a table that is there, in one transaction of PostgreSQL: readers see it as it was or is.
 
@@ -86,6 +87,7 @@ def write_postgres(
 
     :param table: ``schema.table``, as written in SQL.
     :param date: the table's column that says which rows belong to `window`.
+    :param check: called when the whole frame was computed and nothing has changed yet: what it raises ends the write.
     :raises CountMismatchError: PostgreSQL does not hold what was sent. Nothing was changed.
     :raises trilake.postgres.DuplicateKeyError: two rows have one key, or one has none. Nothing was changed.
     :raises trilake.postgres.PostgresError: PostgreSQL refused a row or a statement. Nothing was changed.
@@ -115,6 +117,7 @@ def write_postgres(
             # literals: an id is a number that PostgreSQL gave
             ours = ", ".join(str(int(copy[COPY])) for copy in copies) or "NULL"
             rows = f"(SELECT * FROM {staging} WHERE {COPY} IN ({ours})) AS staged"
+            check()
             swap_began = time.monotonic()
             with connect(endpoint) as swap:
                 inserted, updated = sent, 0
