@@ -206,6 +206,7 @@ class _Mortal(Publisher):
         super().__init__(*arguments)
         setattr(self, where, self._die)
         self._sweep = lambda *_: False  # type: ignore[method-assign]
+        self._try_to_clean = lambda *_: None  # type: ignore[method-assign]
 
     def _die(self, *_: Any) -> Any:
         raise _DeadError
