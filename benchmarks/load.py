@@ -145,7 +145,8 @@ class Load:
 
     def queries_at_once(self, count: int) -> tuple[float, float]:
         """Seconds of `count` queries over all shards, at once and one after another."""
-        carriers = [row[0] for row in self.cluster.any_host(Statement("SELECT carrier FROM analytics.airlines ORDER BY carrier"))]
+        known = self.cluster.any_host(Statement("SELECT carrier FROM analytics.airlines ORDER BY carrier"))
+        carriers = [row[0] for row in known]
         statements = [
             Statement(QUERIES[n % len(QUERIES)].format(carriers[n // len(QUERIES) % len(carriers)]))
             for n in range(count)
