@@ -77,7 +77,9 @@ class Cluster:
 
     def application(self, run: str) -> dict[str, Any] | None:
         """The run's one application."""
-        found = [a for a in self.get("sparkapplications") if any(text.endswith(f"/{run}") for text in a["spec"]["arguments"])]
+        found = [
+            a for a in self.get("sparkapplications") if any(text.endswith(f"/{run}") for text in a["spec"]["arguments"])
+        ]
         assert len(found) <= 1, [a["metadata"]["name"] for a in found]
         return found[0] if found else None
 
