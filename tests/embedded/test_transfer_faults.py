@@ -130,6 +130,15 @@ def test_a_source_that_gives_a_partition_twice_or_another_writes_nothing_over(
     assert held == ({MONTHLY.raw_key("2013-01", name): b"0\n"} if len(given) > 1 else {})
 
 
+def test_a_server_of_postgresql_asks_whether_its_clients_host_is_still_there(platform: Platform) -> None:
+    with connect(platform.endpoints.lake) as connection, connection.cursor() as cursor:
+        names = ("tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count")
+        cursor.execute("SELECT name, setting::int FROM pg_settings WHERE name = ANY(%s)", (list(names),))
+        found = dict(cursor.fetchall())
+    idle, interval, count = (found[name] for name in names)
+    assert 0 < idle + interval * count <= 120, found
+
+
 def test_uploads_that_nobody_completed_end_by_their_age(platform: Platform) -> None:
     store, key = s3.client(platform.endpoints.s3), f"old/{secrets.token_hex(4)}"
     store.create_multipart_upload(Bucket="lake", Key=key)

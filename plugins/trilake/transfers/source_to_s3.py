@@ -54,7 +54,7 @@ class SourceToS3Operator(WindowedOperator):
                 raise ConfigurationError(
                     f"The source of {data_set.name} gives {partition} "
                     f"{'twice' if partition in written else f'for {window}, which does not have it'}.",
-                    hint="Let it give each partition of the window once, as one text. Nothing was written over.",
+                    hint="Let it give each partition of the window once, as one text. This was not written.",
                 )
             key = data_set.raw_key(partition, self.file_name)
             # in parts, when it is large: some stores hold a request in memory. What a killed try has begun is ended
