@@ -62,11 +62,6 @@ def grain_of(data_set: DataSet) -> Grain:
     return data_set.grain
 
 
-def run_name(dag_id: str, run_id: str) -> str:
-    """Names a run of Airflow among those of all DAGs: a run id is its DAG's own. Neither has a slash in it."""
-    return f"{dag_id}/{run_id}"
-
-
 def partition_of(data_set: DataSet, key: str) -> str | None:
     """The partition that an object below bucket ``raw`` belongs to; None: to none of this data set's.
 
@@ -171,7 +166,7 @@ def again(lake: PostgresEndpoint, data_set: str, partition: str) -> None:
 class Arrivals:
     """The arrivals of one data set.
 
-    A run's name is `run_name`'s, or what was given to a job that nobody's DAG started.
+    A run's name is `trilake.operators.window.run_name`'s, or what was given to a job that nobody's DAG started.
 
     :param lake: database ``lake``.
     :param settle_seconds: a partition is due when it has been quiet for so long.

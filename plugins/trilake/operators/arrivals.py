@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowSkipException
 
-from trilake.arrivals import SETTLE_SECONDS, run_name
+from trilake.arrivals import SETTLE_SECONDS
 from trilake.hooks.lake import LakeHook
 from trilake.lake.window import partition_name
-from trilake.operators.window import WindowedOperator
+from trilake.operators.window import WindowedOperator, run_name
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -51,7 +51,7 @@ class TakeArrivalsOperator(WindowedOperator):
     def execute(self, context: Context) -> dict[str, str]:
         """:raises AirflowSkipException: nothing is due."""
         arrivals = LakeHook().arrivals(self.data_set, settle_seconds=self.settle_seconds)
-        run = run_name(context["ti"].dag_id, str(context["run_id"]))
+        run = run_name(context)
         if self.start:
             window = self.window(context)
             arrivals.take_window(window, run)

@@ -19,13 +19,12 @@ from airflow.sdk.exceptions import AirflowException
 from kubernetes_asyncio.client.exceptions import ApiException
 
 from trilake import s3
-from trilake.arrivals import run_name
 from trilake.assets import published
 from trilake.endpoints import KUBERNETES_CONNECTION, S3_CONNECTION, S3Endpoint
 from trilake.errors import ConfigurationError, TrilakeError
 from trilake.hooks.spark import INPUTS, INSTANCE, OWNER, SparkApplicationHook, Submission, is_adoptable
 from trilake.lake.data_set import ARTIFACTS_BUCKET, DataSet
-from trilake.operators.window import START, WindowedOperator
+from trilake.operators.window import START, WindowedOperator, run_name
 from trilake.spark import event_log, versions
 from trilake.spark.application import SparkApplication, State, application_name, instance_digest
 from trilake.triggers.spark import SparkApplicationTrigger
@@ -316,7 +315,7 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
         ).manifest()
 
     def _arguments(self, context: Context) -> list[str]:
-        arguments = ["--run", run_name(context["ti"].dag_id, str(context["run_id"]))]
+        arguments = ["--run", run_name(context)]
         if self.data_set is not None:
             arguments += ["--data-set", self.data_set.to_json()]
             if self.data_set.grain is not None:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from trilake.arrivals import run_name
 from trilake.assets import landed
 from trilake.endpoints import OLTP_CONNECTION, PostgresEndpoint
 from trilake.errors import ConfigurationError
@@ -15,7 +14,7 @@ from trilake.hooks.lake import LakeHook
 from trilake.lake import DataSet
 from trilake.lake.data_set import RAW_BUCKET
 from trilake.operators.project import ProjectOperator
-from trilake.operators.window import WindowedOperator
+from trilake.operators.window import WindowedOperator, run_name
 from trilake.postgres import await_answer, connect
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ class PostgresToS3Operator(WindowedOperator, ProjectOperator):
                 one = data_set.window(partition)
                 bound = {**(self.parameters or {}), "start": one.start, "stop": one.stop}
                 key = data_set.raw_key(partition, self.file_name)
-                with arrivals.putting(partition, key, run_name(context["ti"].dag_id, str(context["run_id"]))):
+                with arrivals.putting(partition, key, run_name(context)):
                     done = extract(cursor, self.sql, bound, client, RAW_BUCKET, key, file_format=self.file_format)
                 written[partition] = asdict(done)
                 self.log.info("s3://%s/%s: %s rows, %s bytes", RAW_BUCKET, key, done.rows, done.bytes)

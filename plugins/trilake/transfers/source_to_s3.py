@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from trilake.arrivals import run_name
 from trilake.assets import landed
 from trilake.errors import ConfigurationError
 from trilake.hooks.lake import LakeHook
 from trilake.lake import DataSet, Window
 from trilake.lake.data_set import RAW_BUCKET
-from trilake.operators.window import WindowedOperator
+from trilake.operators.window import WindowedOperator, run_name
 from trilake.s3 import ObjectWriter
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ class SourceToS3Operator(WindowedOperator):
             key = data_set.raw_key(partition, self.file_name)
             # in parts, when it is large: some stores hold a request in memory. What a killed try has begun is ended
             with (
-                arrivals.putting(partition, key, run_name(context["ti"].dag_id, str(context["run_id"]))),
+                arrivals.putting(partition, key, run_name(context)),
                 ObjectWriter(client, RAW_BUCKET, key) as target,
             ):
                 target.write(content)
