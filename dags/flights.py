@@ -33,7 +33,7 @@ with DAG(
         "start": Param(None, type=["null", "string"], description="first month, such as 2013-01"),
         "end": Param(None, type=["null", "string"], description="last month; by default the first"),
     },
-    default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
+    default_args={"retries": 3, "retry_delay": timedelta(seconds=20)},
     tags=[Tag.FLIGHTS],
     doc_md=__doc__,
 ):

@@ -27,7 +27,7 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     params={"year": Param(2013, type="integer", description="when triggered by hand")},
-    default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
+    default_args={"retries": 3, "retry_delay": timedelta(seconds=20)},
     tags=[Tag.FLIGHTS, Tag.REPORT],
     doc_md=__doc__,
 ):

@@ -23,7 +23,7 @@ with DAG(
     start_date=datetime(2013, 1, 1),
     catchup=False,
     max_active_runs=1,
-    default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
+    default_args={"retries": 3, "retry_delay": timedelta(seconds=20)},
     tags=[Tag.REFERENCE, Tag.FLIGHTS],
     doc_md=__doc__,
 ):

@@ -20,7 +20,7 @@ from trilake.postgres import connect
 T = TypeVar("T")
 
 _POLL_S = 0.02
-# A run, with a fault of half a minute, the lost task's heartbeat (60 s) and two retries, on a machine that is busy.
+# A run, with a fault of half a minute, the lost task's heartbeat (60 s) and three retries, on a machine that is busy.
 RUN_S = 900
 # The DAG's own is longer than a person would wait who stands by.
 _PATIENCE_S = 60

@@ -43,11 +43,15 @@ class Holdings:
         """Counts and checksums of everything that the DAGs make, as JSON has it; the report's without its time."""
         store = s3.client(self.endpoints.s3)
         raw = {key: store.head_object(Bucket="raw", Key=key)["ETag"] for key in s3.list_keys(store, "raw", "")}
-        page = store.get_object(Bucket="artifacts", Key=REPORT_KEY)["Body"].read()
-        page = _WRITTEN_AT.sub(b"", page)
-        made = {"raw": raw, "report": len(page), **self._lake(), **self._tables(), **self._mart()}
+        made = {"raw": raw, "report": self._report(store), **self._lake(), **self._tables(), **self._mart()}
         found: dict[str, Any] = json.loads(json.dumps(made))
         return found
+
+    def _report(self, store: Any) -> int | None:
+        if REPORT_KEY not in s3.list_keys(store, "artifacts", REPORT_KEY):
+            return None
+        page = store.get_object(Bucket="artifacts", Key=REPORT_KEY)["Body"].read()
+        return len(_WRITTEN_AT.sub(b"", page))
 
     def _lake(self) -> dict[str, Any]:
         import pandas as pd

@@ -40,6 +40,7 @@ def test_a_fault_changes_nothing_but_the_time(one: Schedule, laboratory: Laborat
         pytest.skip(f"no disk can be filled: {faults.unfit}")
     faults.mend()
     runs.await_quiet()
+    laboratory.restore(undisturbed)
     before = holdings.left()
     moment = one.moment * undisturbed.seconds[one.dag][one.task]
     while True:

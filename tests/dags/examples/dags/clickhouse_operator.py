@@ -19,7 +19,7 @@ with DAG(
     start_date=datetime(2013, 1, 1),
     catchup=False,
     params={"table": "readings", "rows": 1000},
-    default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
+    default_args={"retries": 3, "retry_delay": timedelta(seconds=20)},
     doc_md=__doc__,
 ):
     refresh = ClickHouseOperator(

@@ -23,7 +23,7 @@ with DAG(
     schedule=None,
     start_date=datetime(2013, 1, 1),
     catchup=False,
-    default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
+    default_args={"retries": 3, "retry_delay": timedelta(seconds=20)},
     doc_md=__doc__,
 ):
     snapshot = PostgresToIcebergOperator(task_id="snapshot", data_set=REGIONS)
