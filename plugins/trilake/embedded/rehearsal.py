@@ -32,7 +32,7 @@ from trilake.errors import TrilakeError
 from trilake.lake import DataSet, Window
 from trilake.spark import versions
 from trilake.spark.application import SparkApplication
-from trilake.spark.job import Counts
+from trilake.spark.counts import Counts
 from trilake.spark.rehearsal import RESULT_FILE, ROWS_FOLDER
 
 _READ_ONLY = "-c default_transaction_read_only=on"

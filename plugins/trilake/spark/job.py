@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, cast
 
 from trilake import s3
@@ -28,13 +28,16 @@ from trilake.errors import ConfigurationError, CountMismatchError
 from trilake.lake import DataSet, Window
 from trilake.lake.catalog import CATALOG, COUNTS_PROPERTY, load_table, open_catalog, plan
 from trilake.spark import inputs
+from trilake.spark.batch import Batch, read_batch
 from trilake.spark.clickhouse import ClickHouseReader
-from trilake.spark.delimited import REASON, ROW, header_of, parse_lines, refuse
+from trilake.spark.counts import Counts, count_rows, totals
+from trilake.spark.delimited import REASON, header_of
 from trilake.spark.postgres import Written, write_postgres
 from trilake.spark.publish import publish
 from trilake.spark.rehearsal import Rehearsal, Rehearsed
 from trilake.spark.result import write_result
 from trilake.spark.session import build_session
+from trilake.spark.tables import create_curated, create_quarantine
 from trilake.spark.turns import current_snapshot, replace, snapshot_of, turn
 
 if TYPE_CHECKING:
@@ -47,63 +50,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 INPUTS_PROPERTY = "trilake.inputs"
-
-# New Iceberg tables. Format 2 with copy-on-write only (a publication pulls plain files); rows are brought together by
-# partition before they are written, so that a partition is one file and not one per task.
-_TABLE_PROPERTIES = {
-    "format-version": "2",
-    "write.distribution-mode": "hash",
-    "write.parquet.compression-codec": "zstd",
-    "commit.retry.num-retries": "10",
-    "write.metadata.delete-after-commit.enabled": "true",
-    "write.metadata.previous-versions-max": "100",
-}
-
-_QUARANTINE_COLUMNS = (
-    "`partition` string NOT NULL, file string NOT NULL, reason string NOT NULL, raw string, run string NOT NULL, "
-    "quarantined_at timestamp NOT NULL"
-)
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Rows of one partition. What went in is what came out plus what is accounted for."""
-
-    rows_in: int = 0
-    curated: int = 0
-    quarantined: int = 0
-    duplicates: int = 0
-
-    def check(self, where: str) -> None:
-        """:raises CountMismatchError: the sum does not hold."""
-        if self.rows_in != self.curated + self.quarantined + self.duplicates:
-            raise CountMismatchError(
-                f"{where}: {self.rows_in} rows came in; {self.curated} curated, {self.quarantined} quarantined and "
-                f"{self.duplicates} exact duplicates make {self.curated + self.quarantined + self.duplicates}.",
-                hint="The job's transformation has to keep every row: no inner join, no filter.",
-            )
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The rows of one data set's raw files.
-
-    :param rows: good rows, each once, in the columns of the schema.
-    :param parsed: all lines, see `trilake.spark.delimited.parse_lines`.
-    :param distinct: good rows once, with ``copies``, how often each stood there.
-    :param header: first line of each file.
-    """
-
-    data_set: DataSet
-    inputs: tuple[inputs.Input, ...]
-    rows: DataFrame
-    parsed: DataFrame
-    distinct: DataFrame
-    header: str
-
-    def read_bytes(self) -> dict[str, int]:
-        """Size of the lines that were read of each file, without its header: bytes by key."""
-        return {row[0]: row[1] for row in self.parsed.groupBy("file").agg({"size": "sum"}).collect()}
 
 
 @dataclass(frozen=True)
@@ -178,7 +124,6 @@ class Job:
         :param date: how a row's date follows from its columns, where it is not a column of the schema by itself.
         :raises trilake.spark.inputs.InputError: no file for a partition, or one with another header.
         """
-        from pyspark.sql import functions as F
         from pyspark.sql.types import StructType
 
         fields = cast("StructType", StructType.fromDDL(schema)) if isinstance(schema, str) else schema
@@ -186,38 +131,12 @@ class Job:
         if not self.rehearsal and data_set.quarantine not in self._quarantine_bases:
             self._quarantine_bases[data_set.quarantine] = current_snapshot(self.endpoints, data_set.quarantine)
         pinned = self._pin(data_set)
-        header = header_of(fields)
-        inputs.check_header(self._s3, pinned, header)
-        # Spark tells the path as a URI, in which a plus stands for itself
-        path = F.regexp_extract(F.col("_metadata.file_path"), "^[a-z0-9]+://[^/]+/(.*)$", 1)
-        key = F.url_decode(F.replace(path, F.lit("+"), F.lit("%2B")))
-        # a regular expression makes text of bytes that are none: those are left for `parse_lines` to refuse
-        line = F.when(F.is_valid_utf8("value"), F.regexp_replace("value", "\r$", "")).otherwise(F.col("value"))
-        lines = (
-            self.spark.read.option("lineSep", "\n")
-            # longer ones are passed over, in bounded memory, and missed in `inputs.check_whole`
-            .option("mapreduce.input.linerecordreader.line.maxlength", inputs.LINE_BYTES)
-            .text([item.uri for item in pinned])
-            .select(key.alias("file"), line.alias("raw"), (F.octet_length("value") + 1).alias("size"))
-            .withColumn("partition", F.split_part("file", F.lit("/"), F.lit(2)))
-        )
+        inputs.check_header(self._s3, pinned, header_of(fields))
         if self.rehearsal and data_set == self.data_set:
-            lines = self.rehearsal.sample(lines, self.window.partitions, header)
-        parsed = parse_lines(lines, fields)
-        if date is None and data_set.date in fields.fieldNames():
-            date = F.col(f"{ROW}.{data_set.date}")
-        if date is not None:
-            # A partition is recomputed from its own prefix alone: a row that belongs to another one would vanish with
-            # that one's next run.
-            pattern = "yyyy-MM" if data_set.grain == "month" else "yyyy-MM-dd"
-            outside = F.coalesce(F.date_format(date, pattern) != F.col("partition"), F.lit(True))
-            parsed = refuse(parsed, outside, "outside_window")
-        parsed = parsed.persist()
-        # the partition keeps two files' equal lines of different partitions apart
-        distinct = (
-            parsed.where(F.col(REASON).isNull()).groupBy("partition", ROW).agg(F.count("*").alias("copies")).persist()
-        )
-        batch = Batch(data_set, pinned, distinct.select(f"{ROW}.*"), parsed, distinct, header)
+            sample = partial(self.rehearsal.sample, partitions=self.window.partitions)
+            batch = read_batch(self.spark, data_set, pinned, fields, date=date, sample=sample)
+        else:
+            batch = read_batch(self.spark, data_set, pinned, fields, date=date)
         self._batches.append(batch)
         self._unsettled.append(batch)
         return batch
@@ -327,7 +246,7 @@ class Job:
         if data_set.grain is None or data_set.date is None:
             raise ConfigurationError(f"Data set {data_set.name} has no grain: write it whole, without a job.")
         curated = curated.persist()
-        counts = self._count(curated, batch)
+        counts = count_rows(data_set, self.window, curated, batch)
         if self.rehearsal:
             self.rehearsal.end(curated, counts, self._batches)
         for partition, count in counts.items():
@@ -340,7 +259,7 @@ class Job:
             self._arrivals.committed(self._pinned, self._seen, self.run_id)
         self._base = commit.snapshot_id
         self._unsettled = []
-        log.warning("Committed snapshot %s of %s: %s", commit.snapshot_id, commit.table, _totals(counts))
+        log.warning("Committed snapshot %s of %s: %s", commit.snapshot_id, commit.table, totals(counts))
         self._committed = commit
         self._told |= {
             "table": commit.table,
@@ -357,7 +276,8 @@ class Job:
         token = uuid.uuid4().hex
         for read in self._batches:
             self._quarantine(read, token)
-        self._create(self.data_set, curated.schema)
+        shards = len(self.endpoints.clickhouse.shards)
+        create_curated(self.spark, self.data_set, curated.schema, shards=shards)
         date = F.col(str(self.data_set.date))
         replace(
             curated,
@@ -398,76 +318,11 @@ class Job:
                     hint="Nothing was written. Call commit first: it quarantines them; or mend the files.",
                 )
 
-    def _count(self, curated: DataFrame, batch: Batch | None) -> dict[str, Counts]:
-        """Per partition, each figure from its own source: lines, refused lines, copies, and the rows to be written."""
-        from pyspark.sql import functions as F
-
-        pattern = "yyyy-MM" if self.data_set.grain == "month" else "yyyy-MM-dd"
-        by_date = F.date_format(F.col(str(self.data_set.date)), pattern)
-        made = {row[0]: row[1] for row in curated.groupBy(by_date).count().collect()}
-        outside = sorted(str(name) for name in made if name not in self.window.partitions)
-        if outside:
-            raise CountMismatchError(
-                f"The job made rows of {self.data_set.name} outside of its window {self.window}: "
-                f"{', '.join(outside[:5])}."
-            )
-        if batch is None:
-            return {name: Counts(made.get(name, 0), made.get(name, 0)) for name in self.window}
-        lines = {
-            row["partition"]: row
-            for row in batch.parsed.groupBy("partition")
-            .agg(F.count("*").alias("lines"), F.count(REASON).alias("refused"))
-            .collect()
-        }
-        copies = {
-            row["partition"]: row["extra"]
-            for row in batch.distinct.groupBy("partition")
-            .agg((F.sum("copies") - F.count("*")).alias("extra"))
-            .collect()
-        }
-        return {
-            name: Counts(
-                rows_in=lines[name]["lines"] if name in lines else 0,
-                curated=made.get(name, 0),
-                quarantined=lines[name]["refused"] if name in lines else 0,
-                duplicates=copies.get(name, 0),
-            )
-            for name in self.window
-        }
-
-    def _create(self, data_set: DataSet, schema: StructType) -> None:
-        """Make the table, or give it the columns that are new."""
-        name = f"{CATALOG}.{data_set.curated}"
-        self.spark.sql(f"CREATE NAMESPACE IF NOT EXISTS {name.rsplit('.', 1)[0]}")
-        if self.spark.catalog.tableExists(name):
-            known = set(self.spark.table(name).columns)
-            new = [field for field in schema.fields if field.name not in known]
-            if new:
-                added = ", ".join(f"`{field.name}` {field.dataType.simpleString()}" for field in new)
-                self.spark.sql(f"ALTER TABLE {name} ADD COLUMNS ({added})")
-            return
-        required = (data_set.date, data_set.shard_by)
-        columns = ", ".join(
-            f"`{field.name}` {field.dataType.simpleString()}{' NOT NULL' if field.name in required else ''}"
-            for field in schema.fields
-        )
-        shards = len(self.endpoints.clickhouse.shards)
-        layout = f"{data_set.grain}s(`{data_set.date}`), bucket({shards}, `{data_set.shard_by}`)"
-        self.spark.sql(
-            f"CREATE TABLE IF NOT EXISTS {name} ({columns}) USING iceberg PARTITIONED BY ({layout}) "
-            f"TBLPROPERTIES ({_properties()})"
-        )
-
     def _quarantine(self, batch: Batch, token: str) -> None:
         from pyspark.sql import functions as F
 
         table = batch.data_set.quarantine
-        name = f"{CATALOG}.{table}"
-        self.spark.sql(f"CREATE NAMESPACE IF NOT EXISTS {name.rsplit('.', 1)[0]}")
-        self.spark.sql(
-            f"CREATE TABLE IF NOT EXISTS {name} ({_QUARANTINE_COLUMNS}) USING iceberg PARTITIONED BY (`partition`) "
-            f"TBLPROPERTIES ({_properties()})"
-        )
+        create_quarantine(self.spark, table)
         refused = batch.parsed.where(F.col(REASON).isNotNull()).select(
             "partition",
             "file",
@@ -532,12 +387,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rehearse", default="", help="commit nothing: leave what would be committed in this folder")
     parser.add_argument("--limit", type=int, default=0, help="of a rehearsal: lines of each partition; 0: all")
     return parser
-
-
-def _properties() -> str:
-    return ", ".join(f"'{key}' = '{value}'" for key, value in _TABLE_PROPERTIES.items())
-
-
-def _totals(counts: Mapping[str, Counts]) -> str:
-    rows = [vars(count) for count in counts.values()]
-    return ", ".join(f"{name} {sum(row[name] for row in rows)}" for name in vars(Counts()))

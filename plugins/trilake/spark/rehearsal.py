@@ -17,7 +17,8 @@ from trilake.spark.delimited import REASON
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
-    from trilake.spark.job import Batch, Counts
+    from trilake.spark.batch import Batch
+    from trilake.spark.counts import Counts
 
 RESULT_FILE = "rehearsal.json"
 ROWS_FOLDER = "rows"
@@ -39,7 +40,7 @@ class Rehearsal:
         self._folder = Path(folder)
         self._limit = limit
 
-    def sample(self, lines: DataFrame, partitions: Sequence[str], header: str) -> DataFrame:
+    def sample(self, lines: DataFrame, header: str, *, partitions: Sequence[str]) -> DataFrame:
         """The first lines of each partition; all of them without a limit.
 
         Header lines do not count, so none is left: of a sample a second one is not refused.

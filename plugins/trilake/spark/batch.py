@@ -1,0 +1,91 @@
+"""The raw files of a data set as rows: good ones, each once, apart from refused ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from trilake.lake import DataSet
+from trilake.spark import inputs
+from trilake.spark.delimited import REASON, ROW, header_of, parse_lines, refuse
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column, DataFrame, SparkSession
+    from pyspark.sql.types import StructType
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows of one data set's raw files.
+
+    :param rows: good rows, each once, in the columns of the schema.
+    :param parsed: all lines, see `trilake.spark.delimited.parse_lines`.
+    :param distinct: good rows once, with ``copies``, how often each stood there.
+    :param header: first line of each file.
+    """
+
+    data_set: DataSet
+    inputs: tuple[inputs.Input, ...]
+    rows: DataFrame
+    parsed: DataFrame
+    distinct: DataFrame
+    header: str
+
+    def read_bytes(self) -> dict[str, int]:
+        """Size of the lines that were read of each file, without its header: bytes by key."""
+        return {row[0]: row[1] for row in self.parsed.groupBy("file").agg({"size": "sum"}).collect()}
+
+
+def read_batch(
+    spark: SparkSession,
+    data_set: DataSet,
+    pinned: tuple[inputs.Input, ...],
+    fields: StructType,
+    *,
+    date: Column | None = None,
+    sample: Callable[[DataFrame, str], DataFrame] = lambda lines, _: lines,
+) -> Batch:
+    """Read what was pinned, once: lines and good rows stay in Spark's memory or on its disks.
+
+    :param fields: of a line; what is not nullable has to be there.
+    :param date: how a row's date follows from its columns; by default the column that `data_set` names.
+    :param sample: given the lines and the header, those that a rehearsal works on.
+    """
+    from pyspark.sql import functions as F
+
+    header = header_of(fields)
+    # Spark tells the path as a URI, in which a plus stands for itself
+    path = F.regexp_extract(F.col("_metadata.file_path"), "^[a-z0-9]+://[^/]+/(.*)$", 1)
+    key = F.url_decode(F.replace(path, F.lit("+"), F.lit("%2B")))
+    # a regular expression makes text of bytes that are none: those are left for `parse_lines` to refuse
+    line = F.when(F.is_valid_utf8("value"), F.regexp_replace("value", "\r$", "")).otherwise(F.col("value"))
+    lines = (
+        spark.read.option("lineSep", "\n")
+        # longer ones are passed over, in bounded memory, and missed in `inputs.check_whole`
+        .option("mapreduce.input.linerecordreader.line.maxlength", inputs.LINE_BYTES)
+        .text([item.uri for item in pinned])
+        .select(key.alias("file"), line.alias("raw"), (F.octet_length("value") + 1).alias("size"))
+        .withColumn("partition", F.split_part("file", F.lit("/"), F.lit(2)))
+    )
+    parsed = parse_lines(sample(lines, header), fields)
+    if date is None and data_set.date in fields.fieldNames():
+        date = F.col(f"{ROW}.{data_set.date}")
+    if date is not None:
+        # A partition is recomputed from its own prefix alone: a row that belongs to another one would vanish with
+        # that one's next run.
+        outside = F.coalesce(partition_of(data_set, date) != F.col("partition"), F.lit(True))
+        parsed = refuse(parsed, outside, "outside_window")
+    parsed = parsed.persist()
+    # the partition keeps two files' equal lines of different partitions apart
+    distinct = (
+        parsed.where(F.col(REASON).isNull()).groupBy("partition", ROW).agg(F.count("*").alias("copies")).persist()
+    )
+    return Batch(data_set, pinned, distinct.select(f"{ROW}.*"), parsed, distinct, header)
+
+
+def partition_of(data_set: DataSet, date: Column) -> Column:
+    """The name of the partition that a date lies in, such as ``2013-02``."""
+    from pyspark.sql import functions as F
+
+    return F.date_format(date, "yyyy-MM" if data_set.grain == "month" else "yyyy-MM-dd")
