@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 import httpx
 import lz4.frame
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from clickhouse_gateway import PASSWORD, USER, PeakMemory, RunningGateway, wait_until
 
@@ -188,6 +190,51 @@ def test_a_query_may_finish_during_sigterm(own_gateway: RunningGateway) -> None:
         wait_until(lambda: own_gateway.running("short"))
         assert own_gateway.end() == 0
         assert short.result().status_code == 200
+
+
+# --- its disk
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder that is a file system of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256m", "trilake-test", str(folder)]
+    done = subprocess.run(command, check=False, capture_output=True)
+    if done.returncode:
+        pytest.skip(f"a file system of its own cannot be mounted here: {done.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_is_told_and_the_next_statement_succeeds_when_there_is_room(small_disk: Path) -> None:
+    ballast = small_disk / "ballast"
+
+    def fill() -> None:
+        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+
+    gateway = RunningGateway(small_disk).start()
+    try:
+        create = "CREATE TABLE shard_1.t (n UInt64) ENGINE = MergeTree ORDER BY n"
+        fill()
+        assert "The disk of the data folder is full" in gateway.post(create).text
+        ballast.unlink()
+        gateway.sql(create)
+        parquet = io.BytesIO()
+        pq.write_table(pa.table({"n": pa.array(range(100_000), pa.uint64())}), parquet)
+        for body, format_ in ((parquet.getvalue(), "Parquet"), (b"".join(b"%d\n" % n for n in range(100_000)), "TSV")):
+            fill()
+            refused = gateway.post(body, query=f"INSERT INTO shard_1.t FORMAT {format_}")
+            assert refused.headers["X-ClickHouse-Exception-Code"] == "243", refused.text
+            assert "The disk of the data folder is full" in refused.text
+            ballast.unlink()
+            assert gateway.post(body, query=f"INSERT INTO shard_1.t FORMAT {format_}").status_code == 200
+        assert gateway.sql("SELECT count() FROM shard_1.t") == "200000"
+    finally:
+        gateway.end(signal.SIGKILL)
 
 
 # --- its start

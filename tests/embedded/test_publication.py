@@ -379,8 +379,9 @@ def test_an_attempt_that_was_taken_for_dead_cannot_decide_on_half_dropped_stagin
 
 
 @pytest.mark.parametrize("verb", ["finish", "clean"])
+@pytest.mark.parametrize("attempts", [1, 2])
 def test_a_publication_that_cannot_be_completed_does_not_hold_up_the_others(
-    table: Table, monkeypatch: pytest.MonkeyPatch, verb: str
+    table: Table, monkeypatch: pytest.MonkeyPatch, verb: str, attempts: int
 ) -> None:
     stuck = table.plan(table.file(0, (1, DAY, "lost")))
     fine = table.plan(table.file(1, (2, date(2013, 2, 1), "b")), partition="2013-02")
@@ -388,9 +389,11 @@ def test_a_publication_that_cannot_be_completed_does_not_hold_up_the_others(
         dying.setattr(Publisher, "_switch", die)
         dying.setattr(Publisher, "_sweep", lambda *_: None)
         dying.setattr(Publisher, "_try_to_clean", lambda *_: None)
-        for plan in (stuck, fine):
+        both = replace(stuck, partitions=stuck.partitions + fine.partitions)
+        for plan in (both,) if attempts == 1 else (stuck, fine):
             with pytest.raises(KeyboardInterrupt):
                 table.publisher().publish(plan, run_id="r")
+    assert len(table.ledger.attempts(table.data_set.table)) == attempts
     for name in {name for name in table.staging() if name.endswith("_201301")}:
         table.cluster.every_shard(Statement(f"DROP TABLE {{shard}}.{name} SYNC"))
     with pytest.raises(SwitchIncompleteError, match=MONTH):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -47,6 +48,9 @@ _OURS = b"/* gateway */ "
 """Begins every statement of the gateway itself; the view of the query log leaves them out."""
 
 _READ_ONLY = "READ_ONLY"
+
+FULL_BYTES = 16 << 20
+"""With less room on its disk, an error of the engine may come of that."""
 
 
 @dataclass
@@ -238,7 +242,23 @@ class Connection:
             yield
         except RuntimeError as e:
             self._dirty = True
-            raise QueryError.of_engine(e) from None
+            raise QueryError.of_engine(e, note=_lack_of_room()) from None
+
+
+def check_room() -> None:
+    """Before a statement makes or fills a table: on a full disk the engine makes one whose definition is empty.
+
+    It reports success, finds the definition to be an "Empty query" when it reads it again, and does not say why.
+
+    :raises QueryError: the disk is full (243).
+    """
+    if lack := _lack_of_room():
+        raise QueryError(243, lack)
+
+
+def _lack_of_room() -> str:
+    free = shutil.disk_usage(".").free  # the data folder, see `Engine`
+    return f"The disk of the data folder is full: {free} bytes are free." if free < FULL_BYTES else ""
 
 
 class _Held:

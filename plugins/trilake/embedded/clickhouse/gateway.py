@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import errno
 import hashlib
 import hmac
 import json
@@ -23,7 +24,7 @@ from typing import Any
 
 from trilake.embedded.clickhouse import protocol, wire
 from trilake.embedded.clickhouse.config import GatewayConfig
-from trilake.embedded.clickhouse.engine import Connection, Engine, Summary, can_stream
+from trilake.embedded.clickhouse.engine import Connection, Engine, Summary, can_stream, check_room
 from trilake.embedded.clickhouse.protocol import QueryError, Request
 from trilake.embedded.clickhouse.statement import QUERY_ID_SETTING, UNSTREAMABLE_SETTINGS, Head, understand
 
@@ -32,6 +33,9 @@ MAX_QUERIES = 100
 
 KILL_INTERVAL_SECONDS = 0.1
 """A query whose client is gone is killed again until it ends: the first kill may come before it started."""
+
+_FILLS_THE_DISK = frozenset({"CREATE", "INSERT"})
+"""First words. What frees room has to go on: DROP, TRUNCATE, and partitions are replaced by links."""
 
 Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -209,9 +213,8 @@ class Gateway:
         except QueryError as e:
             _refuse(exchange, e)
         except Exception as e:
-            # a defect of the gateway; its text may hold data, so only its kind goes to the client
             log.exception("query %s", exchange.query_id or "-")
-            _refuse(exchange, QueryError(1001, f"The gateway failed ({type(e).__name__}); its log says where."))
+            _refuse(exchange, _unforeseen(e))
 
     def _request(self, exchange: Exchange) -> Request | None:
         """The request, known to be from a user; None if it asks for nothing."""
@@ -290,17 +293,17 @@ class Gateway:
 
     def _run(self, exchange: Exchange, query: Query, connection: Connection, rest: Iterator[bytes]) -> Generator[bytes]:
         """Run a query; its answer piece by piece."""
-        request, head = query.request, query.head
         path = f"{self._config.spool.name}/{secrets.token_hex(16)}"
-        if head.insert is not None:
-            if request.parameters:  # the engine's parser fills them in: it has to see all of it
-                text = wire.read_whole(query.start, rest)
-                _permit(request, *connection.classify(text))
-                yield from connection.query(text, request.default_format, request.parameters, query.summary)
-            else:
-                _permit(request, *connection.classify(query.start[: head.data_at]))
-                connection.insert(head, _data(query.start[head.data_at :], rest), path, query.summary)
-            return
+        if query.head.insert is not None:
+            yield from _insert(query, connection, rest, path)
+        else:
+            yield from self._whole(exchange, query, connection, rest, path)
+
+    def _whole(
+        self, exchange: Exchange, query: Query, connection: Connection, rest: Iterator[bytes], path: str
+    ) -> Generator[bytes]:
+        """Run what is a statement from its first byte to its last."""
+        request = query.request
         text = wire.read_whole(query.start, rest)
         statement = understand(text)
         count, reads = connection.classify(text)
@@ -312,6 +315,8 @@ class Gateway:
             code = 358 if statement.file == "OUTFILE" else 78
             raise QueryError(code, f"{statement.file} is for clients with files; this is a server.")
         _permit(request, count, reads)
+        if statement.first_word in _FILLS_THE_DISK:
+            check_room()
         format_ = statement.format or request.default_format
         if reads:
             query.headers["X-ClickHouse-Format"] = format_
@@ -330,6 +335,19 @@ class Gateway:
             exchange.cancel_when_gone = False
         if statement.first_word == "SET":
             connection.streams = connection.streams and statement.streams
+
+
+def _insert(query: Query, connection: Connection, rest: Iterator[bytes], path: str) -> Generator[bytes]:
+    """Run an INSERT whose data follow it."""
+    request, head = query.request, query.head
+    check_room()
+    if request.parameters:  # the engine's parser fills them in: it has to see all of it
+        text = wire.read_whole(query.start, rest)
+        _permit(request, *connection.classify(text))
+        yield from connection.query(text, request.default_format, request.parameters, query.summary)
+    else:
+        _permit(request, *connection.classify(query.start[: head.data_at]))
+        connection.insert(head, _data(query.start[head.data_at :], rest), path, query.summary)
 
 
 def _permit(request: Request, statements: int, reads: bool) -> None:
@@ -355,6 +373,13 @@ def _last_word(text: str, tag: str) -> bytes:
         len(message),
         tag.encode(),
     )
+
+
+def _unforeseen(error: Exception) -> QueryError:
+    """A full disk below a body, or a defect of the gateway: its text may hold data, so only its kind is told."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return QueryError(243, "The disk of the data folder is full.")
+    return QueryError(1001, f"The gateway failed ({type(error).__name__}); its log says where.")
 
 
 def _refuse(exchange: Exchange, error: QueryError) -> None:

@@ -23,6 +23,7 @@ ERRORS = {
     164: "READONLY",
     202: "TOO_MANY_SIMULTANEOUS_QUERIES",
     216: "QUERY_WITH_SAME_ID_IS_ALREADY_RUNNING",
+    243: "NOT_ENOUGH_SPACE",
     271: "CANNOT_DECOMPRESS",
     358: "INTO_OUTFILE_NOT_ALLOWED",
     372: "SESSION_NOT_FOUND",
@@ -100,11 +101,15 @@ class QueryError(TrilakeError):
         super().__init__(text)
 
     @classmethod
-    def of_engine(cls, error: Exception) -> QueryError:
-        """The engine raises RuntimeError with ClickHouse's text; the number is in the text."""
+    def of_engine(cls, error: Exception, *, note: str = "") -> QueryError:
+        """The engine raises RuntimeError with ClickHouse's text; the number is in the text.
+
+        :param note: what the engine does not know of it; it follows.
+        """
         text = str(error).strip()
         m = _CODE.search(text)
-        return cls(int(m.group(1)), text[m.start() :]) if m else cls(1001, text or type(error).__name__)
+        said = text[m.start() :] if m else text or type(error).__name__
+        return cls(int(m.group(1)) if m else 1001, f"{said} {note}".strip())
 
     @property
     def status(self) -> int:
