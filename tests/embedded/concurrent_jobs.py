@@ -19,6 +19,7 @@ from trilake.arrivals import Arrivals, overdue
 from trilake.endpoints import Endpoints
 from trilake.lake import DataSet
 from trilake.postgres import connect
+from trilake.spark import job as spark_job
 from trilake.spark.job import Job
 from trilake.spark.turns import TURN_LOCKS, OvertakenError
 
@@ -89,15 +90,16 @@ class Table:
             self._spark.sql(f"DROP TABLE lake.{table} PURGE")
 
 
-def between(job: Job, act: Callable[[], None]) -> None:
-    """Have a run do something when refused rows are replaced and good ones are not yet."""
-    create = job._create
+def between(act: Callable[[], None]) -> None:
+    """Have the next run do something when refused rows are replaced and good ones are not yet."""
+    create = spark_job.create_curated
 
-    def acting(*options: Any) -> None:
+    def acting(*options: Any, **named: Any) -> None:
+        cast("Any", spark_job).create_curated = create
         act()
-        create(*options)
+        create(*options, **named)
 
-    cast("Any", job)._create = acting
+    cast("Any", spark_job).create_curated = acting
 
 
 def meet(spark: Any) -> Any:
@@ -142,7 +144,7 @@ def wait(spark: Any) -> Any:
         threads[0].start()
         table.await_waiting()
 
-    between(first, begin)
+    between(begin)
     told["first"] = table.commit(first, batch)
     threads[0].join(WAIT_S)
     told["after both"] = table.held()
@@ -158,7 +160,7 @@ def die_between(spark: Any, name: str) -> None:
     table.land("b", 2)
     dead = table.start("dead")
     batch = dead.read(SCHEMA)
-    between(dead, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    between(lambda: os.kill(os.getpid(), signal.SIGKILL))
     table.commit(dead, batch)
 
 
