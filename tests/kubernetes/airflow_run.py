@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 from cluster import Cluster, await_true
 
 from trilake import s3
@@ -21,6 +22,7 @@ SMALL: dict[str, Any] = {
 # A driver's JVM, its Python and its executors, on a machine that does much besides.
 STARTED_S = 150
 ENDED_S = 240
+SENT_S = 60
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,16 @@ class Run:
             seconds,
             f"{self.run_id} of {self.dag_id} to end",
         )
+        # the end of its log is sent, and to be read, when its state is known
+        await_true(lambda: not self._at_work(), SENT_S, f"the process of {self.task_id} of {self.run_id} to end")
         assert found == state, "\n".join(self.log[-80:])
+
+    def _at_work(self) -> bool:
+        path = f"/api/v2/dags/{self.dag_id}/dagRuns/{self.run_id}/taskInstances/{self.task_id}"
+        instance = str(self.api._call("GET", path)["id"])
+        return any(
+            instance in word for process in psutil.process_iter(["cmdline"]) for word in process.info["cmdline"] or ()
+        )
 
     def set_state(self, state: str) -> None:
         """As a person does in the UI."""
