@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# Whoever reads it may sit before a laptop or a host, and whoever raises it does not know.
+IS_IT_UP = "Is it up? `trilake status` shows it on a laptop, `docker compose ps` on its host."
+
 
 class TrilakeError(Exception):
     """What failed, and the next step.
@@ -22,6 +25,9 @@ class ConfigurationError(TrilakeError):
 
 class UnreachableError(TrilakeError):
     """A service did not answer."""
+
+    def __init__(self, message: str, *, hint: str = IS_IT_UP) -> None:
+        super().__init__(message, hint=hint)
 
 
 class RefusedError(UnreachableError):

@@ -9,7 +9,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from trilake.endpoints import PostgresEndpoint
-from trilake.errors import ConfigurationError, CountMismatchError, RefusedError, TrilakeError, UnreachableError
+from trilake.errors import (
+    IS_IT_UP,
+    ConfigurationError,
+    CountMismatchError,
+    RefusedError,
+    TrilakeError,
+    UnreachableError,
+)
 from trilake.patience import patiently
 
 if TYPE_CHECKING:
@@ -58,9 +65,7 @@ def connect(endpoint: PostgresEndpoint, *, autocommit: bool = False) -> Iterator
         refused = "authentication failed" in str(e)
         raise (RefusedError if refused else UnreachableError)(
             f"PostgreSQL database {endpoint.database} ({endpoint.host}:{endpoint.port}): {' '.join(str(e).split())}.",
-            hint="The password is not the one that the server was made with."
-            if refused
-            else "Is PostgreSQL up? `trilake status` shows it.",
+            hint="The password is not the one that the server was made with." if refused else IS_IT_UP,
         ) from None
     connection.autocommit = autocommit
     try:

@@ -41,10 +41,7 @@ def client(endpoint: S3Endpoint) -> S3Client:
     def unanswered(exception: Exception, **_: Any) -> None:
         # boto3's own words name the address of the request, and not whose it is
         if isinstance(exception, HTTPClientError | NoConnectionError):
-            raise UnreachableError(
-                f"S3 ({endpoint.url}) does not answer ({type(exception).__name__}).",
-                hint="Is it up? `trilake status` shows it.",
-            ) from None
+            raise UnreachableError(f"S3 ({endpoint.url}) does not answer ({type(exception).__name__}).") from None
 
     def failed(http_response: Any, parsed: Any, model: Any, **_: Any) -> None:
         if http_response.status_code >= 500:

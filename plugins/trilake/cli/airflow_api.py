@@ -123,10 +123,7 @@ class AirflowApi:
         try:
             answer: httpx.Response = self._client.request(method, path, **arguments)
         except httpx.HTTPError as e:
-            raise UnreachableError(
-                f"Airflow does not answer at {self.url} ({type(e).__name__}).",
-                hint="Is it up? `trilake status` shows it.",
-            ) from None
+            raise UnreachableError(f"Airflow does not answer at {self.url} ({type(e).__name__}).") from None
         if answer.is_error:
             try:
                 detail = answer.json().get("detail", "")

@@ -90,7 +90,7 @@ def error_of(where: ClickHouseShard | str | None, error: Exception) -> Exception
     # the innermost: a refused connection and one that stalls are the same to the driver
     cause: BaseException = error.__cause__ or error
     reason = status[0] if status else type(getattr(cause, "reason", None) or cause).__name__
-    return UnreachableError(f"{host} does not answer ({reason}).", hint="Is ClickHouse up? `trilake status` shows it.")
+    return UnreachableError(f"{host} does not answer ({reason}).")
 
 
 def without_statement(text: str) -> str:

@@ -131,7 +131,7 @@ class SparkApplicationHook(AsyncKubernetesHook):
         except (ClientError, TimeoutError, OSError) as e:
             raise UnreachableError(
                 f"The Kubernetes API of connection {self.conn_id} does not answer ({type(e).__name__}: {e}).",
-                hint="See that the cluster (`trilake status`) and the way to it are up.",
+                hint="Is it up? `trilake status` shows it on a laptop, `kubectl get nodes` on its host.",
             ) from e
         raise AssertionError("tenacity either returns or raises")
 

@@ -164,8 +164,7 @@ def _unreachable(lake: PostgresEndpoint, error: BaseException) -> UnreachableErr
     """The catalog's connection as an error that names it. SQLAlchemy's quotes the statement, and names no database."""
     said = next(iter(str(getattr(error, "orig", error)).splitlines()), type(error).__name__)
     return UnreachableError(
-        f"The Iceberg catalog, PostgreSQL database {lake.database} ({lake.host}:{lake.port}): {said}.",
-        hint="Is PostgreSQL up? `trilake status` shows it.",
+        f"The Iceberg catalog, PostgreSQL database {lake.database} ({lake.host}:{lake.port}): {said}."
     )
 
 
@@ -198,8 +197,7 @@ def naming_store(properties: Mapping[str, str], table: str) -> Iterator[None]:
     except OSError as e:
         said = next(iter(str(e).splitlines()), type(e).__name__)
         raise UnreachableError(
-            f"S3 ({properties.get('s3.endpoint')}), Iceberg table {table}: {said.rstrip('.')}.",
-            hint="Is it up? `trilake status` shows it.",
+            f"S3 ({properties.get('s3.endpoint')}), Iceberg table {table}: {said.rstrip('.')}."
         ) from None
 
 
