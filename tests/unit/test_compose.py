@@ -72,6 +72,15 @@ def test_nothing_listens_on_every_address() -> None:
         assert "0.0.0.0" not in file.read_text(), file
 
 
+@pytest.mark.parametrize("name", ["metadata", "postgres"])
+def test_postgresql_is_healthy_where_it_is_asked_and_not_on_its_socket(name: str) -> None:
+    """For a new volume the image starts a server on the socket alone, and ends it again: who waits came too early."""
+    service = read((PROJECT / "docker" / "vps_1" / "compose.yml").read_text())["services"][name]
+    listens = [c.partition("=")[2] for c in service["command"] if c.startswith("-clisten_addresses=")]
+    asked = service["healthcheck"]["test"]
+    assert [asked[asked.index("--host") + 1]] == listens
+
+
 @pytest.mark.parametrize("host", ["vps_1", "vps_3"])
 def test_a_hosts_part_of_the_environment_is_what_its_file_requires(host: str) -> None:
     text = (PROJECT / "docker" / host / "compose.yml").read_text()
