@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from compose_rules import FILES, PROJECT, problems, read, variables
 
+from trilake.hosts.containers import PROJECT as PROJECT_NAME
 from trilake.hosts.environment import VARIABLES, host_settings, replica_settings
 
 GOOD = """
@@ -65,6 +66,12 @@ def test_a_service_uses_its_hosts_network_or_none() -> None:
         # the replica's supply of images is no service of a host: it fetches what vps_2 cannot
         assert {modes.pop("setup-supply", "bridge")} == {"bridge"}
         assert set(modes.values()) <= {f"${{{host}_NETWORK:-host}}", "none"}, (file, modes)
+
+
+@pytest.mark.parametrize("file", ["docker-compose.yml", "docker/vps_1/compose.yml", "docker/vps_3/compose.yml"])
+def test_a_host_and_the_replica_have_the_project_that_the_command_line_looks_for(file: str) -> None:
+    """Without a name Compose takes the folder's, and a host's containers would be those of `vps_1`."""
+    assert read((PROJECT / file).read_text())["name"] == f"${{COMPOSE_PROJECT_NAME:-{PROJECT_NAME}}}"
 
 
 def test_nothing_listens_on_every_address() -> None:
