@@ -104,6 +104,12 @@ def test_every_variable_that_a_file_uses_is_written_or_has_a_default() -> None:
             assert name in written or rest.startswith(":-"), f"{file.name} uses {name}, which nobody sets"
 
 
+def test_the_replica_is_never_started_in_this_machines_own_network() -> None:
+    """A privileged Kubernetes would be, of an .env that lacks one line."""
+    required = {name for name, rest in variables((PROJECT / "docker-compose.yml").read_text()) if rest.startswith(":?")}
+    assert {name for name in replica_settings() if name.endswith("_NETWORK")} <= required
+
+
 def test_hosts_use_their_own_network_and_the_deployed_dags() -> None:
     settings = host_settings(["10.110.0.2", "10.110.0.3", "10.110.0.4"])
     assert not [name for name in settings if name.endswith("_NETWORK") or name == "DAG_BUNDLE"]
