@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,13 @@ def test_a_service_uses_its_hosts_network_or_none() -> None:
 def test_a_host_and_the_replica_have_the_project_that_the_command_line_looks_for(file: str) -> None:
     """Without a name Compose takes the folder's, and a host's containers would be those of `vps_1`."""
     assert read((PROJECT / file).read_text())["name"] == f"${{COMPOSE_PROJECT_NAME:-{PROJECT_NAME}}}"
+
+
+def test_the_document_puts_the_kubeconfig_into_the_volume_that_airflow_mounts() -> None:
+    mounted = read((PROJECT / "docker" / "vps_1" / "compose.yml").read_text())["x-airflow"]["volumes"]
+    volume = next(v.partition(":")[0] for v in mounted if ":/opt/trilake/kubernetes" in v)
+    named = re.findall(r" -v (\w+):/kubernetes ", (PROJECT / "docs" / "vps_2.md").read_text())
+    assert named == [f"{PROJECT_NAME}_{volume}"]
 
 
 def test_nothing_listens_on_every_address() -> None:
