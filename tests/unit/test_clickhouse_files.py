@@ -14,6 +14,7 @@ from trilake.endpoints import ClickHouseEndpoint
 from trilake.hosts.connections import SHARDS
 from trilake.hosts.environment import VARIABLES
 from trilake.lake.data_set import BACKUPS_BUCKET, LAKE_BUCKET, RAW_BUCKET
+from trilake.migrations import Step, overall_ddl
 
 FOLDER = Path(__file__).resolve().parents[2] / "docker" / "vps_3"
 USERS = (FOLDER / "users.d" / "trilake.xml").read_text()
@@ -103,11 +104,32 @@ def test_agents_read_every_table_of_the_shards_and_over_them() -> None:
     assert grants == {f"GRANT SELECT ON {database}.*" for database in ("analytics", *(s.database for s in SHARDS))}
 
 
-def test_the_writer_has_the_collections_that_statements_name_and_inserts_into_shards_alone() -> None:
+def test_the_writer_has_the_collections_that_statements_name() -> None:
     grants = [g.text or "" for g in ElementTree.fromstring(USERS).findall("users/etl_writer/grants/query")]
     collections = {g.rsplit(" ", 1)[1] for g in grants if "NAMED COLLECTION" in g}
     assert collections == {LAKE_BUCKET, RAW_BUCKET, EXPORTS_COLLECTION}
-    assert {g.rsplit(" ", 1)[1] for g in grants if re.search(r"\bINSERT\b", g)} == {"shard_1.*", "shard_2.*"}
+
+
+def test_the_writer_may_make_the_tables_over_all_shards_anew_and_no_row_gets_in_by_them() -> None:
+    """A server that is asked to CREATE OR REPLACE makes a table of another name and renames it over the old one: for
+    that it asks for all of these on the database (clickhouse-server 26.8, InterpreterRenameQuery)."""
+    endpoint = ClickHouseEndpoint(SHARDS, "etl_writer", "password")
+    table = "CREATE TABLE t (id Int64, day Date) ENGINE = MergeTree"
+    by_engine = {}
+    for statement in (f"{table} PARTITION BY day ORDER BY id", f"{table} ORDER BY id"):
+        step = Step("clickhouse/t/table.sql", "t", "clickhouse", statement)
+        created, engine = overall_ddl(step, endpoint, SHARDS[0]).split(" ENGINE = ")
+        assert created.startswith("CREATE OR REPLACE TABLE `analytics`.")
+        by_engine[engine.partition("(")[0]] = engine
+    grants = [g.text or "" for g in ElementTree.fromstring(USERS).findall("users/etl_writer/grants/query")]
+    of_analytics = next(g for g in grants if g.endswith(" ON analytics.*")).removeprefix("GRANT ").partition(" ON ")[0]
+    assert {"CREATE TABLE", "DROP TABLE", "SELECT", "INSERT"} <= set(of_analytics.split(", "))
+    # cluster, database, table: with a fourth, a sharding key, it would take rows
+    assert by_engine["Distributed"].count(",") == 2
+    # database, tables: with a third it would have one to write to
+    assert by_engine["Merge"].count(",") == 1
+    into = {g.rsplit(" ", 1)[1] for g in grants if re.search(r"\bINSERT\b", g)}
+    assert into == {"shard_1.*", "shard_2.*", "analytics.*"}
 
 
 def test_a_statement_can_change_neither_address_nor_key_of_a_collection() -> None:

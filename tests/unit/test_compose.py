@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from compose_rules import FILES, PROJECT, problems, read, variables
 
+from trilake.hosts.containers import PROJECT as PROJECT_NAME
 from trilake.hosts.environment import VARIABLES, host_settings, replica_settings
 
 GOOD = """
@@ -67,9 +69,31 @@ def test_a_service_uses_its_hosts_network_or_none() -> None:
         assert set(modes.values()) <= {f"${{{host}_NETWORK:-host}}", "none"}, (file, modes)
 
 
+@pytest.mark.parametrize("file", ["docker-compose.yml", "docker/vps_1/compose.yml", "docker/vps_3/compose.yml"])
+def test_a_host_and_the_replica_have_the_project_that_the_command_line_looks_for(file: str) -> None:
+    """Without a name Compose takes the folder's, and a host's containers would be those of `vps_1`."""
+    assert read((PROJECT / file).read_text())["name"] == f"${{COMPOSE_PROJECT_NAME:-{PROJECT_NAME}}}"
+
+
+def test_the_document_puts_the_kubeconfig_into_the_volume_that_airflow_mounts() -> None:
+    mounted = read((PROJECT / "docker" / "vps_1" / "compose.yml").read_text())["x-airflow"]["volumes"]
+    volume = next(v.partition(":")[0] for v in mounted if ":/opt/trilake/kubernetes" in v)
+    named = re.findall(r" -v (\w+):/kubernetes ", (PROJECT / "docs" / "vps_2.md").read_text())
+    assert named == [f"{PROJECT_NAME}_{volume}"]
+
+
 def test_nothing_listens_on_every_address() -> None:
     for file in FILES:
         assert "0.0.0.0" not in file.read_text(), file
+
+
+@pytest.mark.parametrize("name", ["metadata", "postgres"])
+def test_postgresql_is_healthy_where_it_is_asked_and_not_on_its_socket(name: str) -> None:
+    """For a new volume the image starts a server on the socket alone, and ends it again: who waits came too early."""
+    service = read((PROJECT / "docker" / "vps_1" / "compose.yml").read_text())["services"][name]
+    listens = [c.partition("=")[2] for c in service["command"] if c.startswith("-clisten_addresses=")]
+    asked = service["healthcheck"]["test"]
+    assert [asked[asked.index("--host") + 1]] == listens
 
 
 @pytest.mark.parametrize("host", ["vps_1", "vps_3"])
@@ -86,6 +110,12 @@ def test_every_variable_that_a_file_uses_is_written_or_has_a_default() -> None:
     for file in FILES:
         for name, rest in variables(file.read_text()):
             assert name in written or rest.startswith(":-"), f"{file.name} uses {name}, which nobody sets"
+
+
+def test_the_replica_is_never_started_in_this_machines_own_network() -> None:
+    """A privileged Kubernetes would be, of an .env that lacks one line."""
+    required = {name for name, rest in variables((PROJECT / "docker-compose.yml").read_text()) if rest.startswith(":?")}
+    assert {name for name in replica_settings() if name.endswith("_NETWORK")} <= required
 
 
 def test_hosts_use_their_own_network_and_the_deployed_dags() -> None:

@@ -129,3 +129,26 @@ def test_a_process_is_given_settings_and_connections_only_where_its_container_ha
     del values["AIRFLOW_DB_PASSWORD"]
     with pytest.raises(TrilakeError, match="AIRFLOW_DB_PASSWORD is not set"):
         run.environment(values)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "says"),
+    [
+        ("AIRFLOW_FERNET_KEY", "c2hvcnQ=", "AIRFLOW_FERNET_KEY is not a Fernet key"),
+        ("OLTP_PASSWORD", "p@ss:word/with#signs", "OLTP_PASSWORD may have letters, digits"),
+        ("S3_ROOT_SECRET", "hunter2", "S3_ROOT_SECRET is shorter than 16 characters"),
+        ("VPS_1_ADDRESS", "vps-1", "VPS_1_ADDRESS is not an IPv4 address"),
+    ],
+)
+def test_a_container_that_is_given_a_secret_that_is_none_says_so_in_one_line_and_runs_nothing(
+    values: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str, wrong: str,
+    says: str,
+) -> None:  # fmt: skip
+    """Also where `docker compose up` was called, which looks at no value."""
+    for variable, value in {**values, name: wrong}.items():
+        monkeypatch.setenv(variable, value)
+    assert run.main(["false"]) == 1
+    told = capsys.readouterr().err
+    assert says in told
+    assert told.count("\n") == 1
+    assert wrong not in told.replace(name, "")

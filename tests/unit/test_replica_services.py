@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from trilake.cli.replica import Service, read_services
+from trilake.cli.replica import Service, _profile, read_services
 
 
 def printed(name: str, state: str, health: str = "", exit_code: int = 0) -> dict[str, object]:
@@ -41,3 +43,41 @@ def test_both_forms_that_compose_prints_are_read() -> None:
     assert found == read_services(json.dumps(documents), {"setup-s3"})
     assert (found["s3"].ready, found["setup-s3"].failed, str(found["setup-s3"])) == (True, True, "exit code 2")
     assert read_services("", set()) == {}
+
+
+MADE = {"name": "laptop", "delivered": False, "revoked_at": None}
+
+
+@pytest.mark.parametrize(
+    ("people", "left", "written"),
+    [
+        ([], "", True),
+        ([{**MADE, "name": "alice", "delivered": True}], "", True),
+        ([MADE], "", True),  # killed before the file
+        ([MADE], "profile", True),  # killed after it
+        ([{**MADE, "delivered": True}], "profile", False),
+        ([{**MADE, "delivered": True}], "", False),
+        ([{**MADE, "revoked_at": "2026-01-01T00:00:00+00:00"}], "", False),
+        ([], "of a PKI that is gone", False),
+    ],
+)
+def test_the_replica_gives_one_profile_and_goes_on_where_it_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, people: list[dict[str, Any]], left: str, written: bool
+) -> None:
+    added = []
+
+    class Vpn:
+        def __init__(self, project: str) -> None:
+            pass
+
+        def people(self) -> list[dict[str, Any]]:
+            return people
+
+        def add(self, name: str, role: str, file: Path) -> None:
+            added.append((name, role, file.name))
+
+    monkeypatch.setitem(_profile.__globals__, "Vpn", Vpn)
+    if left:
+        (tmp_path / "laptop.ovpn").write_text(left)
+    _profile(tmp_path)
+    assert added == ([("laptop", "admin", "laptop.ovpn")] if written else [])

@@ -93,12 +93,17 @@ def up(project: Path) -> None:
 
 
 def _profile(project: Path) -> None:
-    """One VPN profile, of an administrator, unless there is one."""
+    """One VPN profile, of an administrator, unless there is or was one. Of a call that was killed it goes on."""
     vpn = Vpn(project_name(os.environ, project / environment.FILE))
-    if not any(person["name"] == PROFILE for person in vpn.people()):
-        file = project / f"{PROFILE}.ovpn"
-        vpn.add(PROFILE, "admin", file)
-        _say(f"wrote {file.name}: a way in through the VPN, as admin")
+    file = project / f"{PROFILE}.ovpn"
+    known = [person for person in vpn.people() if person["name"] == PROFILE]
+    if any(person["delivered"] or person["revoked_at"] for person in known):
+        return
+    if file.exists() and not known:
+        _say(f"{file.name} is of a replica that is gone: remove it, and the next call writes a new one")
+        return
+    vpn.add(PROFILE, "admin", file)
+    _say(f"wrote {file.name}: a way in through the VPN, as admin")
 
 
 def down(project: Path) -> None:

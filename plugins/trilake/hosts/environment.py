@@ -184,6 +184,16 @@ def check(values: Mapping[str, str], host: str | None = None, *, where: str = FI
             )
 
 
+def check_given(values: Mapping[str, str]) -> None:
+    """Whether what is there makes sense; a container is given a part of a host's part.
+
+    :raises EnvironmentFileError: names the first variable that is wrong, never its value.
+    """
+    for variable in VARIABLES:
+        if (value := values.get(variable.name)) and (problem := _problem(variable, value, values)):
+            raise EnvironmentFileError(f"{variable.name} {problem}.", hint="`trilake env --check` looks at .env.")
+
+
 def _problem(variable: Variable, value: str, values: Mapping[str, str]) -> str:
     """What is wrong with a value, to be said after its name; empty if nothing is."""
     return _PROBLEMS[variable.kind](variable.name, value, values) if value else "is not set"

@@ -13,14 +13,16 @@ from trilake.endpoints import as_environment
 from trilake.errors import TrilakeError
 from trilake.hosts import airflow
 from trilake.hosts.connections import connections
+from trilake.hosts.environment import check_given
 
 
 def environment(env: Mapping[str, str]) -> dict[str, str]:
     """What the command is given beside what is there: connections where ``TRILAKE_CONNECTIONS`` says whose, and
     Airflow's settings where its keys are.
 
-    :raises EnvironmentFileError: a secret is missing; names the variable.
+    :raises EnvironmentFileError: a secret is missing, or is none; names the variable.
     """
+    check_given(env)
     found: dict[str, str] = {}
     if "TRILAKE_CONNECTIONS" in env:
         found |= as_environment(connections(env, "airflow"))
@@ -30,7 +32,7 @@ def environment(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit code 1 and one line if a secret is missing; else the command's."""
+    """Exit code 1 and one line if a secret is missing or is none; else the command's."""
     if not arguments:
         print("Say what to run: airflow ..., or trilake ...", file=sys.stderr)
         return 2
