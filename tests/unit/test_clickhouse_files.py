@@ -155,6 +155,9 @@ def test_the_cluster_is_the_connections_and_asks_for_the_secret() -> None:
 
 def test_it_listens_on_the_private_address_alone_and_holds_no_secret() -> None:
     assert [host.get("from_env") for host in SERVER.findall("listen_host")] == ["VPS_3_ADDRESS"]
+    ports = [e for e in SERVER if e.tag.endswith("_port")]
+    assert {e.tag for e in ports if e.get("remove") != "remove"} == {"http_port", "tcp_port"}
+    assert {e.tag for e in ports if e.get("remove")} == {"mysql_port", "postgresql_port", "interserver_http_port"}
     of_this_host = {v.name for v in VARIABLES if "vps_3" in v.hosts}
     named = [e.get("from_env") for root in (SERVER, ElementTree.fromstring(USERS)) for e in root.iter()]
     compose = (FOLDER / "compose.yml").read_text()
