@@ -199,11 +199,16 @@ def _problem(variable: Variable, value: str, values: Mapping[str, str]) -> str:
     return _PROBLEMS[variable.kind](variable.name, value, values) if value else "is not set"
 
 
-def _problem_of_address(_name: str, value: str, _values: Mapping[str, str]) -> str:
+def _problem_of_address(name: str, value: str, values: Mapping[str, str]) -> str:
     try:
-        return "" if ipaddress.IPv4Address(value).is_private else "is not a private address"
+        address = ipaddress.IPv4Address(value)
     except ValueError:
         return "is not an IPv4 address"
+    # of these `is_private` holds, too: what one host names by them no other reaches
+    if not address.is_private or address.is_loopback or address.is_link_local or address.is_unspecified:
+        return "is not a private address"
+    others = [v.name for v in VARIABLES if v.kind == "address" and v.name != name and values.get(v.name) == value]
+    return f"is also {others[0]}" if others else ""
 
 
 def _problem_of_fernet(_name: str, value: str, _values: Mapping[str, str]) -> str:
