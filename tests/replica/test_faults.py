@@ -25,6 +25,7 @@ KILLED = [
     ("k3s", "curate"),
     ("clickhouse-1", "publish"),
     ("clickhouse-2", "publish"),
+    ("openvpn", "publish"),
 ]
 IN_CI = {"airflow-scheduler", "clickhouse-2"}
 

@@ -50,10 +50,8 @@ def variables(text: str) -> Iterator[tuple[str, str]]:
 
 def problems(text: str, exempt: dict[str, dict[str, str]] = EXEMPT) -> list[str]:
     """A line for each rule that a service breaks."""
-    found = []
-    for name, service in (read(text).get("services") or {}).items():
-        broken = {rule: what for rule, what in _problems(service) if rule not in exempt.get(name, {})}
-        found += [f"{name}: {rule}: {what}" for rule, what in broken.items()]
+    services = read(text).get("services") or {}
+    found = [line for name, service in services.items() for line in problems_of(name, service, exempt)]
     required = {name for name, rest in variables(text) if rest.startswith(":?")}
     for name, rest in variables(text):
         if _SECRET.search(name) and (re.match(":?-.", rest) or name not in required):
@@ -61,9 +59,16 @@ def problems(text: str, exempt: dict[str, dict[str, str]] = EXEMPT) -> list[str]
     return found
 
 
-def _problems(service: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    yield from _problems_of_running(service)
-    yield from _problems_of_rights(service)
+def problems_of(name: str, service: dict[str, Any], exempt: dict[str, dict[str, str]] = EXEMPT) -> list[str]:
+    """A line for each rule that one service breaks."""
+    broken = (*_problems_of_running(service), *_problems_of_rights(service), *_problems_of_secrets(service))
+    return [f"{name}: {rule}: {what}" for rule, what in broken if rule not in exempt.get(name, {})]
+
+
+def problems_of_rendered(name: str, service: dict[str, Any]) -> list[str]:
+    """The same of a service as `docker compose config` prints it: its secrets are there, which the files require."""
+    ports = [f"{p.get('host_ip', '')}:{p['published']}:{p['target']}/{p['protocol']}" for p in service.get("ports", [])]
+    return problems_of(name, {**service, "ports": ports, "environment": {}})
 
 
 def _problems_of_running(service: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -97,6 +102,9 @@ def _problems_of_rights(service: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for port in service.get("ports", []):
         if not (str(port).startswith("127.0.0.1:") or str(port).endswith(":1194/udp")):
             yield "ports", f"{port} is open to everybody"
+
+
+def _problems_of_secrets(service: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for variable, value in (service.get("environment") or {}).items():
         if _SECRET.search(variable) and variable not in _NOT_SECRET and not str(value).startswith("${"):
             yield "secret", f"{variable} stands in the file"
