@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -74,6 +75,10 @@ def migrate(endpoints: Endpoints, sql_folder: Path, *, dry_run: bool, wait: int 
     from trilake.clickhouse.cluster import Cluster
 
     if wait:
+        # nobody answers: its client would say so twice a second, and not which host it is
+        logging.getLogger("clickhouse_connect").setLevel(logging.ERROR)
+        hosts = " and ".join(map(str, endpoints.clickhouse.shards))
+        print(f"waiting for {hosts}, at most {wait} s", file=sys.stderr)
         with Cluster(endpoints.clickhouse.for_questions()) as cluster:
             cluster.await_hosts(wait)
     rows = [
