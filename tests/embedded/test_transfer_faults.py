@@ -18,7 +18,7 @@ from transfer_task import connect_airflow, context, make
 from trilake import s3
 from trilake.errors import ConfigurationError, UnreachableError
 from trilake.lake import DataSet
-from trilake.lake.catalog import load_table, open_catalog, plan
+from trilake.lake.catalog import files_of, load_table, open_catalog, plan
 from trilake.lake.whole import replace_table
 from trilake.postgres import connect
 from trilake.transfers.clickhouse_to_postgres import ClickHouseToPostgresOperator
@@ -186,10 +186,13 @@ def test_a_store_that_is_away_is_named_where_iceberg_reads_and_writes(platform: 
         try:
             replace_table(catalog, dimension, oltp, source, run_id="r")
             table = load_table(catalog, dimension.curated)
+            snapshot = table.current_snapshot()
+            assert snapshot
             proxy.cut()
             for use in (
                 lambda: load_table(catalog, dimension.curated),
                 lambda: plan(table, dimension, []),
+                lambda: files_of(table, dimension, [], snapshot.snapshot_id),
                 lambda: replace_table(catalog, dimension, oltp, source, run_id="r"),
             ):
                 with pytest.raises(UnreachableError, match=rf"S3 .*{proxy.port}.*, Iceberg table {dimension.curated}"):
