@@ -18,10 +18,11 @@ from transfer_task import connect_airflow, context, make
 from trilake import s3
 from trilake.errors import ConfigurationError, UnreachableError
 from trilake.lake import DataSet
-from trilake.lake.catalog import files_of, load_table, open_catalog, plan
+from trilake.lake.catalog import RUN_PROPERTY, files_of, load_table, open_catalog, plan, snapshot_summary
 from trilake.lake.whole import replace_table
 from trilake.postgres import connect
 from trilake.transfers.clickhouse_to_postgres import ClickHouseToPostgresOperator
+from trilake.transfers.postgres_to_iceberg import PostgresToIcebergOperator
 from trilake.transfers.source_to_s3 import SourceToS3Operator
 
 MONTHLY = DataSet("cut_off", grain="month", date="m", shard_by="n")
@@ -202,6 +203,24 @@ def test_a_store_that_is_away_is_named_where_iceberg_reads_and_writes(platform: 
         finally:
             catalog.drop_table(dimension.curated)
             catalog.close()
+
+
+def test_a_dimensions_snapshot_names_the_dag_and_the_run(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect_airflow(monkeypatch, platform.env)
+    dimension = DataSet(f"t_{secrets.token_hex(4)}")
+    with connect(platform.endpoints.oltp) as oltp, oltp.cursor() as cursor:
+        cursor.execute(f"CREATE TABLE marts.{dimension.name} (k int)")
+    catalog = open_catalog(platform.endpoints.lake, platform.endpoints.s3)
+    try:
+        task = make(PostgresToIcebergOperator, data_set=dimension, table=f"marts.{dimension.name}")
+        told = task.execute(context("r"))
+        table = load_table(catalog, dimension.curated)
+        assert snapshot_summary(table, told["snapshot_id"])[RUN_PROPERTY] == "transfers/r"
+        catalog.drop_table(dimension.curated)
+    finally:
+        catalog.close()
+        with connect(platform.endpoints.oltp) as oltp, oltp.cursor() as cursor:
+            cursor.execute(f"DROP TABLE marts.{dimension.name}")
 
 
 def test_a_catalog_that_is_away_is_named_when_it_is_opened_and_when_it_is_used(platform: Platform) -> None:

@@ -11,6 +11,7 @@ from trilake.errors import ConfigurationError
 from trilake.hooks.lake import LakeHook
 from trilake.lake import DataSet
 from trilake.lake.whole import replace_table
+from trilake.operators.window import run_name
 from trilake.postgres import await_answer, connect
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class PostgresToIcebergOperator(BaseOperator):
         try:
             with connect(source) as connection:
                 snapshot_id, rows = replace_table(
-                    catalog, self.data_set, connection, self.table, run_id=context["run_id"]
+                    catalog, self.data_set, connection, self.table, run_id=run_name(context)
                 )
         finally:
             catalog.close()
