@@ -118,6 +118,8 @@ def take_turn(connection: Connection, table: str) -> None:
 
     To be called before the rows are read: whoever reads later has seen more, and has to be the one who writes later.
     Readers of the table are not held up.
+
+    :param table: a mart of this database, or what is made of its rows elsewhere.
     """
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(%s, %s)", (MART_LOCKS, lock_key(table)))
