@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +19,7 @@ from tcp_proxy import Fault, TcpProxy, http_error
 from transfer_task import connect_airflow, context, make
 
 from trilake import s3
-from trilake.errors import ConfigurationError, UnreachableError
+from trilake.errors import ConfigurationError, RefusedError, UnreachableError
 from trilake.lake import DataSet, whole
 from trilake.lake.catalog import RUN_PROPERTY, files_of, load_table, open_catalog, plan, snapshot_summary
 from trilake.lake.whole import replace_table
@@ -173,6 +174,19 @@ def test_an_object_store_that_is_away_or_fails_is_named(platform: Platform, monk
         with pytest.raises(store.exceptions.NoSuchKey):
             store.get_object(Bucket="raw", Key="named/none")
         assert store.get_object(Bucket="raw", Key="named/a")["Body"].read() == b"a"
+
+
+@pytest.mark.parametrize(("call", "name"), [("get_object", "GetObject"), ("head_object", "HeadObject")])
+def test_an_object_store_that_refuses_a_key_is_named_with_what_was_asked(
+    platform: Platform, call: str, name: str
+) -> None:
+    endpoint = platform.endpoints.s3
+    store = s3.client(replace(endpoint, secret_access_key="another"))
+    what = f"S3 refuses {name} of {endpoint.url}/raw/named/b to key {endpoint.access_key_id}: 403 "
+    with pytest.raises(RefusedError, match=f"^{re.escape(what)}") as refused:
+        getattr(store, call)(Bucket="raw", Key="named/b")
+    assert endpoint.secret_access_key not in str(refused.value)
+    assert "Signature" not in str(refused.value).replace("SignatureDoesNotMatch", "")
 
 
 def test_a_store_that_is_away_is_named_where_iceberg_reads_and_writes(platform: Platform) -> None:
