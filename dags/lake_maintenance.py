@@ -25,7 +25,8 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     is_paused_upon_creation=False,
-    params={"snapshot_days": Param(7, type="number", minimum=0, description="how long a snapshot stays")},
+    # what a job began from, or a run is about to publish, is younger than a day: as long as a job may take
+    params={"snapshot_days": Param(7, type="number", minimum=1, description="how long a snapshot stays")},
     default_args={"retries": 2, "retry_delay": timedelta(minutes=5)},
     tags=[Tag.MAINTENANCE],
     doc_md=__doc__,

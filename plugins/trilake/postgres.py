@@ -27,6 +27,8 @@ CONNECT_TIMEOUT_S = 10
 # A connection that holds a lock says nothing for as long as a job runs, and firewalls forget what says nothing.
 KEEPALIVE_S = 60
 ROWS_PER_BLOCK = 10_000
+# The first half of the advisory locks' keys, beside the ledger's (trilake.clickhouse.ledger).
+MART_LOCKS = 0x7476
 
 
 class PostgresError(TrilakeError):
@@ -114,6 +116,18 @@ def unless_alive(endpoint: PostgresEndpoint, space: int, name: str) -> Iterator[
 def lock_key(text: str) -> int:
     """A signed 32 bit number for advisory locks. Two names that share one only wait for each other."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big", signed=True)
+
+
+def take_turn(connection: Connection, table: str) -> None:
+    """Wait until no other transaction that took a turn changes `table`, and keep others waiting until this one ends.
+
+    To be called before the rows are read: whoever reads later has seen more, and has to be the one who writes later.
+    Readers of the table are not held up.
+
+    :param table: a mart of this database, or what is made of its rows elsewhere.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock(%s, %s)", (MART_LOCKS, lock_key(table)))
 
 
 def replace_rows(

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from trilake.endpoints import S3Endpoint
-from trilake.errors import TrilakeError, UnreachableError
+from trilake.errors import RefusedError, TrilakeError, UnreachableError
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -31,7 +31,8 @@ class S3Error(TrilakeError):
 def client(endpoint: S3Endpoint) -> S3Client:
     """A boto3 client of this store: addressed by path, retrying what S3 calls transient.
 
-    When it has tried enough, its methods raise `UnreachableError`, or `S3Error` of what the store itself failed at.
+    When it has tried enough, its methods raise `UnreachableError`, or `S3Error` of what the store itself failed at; and
+    at once `RefusedError` of what the key may not do.
     """
     import boto3
     from botocore.config import Config
@@ -44,12 +45,19 @@ def client(endpoint: S3Endpoint) -> S3Client:
             raise UnreachableError(f"S3 ({endpoint.url}) does not answer ({type(exception).__name__}).") from None
 
     def failed(http_response: Any, parsed: Any, model: Any, **_: Any) -> None:
-        if http_response.status_code >= 500:
-            error = parsed.get("Error") or {}
+        status = http_response.status_code
+        error = parsed.get("Error") or {}
+        said = ": ".join(filter(None, (f"{status} {error.get('Code', '')}".rstrip(), error.get("Message"))))
+        if status >= 500:
             raise S3Error(
-                f"S3 ({endpoint.url}) fails at {model.name}: {http_response.status_code} {error.get('Code', '')}"
-                f"{': ' if error.get('Message') else ''}{error.get('Message') or ''}.",
+                f"S3 ({endpoint.url}) fails at {model.name}: {said}.",
                 hint="Its log says why (`trilake logs s3`); its disk may be full.",
+            )
+        if status in (401, 403):
+            address = http_response.url.partition("?")[0]
+            raise RefusedError(
+                f"S3 refuses {model.name} of {address} to key {endpoint.access_key_id}: {said}.",
+                hint="Has the store this secret for it, and may it do so?",
             )
 
     made = boto3.client(

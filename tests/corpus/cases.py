@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 SCHEMA = "k int NOT NULL, d date NOT NULL, name string, price double"
 HEADER = "k,d,name,price"
-MONTH = "2013-01"
+MONTH, NEXT_MONTH = "2013-01", "2013-02"
 MIB = 1024**2
 
 
@@ -25,6 +25,8 @@ class Case:
     :param quarantined: how many rows are refused for which reason.
     :param refused: what the job's error says, after which nothing was committed.
     :param changed: an object that is replaced by these bytes while the job reads.
+    :param held: both months hold what an earlier run made of `BEFORE`: what is refused leaves it, and what is not
+        replaces the month's alone.
     """
 
     objects: Mapping[str, bytes] = field(repr=False)
@@ -33,6 +35,7 @@ class Case:
     duplicates: int = 0
     refused: str = ""
     changed: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    held: bool = False
 
     @property
     def rows(self) -> int:
@@ -46,6 +49,10 @@ def csv(*lines: str | bytes, header: str = HEADER, end: bytes = b"\n") -> bytes:
 
 def good(number: int, name: str = "a") -> str:
     return f"{number},2013-01-05,{name},1.5"
+
+
+# A good line and a bad one of each month, whose objects are gone by the time of the case.
+BEFORE = {MONTH: csv(good(-1), "bad"), NEXT_MONTH: csv("-2,2013-02-05,a,1.5", "bad")}
 
 
 def cases() -> Iterator[tuple[str, Case]]:
@@ -64,11 +71,12 @@ def cases() -> Iterator[tuple[str, Case]]:
         Case(
             {
                 "a.csv": csv(
-                    good(1), "x,2013-01-05,a,1", "2,2013-13-05,a,1", "3,2013-01-05,a,dear", "4e1,2013-01-05,a,1"
+                    *(good(1), "x,2013-01-05,a,1", "2,2013-13-05,a,1", "3,2013-01-05,a,dear", "4e1,2013-01-05,a,1"),
+                    *("5,2013-01-05 at noon,a,1", "6,2013,a,1"),
                 )
             },
             (1,),
-            {"type": 4},
+            {"type": 6},
         ),
     )
     yield (
@@ -118,7 +126,7 @@ def cases() -> Iterator[tuple[str, Case]]:
     )
     yield "a mark of the byte order", Case({"a.csv": b"\xef\xbb\xbf" + csv(good(1))}, refused="The header of s3://raw/")
     yield "an empty object", Case({"a.csv": b""}, refused="a.csv is empty")
-    yield "a header alone", Case({"a.csv": csv()}, ())
+    yield "a header alone", Case({"a.csv": csv()}, (), held=True)
     yield "a header alone, without its end", Case({"a.csv": HEADER.encode()}, ())
     yield "a month without an object", Case({}, refused="Nothing was ingested for")
     yield (
@@ -131,7 +139,7 @@ def cases() -> Iterator[tuple[str, Case]]:
     )
     yield (
         "rows of another month",
-        Case({"a.csv": csv(good(1), "2,2013-02-01,a,1", "3,2012-12-31,a,1")}, (1,), {"outside_window": 2}),
+        Case({"a.csv": csv(good(1), "2,2013-02-01,a,1", "3,2012-12-31,a,1")}, (1,), {"outside_window": 2}, held=True),
     )
     yield "a header in the middle", Case({"a.csv": csv(good(1), HEADER, good(2))}, (1, 2), {"type": 1})
     yield (
@@ -140,6 +148,7 @@ def cases() -> Iterator[tuple[str, Case]]:
             {"a.csv": csv(good(1)), "b.csv": csv(good(2))},
             refused="b.csv changed while the job read it",
             changed={"b.csv": csv(good(3))},
+            held=True,
         ),
     )
     packed = gzip.compress(csv(*(good(number) for number in range(1000))))
@@ -157,13 +166,23 @@ def cases() -> Iterator[tuple[str, Case]]:
     long = good(2, "x" * 100 * MIB)
     yield (
         "100 MB on one line",
-        Case({"a.csv": csv(good(1)), "b.csv": csv(good(3), long)}, refused="b.csv has lines of more"),
+        Case({"a.csv": csv(good(1)), "b.csv": csv(good(3), long)}, refused="b.csv has lines of more", held=True),
     )
     yield "a line of four megabytes", Case({"a.csv": csv(good(1), good(2, "x" * 4 * MIB))}, (1, 2))
     for name in ("a*.csv", "a?.csv", "[a].csv", "{a}.csv", "_a.csv", ".a.csv"):
         yield f"a key that Spark reads otherwise: {name}", Case({name: csv(good(1))}, refused=f"{name} has a name that")
-    for name in ("a b.csv", "a%20b.csv", "ä€.csv", "a+b=c,d&e.csv", "x/y/z.csv", "it's.csv"):
-        yield f"an odd key: {name}", Case({name: csv(good(1), "x")}, (1,), {"field count": 1})
+    for name in (
+        "a b.csv",
+        "a%20b.csv",
+        "ä€.csv",
+        "a+b=c,d&e.csv",
+        "x/y/z.csv",
+        "it's.csv",
+        "a#b.csv",
+        "a:b.csv",
+        "a\nb.csv",
+    ):
+        yield f"an odd key: {name!r}", Case({name: csv(good(1), "x")}, (1,), {"field count": 1})
 
 
 def flood(files: int = 10_000) -> Case:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from trilake.cli.new import create
+from trilake.operators.spark import RUN_TIMEOUT_SECONDS
 
 PROJECT = Path(__file__).resolve().parents[2]
 FILES = sorted(PROJECT.glob("dags/*.py"))
@@ -111,6 +112,16 @@ def check_dag(dag: dict[str, Any]) -> None:
     assert not dag["catchup"], dag["dag_id"]
     short = [task for task, seconds in dag["tasks"].items() if seconds < OUTAGE_S]
     assert not short, f"{dag['dag_id']}: retries are used up before {OUTAGE_S} s have passed: {short}"
+
+
+def test_the_upkeep_can_be_told_to_expire_no_snapshot_that_a_run_may_be_about_to_publish() -> None:
+    from airflow.dag_processing.dagbag import DagBag
+    from airflow.sdk.exceptions import ParamValidationError
+
+    params = DagBag(PROJECT / "dags").dags["lake_maintenance"].params
+    params["snapshot_days"] = RUN_TIMEOUT_SECONDS / 86_400
+    with pytest.raises(ParamValidationError):
+        params["snapshot_days"] = 0.5
 
 
 @pytest.mark.parametrize("grain", ["day", "month"])

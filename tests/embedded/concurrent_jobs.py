@@ -56,6 +56,13 @@ class Table:
             return str(e)
         return "committed"
 
+    def write(self, job: Job, batch: Any, mart: str) -> str:
+        try:
+            job.write_postgres(batch.rows, mart)
+        except OvertakenError as e:
+            return str(e)
+        return "written"
+
     def held(self) -> dict[str, list[Any]]:
         """Keys, and the refused lines with the run that refused them."""
         return {"rows": self._rows(self.data_set.curated, "k"), "refused": self._rows(self.data_set.quarantine)}
@@ -104,7 +111,8 @@ def between(act: Callable[[], None]) -> None:
 
 def meet(spark: Any) -> Any:
     """By how they meet; without a good line, the refused ones alone tell of the quick run."""
-    return {"good lines": overtake(spark, [1], [2]), "no good line": overtake(spark, [], []), "a turn": wait(spark)}
+    return {"good lines": overtake(spark, [1], [2]), "no good line": overtake(spark, [], []), "a turn": wait(spark),
+            "a mart": write(spark)}  # fmt: skip
 
 
 def overtake(spark: Any, earlier: list[int], later: list[int]) -> Any:
@@ -148,6 +156,27 @@ def wait(spark: Any) -> Any:
     told["first"] = table.commit(first, batch)
     threads[0].join(WAIT_S)
     told["after both"] = table.held()
+    table.drop()
+    return told
+
+
+def write(spark: Any) -> Any:
+    """A run has committed and comes to write its mart when another one has committed more, and written."""
+    table, oltp = Table(spark), Endpoints.from_environment().oltp
+    mart = f"marts.{table.data_set.name}"
+    with connect(oltp) as connection, connection.cursor() as cursor:
+        cursor.execute(f"CREATE TABLE {mart} (k int, d date)")
+    runs = []
+    for name, key in (("a", 1), ("b", 2)):
+        table.land(name, key)
+        job = table.start(name)
+        runs.append((job, job.read(SCHEMA)))
+        table.commit(*runs[-1])
+    told: dict[str, Any] = {"later": table.write(*runs[1], mart), "earlier": table.write(*runs[0], mart)}
+    with connect(oltp) as connection, connection.cursor() as cursor:
+        cursor.execute(f"SELECT k FROM {mart} ORDER BY k")
+        told["rows"] = [k for (k,) in cursor.fetchall()]
+        cursor.execute(f"DROP TABLE {mart}")
     table.drop()
     return told
 

@@ -48,6 +48,15 @@ def test_a_run_that_begins_while_another_one_commits_waits_and_leaves_both_table
     assert told["after both"] == held([1], "first", "a")
 
 
+def test_a_run_that_was_overtaken_after_its_commit_does_not_replace_the_other_ones_rows_in_postgresql(
+    meetings: dict[str, Any],
+) -> None:
+    told = meetings["a mart"]
+    assert told["later"] == "written"
+    assert "while run a was at work" in told["earlier"]
+    assert told["rows"] == [1, 2]
+
+
 def test_what_a_run_leaves_that_is_killed_between_both_tables_is_put_right_by_the_next(platform: Platform) -> None:
     name = f"t_{secrets.token_hex(4)}"
     killed = spark_session.start(platform, "concurrent_jobs:die_between", name)

@@ -8,9 +8,11 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
+from kubernetes_api import await_true
 from running_platform import Platform
 from transfer_task import connect_airflow, context, make
 
@@ -18,7 +20,8 @@ from trilake.clickhouse.cluster import Cluster
 from trilake.endpoints import Endpoints
 from trilake.errors import ConfigurationError, CountMismatchError
 from trilake.lake import DataSet
-from trilake.postgres import DuplicateKeyError, PostgresError, connect, merge_rows, replace_rows
+from trilake.postgres import MART_LOCKS, DuplicateKeyError, PostgresError, connect, merge_rows, replace_rows
+from trilake.transfers import clickhouse_to_postgres as transfer
 from trilake.transfers.clickhouse_to_postgres import ClickHouseToPostgresOperator
 
 
@@ -173,6 +176,47 @@ def test_two_mergers_of_one_table_wait_for_each_other(endpoints: Endpoints, keye
         assert sorted(pool.map(one, range(4))) == [(0, 1), (0, 1), (0, 1), (1, 0)]
 
 
+@pytest.mark.parametrize("how", [{"date": "d"}, {"key": ("m", "d")}], ids=["replaced", "merged"])
+def test_of_two_runs_that_meet_the_one_whose_query_saw_less_is_not_the_last_to_write(
+    platform: Platform, keyed: str, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]
+) -> None:
+    """The first one's rows are read, and on their way, when more is published and a second run brings that."""
+    shown = f"{platform.endpoints.clickhouse.shards[0].database}.shown_{secrets.token_hex(4)}"
+    sql = f"SELECT toInt32(1) AS m, toDate('2013-01-01') AS d, max(v) AS n FROM {shown}"
+    months = DataSet("months", grain="month", date="d", shard_by="m")
+    options: dict[str, Any] = {"key": (), "data_set": months, "start": "2013-01", **how}
+    name = "merge_rows" if how.get("key") else "replace_rows"
+    write, second = (
+        getattr(transfer, name),
+        Thread(target=merge, args=(platform, monkeypatch, keyed, sql), kwargs=options),
+    )
+
+    def writing(*given: Any, **named: Any) -> Any:
+        monkeypatch.setattr(transfer, name, write)
+        cluster.client(shard).command(f"INSERT INTO {shown} VALUES (2)")
+        second.start()
+        await_true(lambda: not second.is_alive() or waits_for_a_mart(platform.endpoints), 60)
+        return write(*given, **named)
+
+    with Cluster(platform.endpoints.clickhouse) as cluster:
+        shard = cluster.shards[0]
+        cluster.client(shard).command(f"CREATE TABLE {shown} (v Int32) ENGINE = MergeTree ORDER BY v")
+        try:
+            cluster.client(shard).command(f"INSERT INTO {shown} VALUES (1)")
+            monkeypatch.setattr(transfer, name, writing)
+            merge(platform, monkeypatch, keyed, sql, **options)
+            second.join(60)
+        finally:
+            cluster.client(shard).command(f"DROP TABLE {shown}")
+    assert {(m, n) for m, _, n, _ in all_of(platform.endpoints, keyed)} - {(2, 20)} == {(1, 2)}
+
+
+def waits_for_a_mart(endpoints: Endpoints) -> bool:
+    with connect(endpoints.oltp) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT 1 FROM pg_locks WHERE classid = %s AND NOT granted", (MART_LOCKS,))
+        return bool(cursor.fetchall())
+
+
 def test_a_mart_is_replaced_or_merged_and_not_both() -> None:
     for options in ({}, {"date": "d", "key": ("m",)}, {"key": "m"}):
         with pytest.raises(ConfigurationError, match=r"which rows of x\.y are replaced"):
@@ -184,6 +228,7 @@ def test_memory_does_not_grow_with_what_is_merged(platform: Platform, keyed: str
 import sys
 sys.path.insert(0, sys.argv[3])
 from transfer_task import context, make
+from trilake.transfers import clickhouse_to_postgres as transfer
 from trilake.transfers.clickhouse_to_postgres import ClickHouseToPostgresOperator
 columns = "toInt32(number) + 100 AS m, toDate('2013-01-01') AS d, 1 AS n, repeat('x', 200) AS note"
 rows = f"SELECT {columns} FROM numbers({sys.argv[2]})"

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from threading import Thread
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from kubernetes_api import await_true
 from running_platform import Platform
 from tcp_proxy import Fault, TcpProxy, http_error
 from transfer_task import connect_airflow, context, make
 
 from trilake import s3
-from trilake.errors import ConfigurationError, UnreachableError
-from trilake.lake import DataSet
-from trilake.lake.catalog import load_table, open_catalog, plan
+from trilake.errors import ConfigurationError, RefusedError, UnreachableError
+from trilake.lake import DataSet, whole
+from trilake.lake.catalog import RUN_PROPERTY, files_of, load_table, open_catalog, plan, snapshot_summary
 from trilake.lake.whole import replace_table
-from trilake.postgres import connect
+from trilake.postgres import MART_LOCKS, connect
 from trilake.transfers.clickhouse_to_postgres import ClickHouseToPostgresOperator
+from trilake.transfers.postgres_to_iceberg import PostgresToIcebergOperator
 from trilake.transfers.source_to_s3 import SourceToS3Operator
 
 MONTHLY = DataSet("cut_off", grain="month", date="m", shard_by="n")
@@ -172,6 +176,19 @@ def test_an_object_store_that_is_away_or_fails_is_named(platform: Platform, monk
         assert store.get_object(Bucket="raw", Key="named/a")["Body"].read() == b"a"
 
 
+@pytest.mark.parametrize(("call", "name"), [("get_object", "GetObject"), ("head_object", "HeadObject")])
+def test_an_object_store_that_refuses_a_key_is_named_with_what_was_asked(
+    platform: Platform, call: str, name: str
+) -> None:
+    endpoint = platform.endpoints.s3
+    store = s3.client(replace(endpoint, secret_access_key="another"))
+    what = f"S3 refuses {name} of {endpoint.url}/raw/named/b to key {endpoint.access_key_id}: 403 "
+    with pytest.raises(RefusedError, match=f"^{re.escape(what)}") as refused:
+        getattr(store, call)(Bucket="raw", Key="named/b")
+    assert endpoint.secret_access_key not in str(refused.value)
+    assert "Signature" not in str(refused.value).replace("SignatureDoesNotMatch", "")
+
+
 def test_a_store_that_is_away_is_named_where_iceberg_reads_and_writes(platform: Platform) -> None:
     store, dimension = platform.endpoints.s3, DataSet(f"t_{secrets.token_hex(4)}")
     address = urlsplit(store.url)
@@ -186,10 +203,13 @@ def test_a_store_that_is_away_is_named_where_iceberg_reads_and_writes(platform: 
         try:
             replace_table(catalog, dimension, oltp, source, run_id="r")
             table = load_table(catalog, dimension.curated)
+            snapshot = table.current_snapshot()
+            assert snapshot
             proxy.cut()
             for use in (
                 lambda: load_table(catalog, dimension.curated),
                 lambda: plan(table, dimension, []),
+                lambda: files_of(table, dimension, [], snapshot.snapshot_id),
                 lambda: replace_table(catalog, dimension, oltp, source, run_id="r"),
             ):
                 with pytest.raises(UnreachableError, match=rf"S3 .*{proxy.port}.*, Iceberg table {dimension.curated}"):
@@ -199,6 +219,64 @@ def test_a_store_that_is_away_is_named_where_iceberg_reads_and_writes(platform: 
         finally:
             catalog.drop_table(dimension.curated)
             catalog.close()
+
+
+def test_a_dimensions_snapshot_names_the_dag_and_the_run(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect_airflow(monkeypatch, platform.env)
+    dimension = DataSet(f"t_{secrets.token_hex(4)}")
+    with connect(platform.endpoints.oltp) as oltp, oltp.cursor() as cursor:
+        cursor.execute(f"CREATE TABLE marts.{dimension.name} (k int)")
+    catalog = open_catalog(platform.endpoints.lake, platform.endpoints.s3)
+    try:
+        task = make(PostgresToIcebergOperator, data_set=dimension, table=f"marts.{dimension.name}")
+        told = task.execute(context("r"))
+        table = load_table(catalog, dimension.curated)
+        assert snapshot_summary(table, told["snapshot_id"])[RUN_PROPERTY] == "transfers/r"
+        catalog.drop_table(dimension.curated)
+    finally:
+        catalog.close()
+        with connect(platform.endpoints.oltp) as oltp, oltp.cursor() as cursor:
+            cursor.execute(f"DROP TABLE marts.{dimension.name}")
+
+
+def test_of_two_that_replace_a_dimension_at_once_the_one_that_read_earlier_is_not_the_last(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect_airflow(monkeypatch, platform.env)
+    dimension, read = DataSet(f"t_{secrets.token_hex(4)}"), whole.read_postgres
+    source = f"marts.{dimension.name}"
+
+    def oltp(sql: str) -> list[tuple[Any, ...]]:
+        with connect(platform.endpoints.oltp) as connection, connection.cursor() as cursor:
+            cursor.execute(sql)
+            return cursor.fetchall() if cursor.description else []
+
+    def replace_it() -> None:
+        make(PostgresToIcebergOperator, data_set=dimension, table=source).execute(context())
+
+    second = Thread(target=replace_it)
+
+    def reading(*given: Any) -> Any:
+        rows = read(*given)
+        monkeypatch.setattr(whole, "read_postgres", read)
+        oltp(f"UPDATE {source} SET k = 2")
+        second.start()
+        waiting = f"SELECT 1 FROM pg_locks WHERE classid = {MART_LOCKS} AND NOT granted"
+        await_true(lambda: not second.is_alive() or oltp(waiting), 60)
+        return rows
+
+    oltp(f"CREATE TABLE {source} (k int)")
+    oltp(f"INSERT INTO {source} VALUES (1)")
+    monkeypatch.setattr(whole, "read_postgres", reading)
+    catalog = open_catalog(platform.endpoints.lake, platform.endpoints.s3)
+    try:
+        replace_it()
+        second.join(60)
+        assert load_table(catalog, dimension.curated).scan().to_arrow().to_pylist() == [{"k": 2}]
+        catalog.drop_table(dimension.curated)
+    finally:
+        catalog.close()
+        oltp(f"DROP TABLE {source}")
 
 
 def test_a_catalog_that_is_away_is_named_when_it_is_opened_and_when_it_is_used(platform: Platform) -> None:

@@ -91,6 +91,12 @@ def test_times_are_read_as_utc(spark: SparkSession) -> None:
     assert (row["at"], str(row["day"])) == ("2013-01-01 10:00", "2013-01-01")
 
 
+@pytest.mark.parametrize("text", ["2013", "2013-01", "2013-1-5", "2013-01-05 10:00", "2013-01-05Tx", "12013-01-05"])
+def test_what_only_begins_as_a_date_is_none(spark: SparkSession, text: str) -> None:
+    schema = StructType([StructField("id", IntegerType()), StructField("day", DateType())])
+    assert outcome(parse_lines(lines_of(spark, f"1,{text}"), schema)) == [(f"1,{text}", "type")]
+
+
 def test_what_is_read_of_a_row_does_not_change_what_is_refused(spark: SparkSession) -> None:
     parsed = parse_lines(lines_of(spark, "1,apple,two", "2,pear,3"), SCHEMA)
     assert [row["id"] for row in parsed.select("row.id").where("id is not null").collect()] == [2]

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
+import pytest
 from kubernetes_asyncio.client.exceptions import ApiException
 
+from trilake.errors import ConfigurationError
 from trilake.hooks.spark import error_message, refusal, without_frames
+from trilake.operators.spark import LONGEST_RUN_SECONDS, SparkApplicationOperator
+from trilake.spark.maintenance import ORPHANS_STAY
 
 FORBIDDEN = (
     'Failure executing: POST at: https://10.96.0.1:443/api/v1/namespaces/spark/pods. Message: pods "d" is forbidden'
@@ -49,3 +55,10 @@ def test_a_refusal_is_the_servers_message_without_headers() -> None:
     assert refusal(error) == "pods is forbidden"
     error.body = b"<html>"
     assert refusal(error) == "403 Forbidden"
+
+
+def test_a_job_may_not_run_for_as_long_as_the_upkeep_leaves_what_it_writes() -> None:
+    assert timedelta(seconds=LONGEST_RUN_SECONDS) < ORPHANS_STAY
+    SparkApplicationOperator(task_id="t", job="j", run_timeout_seconds=LONGEST_RUN_SECONDS)
+    with pytest.raises(ConfigurationError, match="j may not run for"):
+        SparkApplicationOperator(task_id="t", job="j", run_timeout_seconds=LONGEST_RUN_SECONDS + 1)

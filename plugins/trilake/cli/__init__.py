@@ -65,7 +65,7 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, TrilakeError):
         return str(error)
     if type(error).__module__ == "botocore.exceptions":  # not imported for this: it costs as much as all else here
-        return f"S3: {error} Is it up? `trilake status` shows it, `trilake up` starts it."
+        return f"S3: {error}"
     return f"{type(error).__name__}: {error}. This was not foreseen: see it whole with {DEBUG}."
 
 

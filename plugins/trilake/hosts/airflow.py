@@ -11,6 +11,7 @@ from trilake import airflow_settings
 from trilake.endpoints import PostgresEndpoint
 from trilake.errors import TrilakeError
 from trilake.hosts.connections import AIRFLOW_PORT, METADATA_PORT, required
+from trilake.postgres import connect
 
 ADMIN = "admin"
 BUNDLE = "trilake"
@@ -83,8 +84,11 @@ def set_up(env: Mapping[str, str]) -> None:
     """Bring Airflow's database to this version and give the UI's admin the password of ``.env``. Safe twice.
 
     :raises AirflowSetupError: one of the two was refused.
+    :raises UnreachableError: its database does not answer, or refuses the password.
     """
     password = required(env, "AIRFLOW_ADMIN_PASSWORD")
+    with connect(metadata(env)):  # what is wrong with it Airflow says in a hundred lines
+        pass
     done = subprocess.run([sys.executable, "-m", "airflow", "db", "migrate"], check=False)
     if done.returncode:
         raise AirflowSetupError("`airflow db migrate` failed; its output stands above.")

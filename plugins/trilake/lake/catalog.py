@@ -220,7 +220,7 @@ def snapshot_summary(table: Table, snapshot_id: int) -> Mapping[str, str]:
     """The snapshot's properties: Iceberg's own counts, and what the job wrote beside them."""
     snapshot = table.snapshot_by_id(snapshot_id)
     if snapshot is None or snapshot.summary is None:
-        raise SnapshotNotFoundError(f"{_name(table)} has no snapshot {snapshot_id}.", hint="It may have expired.")
+        raise _no_snapshot(table, snapshot_id)
     return snapshot.summary.additional_properties
 
 
@@ -231,8 +231,15 @@ def sequence_number(table: Table, snapshot_id: int) -> int:
     """
     snapshot = table.snapshot_by_id(snapshot_id)
     if snapshot is None:
-        raise SnapshotNotFoundError(f"{_name(table)} has no snapshot {snapshot_id}.", hint="It may have expired.")
+        raise _no_snapshot(table, snapshot_id)
     return snapshot.sequence_number or 0
+
+
+def _no_snapshot(table: Table, snapshot_id: int) -> SnapshotNotFoundError:
+    return SnapshotNotFoundError(
+        f"{_name(table)} has no snapshot {snapshot_id}.",
+        hint="It may have expired: run the task that commits again, and go on from what it commits.",
+    )
 
 
 def plan(table: Table, data_set: DataSet, partitions: Iterable[str], snapshot_id: int | None = None) -> SnapshotPlan:
@@ -245,9 +252,11 @@ def plan(table: Table, data_set: DataSet, partitions: Iterable[str], snapshot_id
     :raises UnreachableError: the store does not answer.
     """
     snapshot = table.current_snapshot() if snapshot_id is None else table.snapshot_by_id(snapshot_id)
+    if snapshot is None and snapshot_id is not None:
+        raise _no_snapshot(table, snapshot_id)
     if snapshot is None:
         raise SnapshotNotFoundError(
-            f"{_name(table)} has no snapshot {snapshot_id or 'at all'}.", hint="Commit one, or name another."
+            f"{_name(table)} has no snapshot at all.", hint="Run the data set's job first: it commits one."
         )
     wanted = [WHOLE] if data_set.grain is None else sorted(set(partitions))
     buckets = _buckets(table, data_set)
@@ -278,10 +287,12 @@ def files_of(table: Table, data_set: DataSet, partitions: Iterable[str], snapsho
     """The paths of the files that `partitions` consist of at a snapshot: others, if anybody has changed them.
 
     :raises SnapshotNotFoundError: no such snapshot.
+    :raises UnreachableError: the store does not answer.
     """
     snapshot_summary(table, snapshot_id)
     scan = table.scan(row_filter=_filter(data_set, sorted(partitions)), snapshot_id=snapshot_id)
-    return frozenset(file.file_path for task in scan.plan_files() for file in (task.file, *task.delete_files))
+    with naming_store(table.io.properties, _name(table)):
+        return frozenset(file.file_path for task in scan.plan_files() for file in (task.file, *task.delete_files))
 
 
 def _schema_at(table: Table, snapshot: Snapshot) -> Schema:

@@ -39,6 +39,8 @@ STATE_KEY = "spark_application"
 STARTUP_TIMEOUT_SECONDS = 600
 # A window that takes longer than a day never catches up with its schedule.
 RUN_TIMEOUT_SECONDS = 24 * 3600
+# A day less than the lake's upkeep leaves files that no snapshot knows yet (`trilake.spark.maintenance.ORPHANS_STAY`).
+LONGEST_RUN_SECONDS = 2 * 24 * 3600
 # Airflow's own time limit on a deferred task, after ours: it fails the task without asking anybody to clean up.
 _DEFER_SLACK_SECONDS = 300
 # on_kill is called while a process is being ended: the rest goes by itself once the application is deleted.
@@ -72,7 +74,7 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
     :param namespace: None: the one of the connection.
     :param spark_conf: settings over the usual ones. Never a secret.
     :param startup_timeout_seconds: for its driver to run.
-    :param run_timeout_seconds: for all of it; `execution_timeout`, if shorter, comes first.
+    :param run_timeout_seconds: for all of it, two days at the most; `execution_timeout`, if shorter, comes first.
     :param delete_on_termination: False keeps the application, with its pod and log, for its time to live (24 h).
     """
 
@@ -115,6 +117,12 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("multiple_outputs", True)
+        if run_timeout_seconds > LONGEST_RUN_SECONDS:
+            raise ConfigurationError(
+                f"Job {job} may not run for {run_timeout_seconds} s: what it has written and not committed would be "
+                "taken for a dead job's.",
+                hint=f"At most {LONGEST_RUN_SECONDS} s: run its window in parts.",
+            )
         super().__init__(
             data_set=data_set,
             start=start,

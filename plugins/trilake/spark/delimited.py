@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 # The text that stands for a missing value in a source.
 MISSING = "NA"
 TIMESTAMP_FORMAT = "yyyy-MM-dd'T'HH:mm:ssX"
+# Without one Spark takes the beginning of a text for a date: "2013", or what has a blank and anything else behind it.
+DATE_FORMAT = "yyyy-MM-dd"
 
 ROW = "row"
 REASON = "reason"
@@ -58,6 +60,7 @@ def parse_lines(lines: DataFrame, schema: StructType) -> DataFrame:
         "escape": '"',  # a quote within quotes is written twice (RFC 4180), not behind a backslash
         "nullValue": MISSING,
         "timestampFormat": TIMESTAMP_FORMAT,
+        "dateFormat": DATE_FORMAT,
         "maxCharsPerColumn": "-1",
     }
     text = F.when(_reason_of_text(len(schema)).isNull(), F.col("raw"))

@@ -212,12 +212,14 @@ class Job:
         """Write rows to a table of PostgreSQL, in one transaction: all of it is replaced; or, with `date`, the rows of
         the job's window; or rows are merged by `key`. See `trilake.spark.postgres.write_postgres`.
 
-        What was read and not committed is verified first, as `commit` does, whatever the rows are made of.
+        What was read and not committed is verified first, as `commit` does, whatever the rows are made of. Rows
+        are replaced in this window's turn: a run that was overtaken since its commit does not replace the other one's.
 
         The result has the counts below ``postgres``, by the table's name.
 
         :raises trilake.spark.inputs.InputError: an input changed, or a line is too long; or lines were refused, and no
             commit has quarantined them. Nothing was written.
+        :raises trilake.spark.turns.OvertakenError: another run has committed since. Nothing was written.
         :raises ConfigurationError: of a rehearsal, which writes nothing.
         """
         if self.rehearsal:
@@ -226,7 +228,13 @@ class Job:
                 hint="Call commit first: what comes after it is not rehearsed.",
             )
         window = self.window if date else None
-        written = write_postgres(frame, table, date=date, window=window, key=key, check=self._check_unsettled)
+        with ExitStack() as until_written:
+
+            def check() -> None:
+                self._check_unsettled()
+                until_written.enter_context(turn(self.endpoints, self.data_set, self.window, self.run_id, self._base))
+
+            written = write_postgres(frame, table, date=date, window=window, key=key, check=check)
         log.warning("Wrote %s rows to %s", written.rows, table)
         self._tell("postgres", {table: vars(written)})
         return written

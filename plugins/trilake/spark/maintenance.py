@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SNAPSHOTS_STAY = timedelta(days=7)
-# Longer than any job may run (`RUN_TIMEOUT_SECONDS` of the operator: a day). Iceberg refuses less than a day.
+# Longer than any job may run (`LONGEST_RUN_SECONDS` of the operator: two days). Iceberg refuses less than a day.
 ORPHANS_STAY = timedelta(days=3)
 QUIET = timedelta(hours=1)
 # Files of one partition that are rewritten together, at least: fewer cost readers nothing worth a rewrite.

@@ -37,12 +37,12 @@ TURN_LOCKS = 0x7475
 
 
 class OvertakenError(TrilakeError):
-    """Another run replaced rows of this run's partitions since this one began. Nothing was committed."""
+    """Another run replaced rows of this run's partitions since this one began, or since its commit. That one's stay."""
 
     def __init__(self, table: str, window: Window, run_id: str) -> None:
         super().__init__(
             f"Another run committed to {table} {window} while run {run_id} was at work.",
-            hint="Nothing was committed. Run it again if its input is newer.",
+            hint="What that one wrote stays, nothing of this one replaced it. Run it again if its input is newer.",
         )
 
 

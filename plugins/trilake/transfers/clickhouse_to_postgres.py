@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from trilake.endpoints import CLICKHOUSE_CONNECTION, OLTP_CONNECTION, PostgresEndpoint
@@ -11,15 +12,17 @@ from trilake.hooks.clickhouse import ClickHouseHook
 from trilake.lake import DataSet
 from trilake.operators.project import ProjectOperator
 from trilake.operators.window import WindowedOperator
-from trilake.postgres import ROWS_PER_BLOCK, await_answer, connect, merge_rows, replace_rows
+from trilake.postgres import ROWS_PER_BLOCK, await_answer, connect, merge_rows, replace_rows, take_turn
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+    from psycopg2.extensions import connection as Connection
 
 
 class ClickHouseToPostgresOperator(WindowedOperator, ProjectOperator):
     """Brings what a query of ClickHouse gives into a mart, in one transaction of PostgreSQL: readers see the mart as it
-    was or as it is, nothing between. Rows are streamed.
+    was or as it is, nothing between. Rows are streamed. Of tasks that meet in one mart, the query of the next begins
+    when the one before has written: none writes over what a later query gave.
 
     Without `key` a window of the mart is replaced. With it, rows are merged: those whose key is there are updated, the
     others inserted, none removed; a window is optional then. Where there is a data set with a grain, the query is bound
@@ -77,25 +80,26 @@ class ClickHouseToPostgresOperator(WindowedOperator, ProjectOperator):
         # rows are Python's objects here: no more of them at once than PostgreSQL is sent at once
         settings = hook.identify({"max_block_size": ROWS_PER_BLOCK})
         result: dict[str, Any] = {"table": self.table}
-        with (
-            hook.client() as client,
-            client.query_row_block_stream(self.sql, parameters=bound, settings=settings) as stream,
-            connect(postgres) as connection,
-        ):
-            # of the result that is streamed; none where there is no row
-            columns = stream.source.column_names
-            rows = (row for block in stream for row in block)
-            if self.key:
-                inserted, updated = merge_rows(connection, self.table, columns, rows, key=self.key)
-                result |= {"rows": inserted + updated, "inserted": inserted, "updated": updated}
-            else:
-                result["rows"] = replace_rows(
-                    connection,
-                    self.table,
-                    columns,
-                    rows,
-                    where=f'"{self.date}" >= %s AND "{self.date}" < %s',
-                    parameters=(bound["start"], bound["stop"]),
-                )
+        with connect(postgres) as connection, hook.client() as client:
+            take_turn(connection, self.table)
+            with client.query_row_block_stream(self.sql, parameters=bound, settings=settings) as stream:
+                result |= self._write(connection, stream, bound)
         self.log.info("%s: %s%s", self.table, result, f" for {window}" if window else "")
         return result
+
+    def _write(self, connection: Connection, stream: Any, bound: Mapping[str, date]) -> dict[str, int]:
+        # of the result that is streamed; none where there is no row
+        columns = stream.source.column_names
+        rows = (row for block in stream for row in block)
+        if self.key:
+            inserted, updated = merge_rows(connection, self.table, columns, rows, key=self.key)
+            return {"rows": inserted + updated, "inserted": inserted, "updated": updated}
+        written = replace_rows(
+            connection,
+            self.table,
+            columns,
+            rows,
+            where=f'"{self.date}" >= %s AND "{self.date}" < %s',
+            parameters=(bound["start"], bound["stop"]),
+        )
+        return {"rows": written}

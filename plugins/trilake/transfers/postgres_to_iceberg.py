@@ -11,14 +11,16 @@ from trilake.errors import ConfigurationError
 from trilake.hooks.lake import LakeHook
 from trilake.lake import DataSet
 from trilake.lake.whole import replace_table
-from trilake.postgres import await_answer, connect
+from trilake.operators.window import run_name
+from trilake.postgres import await_answer, connect, take_turn
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
 
 class PostgresToIcebergOperator(BaseOperator):
-    """Replaces a dimension data set by a table of PostgreSQL, as of one moment.
+    """Replaces a dimension data set by a table of PostgreSQL, as of one moment. Of two at once the second one reads
+    when the first one has committed: none replaces what was read later.
 
     :param data_set: without a grain; its name is the source's table unless `table` says another.
     :param table: the table to read, `schema.table` or `table`.
@@ -53,8 +55,9 @@ class PostgresToIcebergOperator(BaseOperator):
         catalog = lake.catalog()
         try:
             with connect(source) as connection:
+                take_turn(connection, self.data_set.curated)
                 snapshot_id, rows = replace_table(
-                    catalog, self.data_set, connection, self.table, run_id=context["run_id"]
+                    catalog, self.data_set, connection, self.table, run_id=run_name(context)
                 )
         finally:
             catalog.close()
