@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +68,24 @@ def test_a_data_set_that_no_dag_declares_has_no_producer(tmp_path: Path) -> None
     with pytest.raises(ConfigurationError, match=r"no data set fligths.*flights"):
         command.add(producers, "acme", "fligths", file=tmp_path / "k", as_json=False)
     assert not producers.keys
+
+
+def test_a_job_whose_container_was_cleared_away_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`docker container prune` is what one does on a host whose disk fills up."""
+    there = {"s3": "gateway", "airflow-api-server": "airflow"}
+    images = {"airflow": "sha256:of-airflow"}
+    ran: list[tuple[str, ...]] = []
+
+    def docker(*arguments: str, **_: Any) -> str:
+        if arguments[0] == "ps":
+            (service,) = (one.rpartition("=")[2] for one in arguments if "compose.service=" in one)
+            return there.get(service, "")
+        if arguments[0] == "inspect":
+            return json.dumps([{"HostConfig": {"NetworkMode": "host"}, "Image": images.get(arguments[1])}])
+        ran.append(arguments)
+        return "[]"
+
+    monkeypatch.setattr("trilake.hosts.containers.docker", docker)
+    monkeypatch.setattr("trilake.hosts.producers.docker", docker)
+    assert Producers("p", "root").list() == []
+    assert "sha256:of-airflow" in ran[0]

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trilake.errors import TrilakeError
+from trilake.errors import TrilakeError, UnreachableError
 from trilake.hosts import store
 from trilake.hosts.connections import S3_PORT
 from trilake.hosts.containers import docker, find_container
@@ -94,7 +94,7 @@ class Producers:
     def _ask(self, verb: str, *arguments: str) -> Any:
         inspected = docker("inspect", find_container(self.project, "s3"), error=ProducerError)
         network = json.loads(inspected)[0]["HostConfig"]["NetworkMode"]
-        setup = docker("inspect", find_container(self.project, "setup-s3", ended=True), error=ProducerError)
+        setup = docker("inspect", self._of_airflows_image(), error=ProducerError)
         limits = ("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--log-driver=none")
         command = ("--entrypoint=python", json.loads(setup)[0]["Image"], "-m", __name__)
         request = json.dumps([self._root_secret, verb, *arguments])
@@ -102,6 +102,13 @@ class Producers:
             "run", "--rm", "-i", f"--network={network}", *limits, *command, stdin=request, error=ProducerError
         )
         return json.loads(told)
+
+    def _of_airflows_image(self) -> str:
+        """A container of it. The job's has ended, and whoever clears such away (`docker container prune`) may."""
+        try:
+            return find_container(self.project, "setup-s3", ended=True)
+        except UnreachableError:
+            return find_container(self.project, "airflow-api-server", ended=True)
 
 
 def _parts(key: str) -> dict[str, str]:
