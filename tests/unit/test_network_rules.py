@@ -136,3 +136,15 @@ def test_a_wrong_address_is_named_before_anything_is_loaded(wrong: dict[str, str
     assert says in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_mended_rules_are_loaded_however_often_they_were_refused() -> None:
+    """Whoever asks for Docker while nft refuses starts the unit once more: systemd refused it for that, too."""
+    assert "\nStartLimitIntervalSec=0\n" in (FIREWALL.parent / "trilake-firewall.service").read_text()
+
+
+def test_the_document_loads_rules_that_the_way_back_took_away() -> None:
+    """The unit is active still: to start it does nothing."""
+    text = (PROJECT / "docs" / "network.md").read_text(encoding="utf-8")
+    commands = [line for line in text.splitlines() if line.startswith("systemctl ") and "trilake-firewall" in line]
+    assert commands == ["systemctl enable trilake-firewall", "systemctl reload-or-restart trilake-firewall"]
