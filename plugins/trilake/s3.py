@@ -101,13 +101,15 @@ def list_uploads(
 ) -> list[tuple[str, str]]:
     """(key, upload) of what was begun and not completed, below a prefix that ends in ``/``, or of one key.
 
+    :param prefix: the empty one is the whole bucket.
     :param before: only of what was begun earlier.
     """
+    below = not prefix or prefix.endswith("/")
     return [
         (found["Key"], found["UploadId"])
         for page in client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix)
         for found in page.get("Uploads", [])
-        if (prefix.endswith("/") or found["Key"] == prefix) and (before is None or found["Initiated"] < before)
+        if (below or found["Key"] == prefix) and (before is None or found["Initiated"] < before)
     ]
 
 

@@ -20,6 +20,7 @@ from trilake.endpoints import Endpoints
 from trilake.lake import DataSet
 from trilake.postgres import connect
 from trilake.spark import job as spark_job
+from trilake.spark.inputs import InputError
 from trilake.spark.job import Job
 from trilake.spark.turns import TURN_LOCKS, OvertakenError
 
@@ -52,7 +53,7 @@ class Table:
     def commit(self, job: Job, batch: Any) -> str:
         try:
             job.commit(batch.rows, batch)
-        except OvertakenError as e:
+        except (OvertakenError, InputError) as e:
             return str(e)
         return "committed"
 
@@ -112,7 +113,7 @@ def between(act: Callable[[], None]) -> None:
 def meet(spark: Any) -> Any:
     """By how they meet; without a good line, the refused ones alone tell of the quick run."""
     return {"good lines": overtake(spark, [1], [2]), "no good line": overtake(spark, [], []), "a turn": wait(spark),
-            "a mart": write(spark)}  # fmt: skip
+            "a mart": write(spark), "a new file": change(spark)}  # fmt: skip
 
 
 def overtake(spark: Any, earlier: list[int], later: list[int]) -> Any:
@@ -177,6 +178,26 @@ def write(spark: Any) -> Any:
         cursor.execute(f"SELECT k FROM {mart} ORDER BY k")
         told["rows"] = [k for (k,) in cursor.fetchall()]
         cursor.execute(f"DROP TABLE {mart}")
+    table.drop()
+    return told
+
+
+def change(spark: Any) -> Any:
+    """Between a run's check of its input and its commit a file is replaced by one of as many lines, and the executors
+    that hold the lines of the old one die: they are read again."""
+    table = Table(spark)
+    table.land("a", 1)
+    job = table.start("first")
+    batch = job.read(SCHEMA)
+
+    def act() -> None:
+        table.land("a", 2)
+        spark.catalog.clearCache()
+
+    between(act)
+    told: dict[str, Any] = {"first": table.commit(job, batch), "after it": table.held()}
+    told["retry"] = table.run("retry")
+    told["after the retry"] = table.held()
     table.drop()
     return told
 

@@ -57,6 +57,17 @@ def test_a_run_that_was_overtaken_after_its_commit_does_not_replace_the_other_on
     assert told["rows"] == [1, 2]
 
 
+def test_a_file_that_is_replaced_while_a_run_commits_fails_it_and_the_next_try_replaces_what_it_committed(
+    meetings: dict[str, Any],
+) -> None:
+    told = meetings["a new file"]
+    assert told["after it"] == held([2], "first", "a"), "the new lines came in: there is nothing to find out"
+    assert "a.csv changed while the job read it. Snapshot " in told["first"]
+    assert "run the window again: that replaces it" in told["first"]
+    assert told["retry"] == "committed"
+    assert told["after the retry"] == held([2], "retry", "a")
+
+
 def test_what_a_run_leaves_that_is_killed_between_both_tables_is_put_right_by_the_next(platform: Platform) -> None:
     name = f"t_{secrets.token_hex(4)}"
     killed = spark_session.start(platform, "concurrent_jobs:die_between", name)

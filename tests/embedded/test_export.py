@@ -295,7 +295,9 @@ def test_the_operator_gives_what_a_load_takes(exports: Exports) -> None:
         "2013-01": [1, 2],
         "2013-02": [0, 1],
     }
-    assert read_manifest(exports.client, found["manifest"]).by_partition == found["objects"]
+    manifest = read_manifest(exports.client, found["manifest"])
+    assert manifest.by_partition == found["objects"]
+    assert manifest.run_id == "transfers/scheduled__2013-01-01T00:00:00+00:00"
     for objects in found["objects"].values():
         for key, rows in objects.items():
             assert len(exports.read(key)) == rows

@@ -143,6 +143,7 @@ def test_parquet_of_several_partitions_is_split_by_the_shards_as_iceberg_splits_
     report = table.publish({MONTH: {first: 15, second: 5}, NEXT: {later: 1}}, end=NEXT)
     assert report["published"] == table.events == [MONTH, NEXT]
     assert report["total_rows"] == 21
+    assert {one.run_id for one in table.ledger.publications(table.data_set.table)} == {"loads/due_0"}
     assert table.seen() == sorted([*ROWS, (7, NEXT_DAY, "x")])
     for number, rows in table.by_shard().items():
         keys = ", ".join(str(row[0]) for row in rows)

@@ -55,6 +55,17 @@ class Runs:
             api.unpause(dag_id)
             return api.trigger(dag_id, conf)
 
+    def ids(self, dag_id: str) -> set[str]:
+        """Of all its runs."""
+        return {str(run_id) for (run_id,) in self._ask("SELECT run_id FROM dag_run WHERE dag_id = %s", (dag_id,))}
+
+    def appears(self, dag_id: str, before: set[str]) -> str:
+        """The run that the DAG's schedule starts, beside those that were there before; gives its id."""
+        with self.api() as api:
+            api.wait_for_dags(dag_id)
+            api.unpause(dag_id)
+        return self._await(lambda: next(iter(self.ids(dag_id) - before), None), RUN_S, f"a run of {dag_id}")
+
     def await_moment(self, dag_id: str, run_id: str, task_id: str, seconds: float) -> tuple[str, str]:
         """When the task's first try has been at work for so long. Gives its instance's id and its state by then."""
 

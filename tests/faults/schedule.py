@@ -36,6 +36,7 @@ _NEEDS: dict[tuple[str, str], set[str]] = {
         for verb, needs in (("snapshot", {"oltp", "s3", "lake"}), ("publish", {"s3", "lake", "clickhouse"}))
     },
     ("publication_housekeeping", "finish"): {"clickhouse", "lake"},
+    ("publication_housekeeping", "clear"): {"clickhouse", "lake", "oltp", "s3"},
     ("lake_maintenance", "keep_up"): {"s3", "lake", "kubernetes"},
 }
 STEPS = tuple(_NEEDS)
@@ -102,7 +103,9 @@ def fits(step: tuple[str, str], act: Act, victim: str) -> bool:
     needs = _NEEDS[step]
     if victim in (*_AIRFLOW, "metadata", "task"):
         return victim != "airflow-triggerer" or "kubernetes" in needs
-    if act == "fill":  # who only reads needs no room
+    if act == "fill":  # who only reads or removes needs no room
+        if step[1] == "clear":
+            return False
         return victim == ("clickhouse" if step[1].startswith(("publish", "finish")) else "s3") and victim in needs
     needed = {"postgres": {"lake", "oltp"}, "driver": {"kubernetes"}}
     return bool(needs & needed.get(victim, {victim}))

@@ -4,29 +4,39 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import psutil
 from data_sets import AIRLINES, AIRPORTS, FLIGHTS, PLANES, WEATHER
 
 from trilake import s3
+from trilake.arrivals import again, overdue
 from trilake.clickhouse.cluster import Cluster, Statement
 from trilake.clickhouse.ledger import Ledger
 from trilake.clickhouse.publication import Publisher
 from trilake.embedded import processes
 from trilake.embedded.home import Home
 from trilake.endpoints import Endpoints
-from trilake.lake import DataSet, Window
-from trilake.lake.catalog import load_table, open_catalog, plan
-from trilake.lake.data_set import BUCKETS, LAKE_BUCKET
+from trilake.errors import ConfigurationError
+from trilake.lake import Window
+from trilake.lake.catalog import TableNotFoundError, load_table, open_catalog, plan
+from trilake.lake.data_set import BUCKETS, EXPORTS_BUCKET, LAKE_BUCKET
 from trilake.postgres import connect
+from trilake.sources import nycflights13
+from trilake.spark.postgres import STAGING
 
-MONTH = "2013-01"
-WINDOW = Window.parse("month", MONTH)
+# What the DAG flights makes, and what flights_arrivals makes of a producer's file
+MONTH, ARRIVED = "2013-01", "2013-02"
+# Lines of it: good ones, and then one that is none, one a second time, and one of another month
+_ARRIVED_LINES = 2_000
 REPORT_KEY = "reports/flights/2013.html"
 DATA_SETS = (FLIGHTS, AIRLINES, AIRPORTS, PLANES)
 DIMENSIONS = (AIRLINES, AIRPORTS, PLANES)
+# What a run says of itself and not of the row
+_OF_THE_RUN = ("run", "quarantined_at")
 _WRITTEN_AT = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d UTC")
 
 
@@ -61,6 +71,8 @@ class Holdings:
             found = {}
             for name in [data_set.curated for data_set in DATA_SETS] + [FLIGHTS.quarantine]:
                 rows = load_table(catalog, name).scan().to_pandas()
+                if name == FLIGHTS.quarantine:
+                    rows = rows.drop(columns=[*_OF_THE_RUN])
                 digest = int(pd.util.hash_pandas_object(rows.astype(str), index=False).sum())
                 found[name] = (len(rows), digest)
             return found
@@ -90,7 +102,8 @@ class Holdings:
         """
         with Cluster(self.endpoints.clickhouse) as cluster:
             tables = cluster.every_shard(Statement("SHOW TABLES FROM {shard}"))
-        ledger = Ledger(self.endpoints.lake)
+        lake = self.endpoints.lake
+        ledger = Ledger(lake)
         store = s3.client(self.endpoints.s3)
         found: dict[str, list[Any]] = {
             "staging tables": [name for rows in tables.values() for (name,) in rows if "staging" in name],
@@ -103,10 +116,29 @@ class Holdings:
                 for found in store.list_multipart_uploads(Bucket=bucket).get("Uploads", [])
             ],
             "SparkApplications": self._applications(),
+            "taken and never committed": [f"{one.data_set} {one.partition}" for one in overdue(lake, timedelta(0))],
+            "staging tables in PostgreSQL": self._in_postgres(
+                "oltp", f"SELECT relname FROM pg_class WHERE relkind = 'r' AND starts_with(relname, '{STAGING}')"
+            ),
+            "locks": [
+                f"{database}: {lock}"
+                for database in ("lake", "oltp")
+                for lock in self._in_postgres(
+                    database,
+                    "SELECT classid || ' ' || objid FROM pg_locks JOIN pg_database d ON d.oid = database "
+                    "WHERE locktype = 'advisory' AND datname = current_database()",
+                )
+            ],
+            "exports of sessions": s3.list_keys(store, EXPORTS_BUCKET, "spark/"),
             "processes": self._strays(),
         }
         new = {what: [one for one in ones if one not in (since or {}).get(what, [])] for what, ones in found.items()}
         return {what: ones for what, ones in new.items() if ones}
+
+    def _in_postgres(self, database: str, sql: str) -> list[str]:
+        with connect(getattr(self.endpoints, database)) as connection, connection.cursor() as cursor:
+            cursor.execute(sql)
+            return sorted(str(row[0]) for row in cursor.fetchall())
 
     def _applications(self) -> list[str]:
         import httpx
@@ -141,7 +173,7 @@ class Holdings:
         """Take away what a run of this DAG makes, so that it has to."""
         {
             "flights": self._empty_flights,
-            "flights_arrivals": self._empty_what_is_made_of_flights,
+            "flights_arrivals": self._empty_arrived,
             "reference_snapshot": self._empty_dimensions,
             "flights_report": self._remove_report,
             "publication_housekeeping": self._leave_a_publication,
@@ -151,27 +183,52 @@ class Holdings:
         store = s3.client(self.endpoints.s3)
         for data_set in (FLIGHTS, WEATHER):
             s3.remove(store, "raw", s3.list_keys(store, "raw", data_set.raw_key(MONTH)))
-        self._empty_what_is_made_of_flights()
+        self._empty_what_is_made_of(MONTH)
 
-    def _empty_what_is_made_of_flights(self) -> None:
-        self._clear_lake(FLIGHTS, f"flight_date >= '{WINDOW.start}' AND flight_date < '{WINDOW.stop}'")
-        self._hide_month()
+    def _empty_arrived(self) -> None:
+        """What a producer has brought is there, and in nobody's hands: the DAG starts by itself."""
+        self._empty_what_is_made_of(ARRIVED)
+        with suppress(ConfigurationError):  # the first time nobody has it
+            again(self.endpoints.lake, FLIGHTS.name, ARRIVED)
+
+    def arrive(self) -> None:
+        """A producer puts its file, unless it has."""
+        store, month = s3.client(self.endpoints.s3), Window.parse("month", ARRIVED)
+        key = FLIGHTS.raw_key(ARRIVED, "producer.csv")
+        if key in s3.list_keys(store, "raw", key):
+            return
+        ((_, flights),) = nycflights13.flights(month)
+        lines = flights.splitlines(keepends=True)[: _ARRIVED_LINES + 1]
+        another_month = lines[1].replace(b"2013,2,", b"2013,3,", 1)
+        assert another_month != lines[1]
+        ((_, weather),) = nycflights13.weather(month)
+        store.put_object(Bucket="raw", Key=WEATHER.raw_key(ARRIVED, "weather.csv"), Body=weather)
+        body = b"".join([*lines, b"no flight\n", lines[1], another_month])
+        store.put_object(Bucket="raw", Key=key, Body=body)
+
+    def _empty_what_is_made_of(self, month: str) -> None:
+        window = Window.parse("month", month)
+        self._clear_lake(FLIGHTS.curated, f"flight_date >= '{window.start}' AND flight_date < '{window.stop}'")
+        self._clear_lake(FLIGHTS.quarantine, f"partition == '{month}'")
+        self._hide(month)
         with connect(self.endpoints.oltp) as connection, connection.cursor() as cursor:
-            cursor.execute("DELETE FROM marts.carrier_month WHERE month = %s", (WINDOW.start,))
+            cursor.execute("DELETE FROM marts.carrier_month WHERE month = %s", (window.start,))
 
-    def _hide_month(self) -> None:
-        partition = FLIGHTS.partition_id(MONTH)
+    def _hide(self, month: str) -> None:
+        partition = FLIGHTS.partition_id(month)
         self._on_shards(f"ALTER TABLE {{shard}}.{FLIGHTS.local_table} DROP PARTITION ID '{partition}'")
 
     def _empty_dimensions(self) -> None:
         for data_set in DIMENSIONS:
-            self._clear_lake(data_set, "true")
+            self._clear_lake(data_set.curated, "true")
             self._on_shards(f"TRUNCATE TABLE {{shard}}.{data_set.local_table}")
 
-    def _clear_lake(self, data_set: DataSet, where: str) -> None:
+    def _clear_lake(self, table: str, where: str) -> None:
         catalog = open_catalog(self.endpoints.lake, self.endpoints.s3)
         try:
-            load_table(catalog, data_set.curated).delete(where)
+            load_table(catalog, table).delete(where)
+        except TableNotFoundError:  # no run has made it yet
+            pass
         finally:
             catalog.close()
 
@@ -189,7 +246,7 @@ class Holdings:
             planned = plan(load_table(catalog, FLIGHTS.curated), FLIGHTS, [MONTH])
         finally:
             catalog.close()
-        self._hide_month()
+        self._hide(MONTH)
         with Cluster(self.endpoints.clickhouse) as cluster:
             for where in ("_check", "_switch_all"):
                 try:

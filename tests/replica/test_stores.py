@@ -101,17 +101,27 @@ def test_each_producer_has_its_own_prefix_and_loses_it_alone(
 def test_a_producers_secret_is_in_one_file_of_its_owner_and_adding_goes_on_where_it_was_killed(
     producers: Producers, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = tmp_path / "flights.key"
-    with monkeypatch.context() as patched:
+    file, begun = tmp_path / "flights.key", tmp_path / "flights.key.part"
+    ask = producers._ask
 
-        def killed(*_: str) -> None:
+    def killed(verb: str, *arguments: str) -> Any:
+        found = ask(verb, *arguments)
+        if verb == "add":
             raise KeyboardInterrupt
+        return found
 
-        patched.setattr(producers, "_ask", lambda verb, *_: [] if verb == "list" else killed())
+    with monkeypatch.context() as patched:
+        patched.setattr(producers, "_ask", killed)
+        with pytest.raises(KeyboardInterrupt):
+            producers.add(name, "flights", file)
+        revoked = read_key(begun)["SECRET"]
+        producers.revoke(name, "flights")
         with pytest.raises(KeyboardInterrupt):
             producers.add(name, "flights", file)
     assert not file.exists()
+    left = read_key(begun)["SECRET"]
     told = producers.add(name, "flights", file)
+    assert read_key(file)["SECRET"] == left != revoked
     assert file.stat().st_mode & 0o777 == 0o600
     assert read_key(file)["SECRET"] not in json.dumps([told, producers.list()])
     with pytest.raises(ProducerError, match="has a key for flights already"):

@@ -10,7 +10,9 @@ import pytest
 
 from trilake.cli import producer as command
 from trilake.errors import ConfigurationError
+from trilake.hosts import store
 from trilake.hosts.producers import ProducerError, Producers
+from trilake.hosts.store import StoreError
 
 
 class Kept(Producers):
@@ -19,35 +21,78 @@ class Kept(Producers):
     def __init__(self) -> None:
         super().__init__("p", "root")
         self.keys: dict[str, str] = {}
-        self.dies_at = ""
 
     def _ask(self, verb: str, *arguments: str) -> Any:
-        if verb == self.dies_at:
-            raise KeyboardInterrupt
         if verb == "add":
+            assert arguments[0] not in self.keys, "the gateway refuses it"
             self.keys[arguments[0]] = arguments[1]
         elif verb == "revoke":
             del self.keys[arguments[0]]
+        elif verb == "resume":
+            return self.keys.get(arguments[0]) == arguments[1]
         return list(self.keys)
+
+    def die_adding(self, file: Path, *, made: bool) -> str:
+        """An add is killed before its key was made, or after. Gives the secret that it leaves."""
+
+        def die(verb: str, *arguments: str) -> Any:
+            if verb != "add" or made:
+                found = Kept._ask(self, verb, *arguments)
+            if verb == "add":
+                raise KeyboardInterrupt
+            return found
+
+        with pytest.MonkeyPatch.context() as dying:
+            dying.setattr(self, "_ask", die)
+            with pytest.raises(KeyboardInterrupt):
+                self.add("acme", "flights", file)
+        assert not file.exists()
+        return secret(file.with_name(f"{file.name}.part"))
 
 
 def secret(file: Path) -> str:
     return file.read_text().split("AWS_SECRET_ACCESS_KEY=")[1].strip()
 
 
-def test_an_add_that_was_killed_goes_on_with_its_secret(tmp_path: Path) -> None:
+@pytest.mark.parametrize("made", [False, True])
+def test_an_add_that_was_killed_is_completed_by_the_next_one(tmp_path: Path, made: bool) -> None:
     producers, file = Kept(), tmp_path / "k"
-    producers.dies_at = "add"
-    with pytest.raises(KeyboardInterrupt):
-        producers.add("acme", "flights", file)
-    assert not file.exists()
-    (begun,) = tmp_path.iterdir()
-    known = secret(begun)
-    producers.dies_at = ""
+    left = producers.die_adding(file, made=made)
     producers.add("acme", "flights", file)
-    assert (secret(file), producers.keys) == (known, {"flights.acme": known})
+    assert producers.keys == {"flights.acme": secret(file)}
+    assert (secret(file) == left) is made
     assert list(tmp_path.iterdir()) == [file]
     assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_what_a_killed_add_left_is_of_no_use_when_its_key_was_revoked(tmp_path: Path) -> None:
+    producers, file = Kept(), tmp_path / "k"
+    left = producers.die_adding(file, made=True)
+    producers.revoke("acme", "flights")
+    producers.add("acme", "flights", file)
+    assert producers.keys == {"flights.acme": secret(file)}
+    assert secret(file) != left
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_what_a_killed_add_left_does_not_replace_the_secret_of_a_later_one(tmp_path: Path, made: bool) -> None:
+    producers, file, other = Kept(), tmp_path / "k", tmp_path / "other"
+    producers.die_adding(file, made=made)
+    if made:
+        producers.revoke("acme", "flights")
+    producers.add("acme", "flights", other)
+    with pytest.raises(ProducerError, match="has a key for flights already"):
+        producers.add("acme", "flights", file)
+    assert producers.keys == {"flights.acme": secret(other)}
+    assert not file.exists()
+
+
+def test_the_gateway_is_not_asked_to_replace_a_producers_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "_identities", lambda _root: {"flights.acme"})
+    monkeypatch.setattr(store, "_administer", lambda *_: pytest.fail("it was asked"))
+    with pytest.raises(StoreError, match=r"a producer flights\.acme already"):
+        store.add_producer(store.root_of("root"), "flights.acme", "another")
 
 
 def test_the_secret_of_a_revoked_key_never_comes_back(tmp_path: Path) -> None:

@@ -68,16 +68,22 @@ class Producers:
                 f"{file} is there and is never written over.", hint="Remove it if its key is of no use any more."
             )
         begun = file.with_name(f"{file.name}.part")
-        if not begun.exists() and key in self._ask("list"):
-            raise ProducerError(f"{name} has a key for {data_set} already.", hint="Revoke it first, then add it again.")
-        # the file first: a key whose secret nobody has would have to be revoked
-        write_once(begun, _text(key, secrets.token_hex(24)))
-        text = begun.read_text()
-        found = _SECRET.search(text)
-        if found is None or text != _text(key, found[1]):
-            raise ProducerError(f"{begun} is of something else.", hint="Remove it, or name another file by --out.")
-        self._ask("add", key, found[1])
-        begun.rename(file)
+        secret = _secret_of(begun, key) if begun.exists() else ""
+        if not (secret and self._ask("resume", key, secret)):
+            # what was begun has no key, or that of a revoked one: its secret never comes back
+            if key in self._ask("list"):
+                raise ProducerError(
+                    f"{name} has a key for {data_set} already.", hint="Revoke it first, then add it again."
+                )
+            begun.unlink(missing_ok=True)
+            secret = secrets.token_hex(24)
+            # the file first: a key whose secret nobody has would have to be revoked
+            if not write_once(begun, _text(key, secret)):
+                raise ProducerError(f"Somebody else adds {begun} now.", hint="See to it that one does, and once more.")
+            self._ask("add", key, secret)
+        if not write_once(file, _text(key, secret)):
+            raise ProducerError(f"{file} is there since a moment ago.", hint=f"Move it: {name}'s key is in {begun}.")
+        begun.unlink(missing_ok=True)
         return {"key": key, **_parts(key)}
 
     def revoke(self, name: str, data_set: str) -> dict[str, str]:
@@ -116,6 +122,15 @@ def _parts(key: str) -> dict[str, str]:
     return {"name": name, "data_set": data_set}
 
 
+def _secret_of(begun: Path, key: str) -> str:
+    """:raises ProducerError: it is no file of this key's."""
+    text = begun.read_text()
+    found = _SECRET.search(text)
+    if found is None or text != _text(key, found[1]):
+        raise ProducerError(f"{begun} is of something else.", hint="Remove it, or name another file by --out.")
+    return found[1]
+
+
 def _text(key: str, secret: str) -> str:
     """As a shell, Docker and every AWS library read it."""
     return (
@@ -132,6 +147,7 @@ def main() -> int:
     verbs: dict[str, Callable[..., Any]] = {
         "list": store.producers,
         "add": store.add_producer,
+        "resume": store.resume_producer,
         "revoke": store.revoke_producer,
     }
     try:

@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 
 from trilake import s3
 from trilake.endpoints import S3Endpoint
-from trilake.errors import TrilakeError, UnreachableError
+from trilake.errors import RefusedError, TrilakeError, UnreachableError
 from trilake.hosts.connections import S3_PORT, required
 from trilake.lake.data_set import (
     ARTIFACTS_BUCKET,
@@ -130,12 +130,30 @@ def producers(root: S3Endpoint) -> list[str]:
 
 
 def add_producer(root: S3Endpoint, key: str, secret_key: str) -> None:
-    """Let a producer in. Safe twice: of one that is there the secret is replaced.
+    """Let a producer in.
 
     :param key: ``<data set>.<name>``.
+    :raises StoreError: there is one of this key: nothing replaces its secret, and of two at once the gateway takes one.
     """
-    _set_identity(root, key, secret_key, known=key in _identities(root))
+    if key in _identities(root):
+        raise StoreError(f"There is a producer {key} already.", hint="Revoke it first, then add it again.")
+    _set_identity(root, key, secret_key, known=False)
     _let_producers(root)
+
+
+def resume_producer(root: S3Endpoint, key: str, secret_key: str) -> bool:
+    """Whether a producer's secret is this one, at this moment. If so it is let in: who added it may have been killed
+    before that.
+    """
+    if key not in _identities(root):
+        return False
+    try:
+        # the one thing that the gateway answers whoever it knows, however little he may
+        s3.client(S3Endpoint(root.url, key, secret_key)).list_buckets()
+    except RefusedError:
+        return False
+    _let_producers(root)
+    return True
 
 
 def revoke_producer(root: S3Endpoint, key: str) -> None:

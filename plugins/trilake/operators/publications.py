@@ -17,7 +17,7 @@ from trilake.errors import TrilakeError
 from trilake.hooks.clickhouse import ClickHouseHook
 from trilake.hooks.lake import LakeHook
 from trilake.operators.project import ProjectOperator
-from trilake.operators.window import WindowedOperator
+from trilake.operators.window import WindowedOperator, run_name
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -65,7 +65,7 @@ class PublishOperator(WindowedOperator, ProjectOperator):
         checks = read_checks(self.sql_folder, data_set.table)
         with ClickHouseHook(clickhouse_conn_id=self.clickhouse_conn_id).cluster(context) as cluster:
             publisher = Publisher(cluster, lake.ledger(), checks=checks)
-            report = publisher.publish(planned, run_id=context["run_id"], force=self.force)
+            report = publisher.publish(planned, run_id=run_name(context), force=self.force)
             report = publisher.measured(report, since=began)
         self.log.info(
             "Published %s partitions of %s (%s rows); %s showed this state or a later one already",

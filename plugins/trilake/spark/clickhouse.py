@@ -3,7 +3,7 @@ the manifest names. No row passes through the driver.
 
 What a session exports lies below ``s3://exports/spark/<session>/`` and goes when the session ends. While it lasts it
 holds an advisory lock in database ``lake``; what lies there of a session whose lock is free (its driver was killed) is
-removed by the next one that reads.
+removed by the next one that reads, or by the DAG `publication_housekeeping`.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from trilake.clickhouse.export import (
     table_sources,
 )
 from trilake.clickhouse.types import bare
-from trilake.endpoints import Endpoints
+from trilake.endpoints import Endpoints, PostgresEndpoint
 from trilake.errors import ConfigurationError, CountMismatchError, TrilakeError
 from trilake.lake.data_set import EXPORTS_BUCKET, WHOLE, DataSet
 from trilake.postgres import alive, unless_alive
 
 if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
     from pyspark.sql import DataFrame, SparkSession
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ class ClickHouseReader:
             comment = {"by": "spark", "run": run_id, "session": self.session}
             self._cluster = self._opened.enter_context(Cluster(endpoints.clickhouse, comment=comment))
             self._opened.enter_context(alive(endpoints.lake, SESSION_LOCKS, self.session))
-            self._remove_abandoned(endpoints)
+            remove_abandoned(self._cluster, self._s3, endpoints.lake)
         except BaseException:
             self._opened.close()
             raise
@@ -84,9 +85,9 @@ class ClickHouseReader:
         self.close()
 
     def close(self) -> None:
-        """Remove what was exported. What cannot be removed now is left to the next session that reads."""
+        """Remove what was exported. What cannot be removed now is left to `remove_abandoned`."""
         try:
-            self._remove(self.session)
+            _remove(self._cluster, self._s3, self.session)
         finally:
             self._opened.close()
 
@@ -140,23 +141,31 @@ class ClickHouseReader:
         log.warning("Read %s rows of %s from ClickHouse, in %s files", found, name, len(done.objects))
         return frame
 
-    def _remove_abandoned(self, endpoints: Endpoints) -> None:
-        for session in attempts_below(self._s3, PREFIX)[0]:
-            with unless_alive(endpoints.lake, SESSION_LOCKS, session) as free:
-                if free:
-                    self._remove(session)
-                    log.warning(
-                        "Removed what a killed session has left in s3://%s/%s/%s", EXPORTS_BUCKET, PREFIX, session
-                    )
 
-    def _remove(self, session: str) -> None:
-        from botocore.exceptions import BotoCoreError, ClientError
+def remove_abandoned(cluster: Cluster, client: S3Client, lake: PostgresEndpoint) -> list[str]:
+    """Remove what sessions have exported that nobody is behind any more. Gives their names."""
+    removed = []
+    for session in sorted(attempts_below(client, PREFIX)[0]):
+        with unless_alive(lake, SESSION_LOCKS, session) as free:
+            # looked at again: it may have ended, and removed it, in between
+            if free and attempts_below(client, f"{PREFIX}/{session}")[0] and _remove(cluster, client, session):
+                removed.append(session)
+    if removed:
+        log.warning("Removed what killed sessions have left below s3://%s/%s/: %s", EXPORTS_BUCKET, PREFIX,
+                    ", ".join(removed))  # fmt: skip
+    return removed
 
-        try:
-            cancel(self._cluster, f"{PREFIX}/{session}")
-            remove_attempts(self._s3, PREFIX, [session])
-        except (TrilakeError, BotoCoreError, ClientError) as e:
-            log.warning("s3://%s/%s/%s is left to the next session: %s", EXPORTS_BUCKET, PREFIX, session, e)
+
+def _remove(cluster: Cluster, client: S3Client, session: str) -> bool:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        cancel(cluster, f"{PREFIX}/{session}")
+        remove_attempts(client, PREFIX, [session])
+    except (TrilakeError, BotoCoreError, ClientError) as e:
+        log.warning("s3://%s/%s/%s is left to who comes next: %s", EXPORTS_BUCKET, PREFIX, session, e)
+        return False
+    return True
 
 
 def _spark_type(column: str, kind: str) -> str:

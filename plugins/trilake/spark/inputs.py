@@ -93,7 +93,9 @@ def check_header(client: S3Client, inputs: Iterable[Input], header: str) -> None
     _each(check, inputs)
 
 
-def check_unchanged(client: S3Client, inputs: Iterable[Input]) -> None:
+def check_unchanged(
+    client: S3Client, inputs: Iterable[Input], *, hint: str = "Nothing was committed. Run it again."
+) -> None:
     """:raises InputError: an object is not the one that was pinned."""
     from botocore.exceptions import ClientError
 
@@ -105,10 +107,7 @@ def check_unchanged(client: S3Client, inputs: Iterable[Input]) -> None:
                 raise  # a right that was taken away, say
             etag = "gone"
         if etag != item.etag:
-            raise InputError(
-                f"s3://{RAW_BUCKET}/{item.key} changed while the job read it.",
-                hint="Nothing was committed. Run it again.",
-            )
+            raise InputError(f"s3://{RAW_BUCKET}/{item.key} changed while the job read it.", hint=hint)
 
     _each(check, inputs)
 

@@ -247,7 +247,8 @@ class Job:
 
         :param batch: what `curated` was made of, row for row. Then every row is accounted for.
         :raises CountMismatchError: rows were lost or made on the way. Nothing was committed.
-        :raises trilake.spark.inputs.InputError: an input changed, or a line is too long. Nothing was committed.
+        :raises trilake.spark.inputs.InputError: an input changed, or a line is too long. Nothing was committed; or the
+            error names the snapshot, and another run of the window replaces it.
         :raises trilake.spark.turns.OvertakenError: another run was quicker. Nothing was committed.
         """
         data_set = self.data_set
@@ -300,7 +301,15 @@ class Job:
                 INPUTS_PROPERTY: inputs.digest(item for read in self._batches for item in read.inputs),
             },
         )
-        return self._verify(token, counts)
+        commit = self._verify(token, counts)
+        # Once more: what executors held that have died since the check before was read again, as the file is now.
+        hint = (
+            f"Snapshot {commit.snapshot_id} of {commit.table} may hold lines of the new file. Do not publish it; run "
+            "the window again: that replaces it."
+        )
+        for read in self._batches:
+            inputs.check_unchanged(self._s3, read.inputs, hint=hint)
+        return commit
 
     def _check_inputs(self, batches: Sequence[Batch]) -> None:
         """:raises trilake.spark.inputs.InputError: what was read is not what was pinned, or not all of it."""

@@ -6,7 +6,8 @@ each partition: what a failed, repeated or speculative copy of a task has commit
 out. Then readers see all of it or, as before, none.
 
 The staging table goes when the attempt ends. Of an attempt whose driver was killed, the next one in that schema ends
-the connections and drops the table: its advisory lock is free then.
+the connections and drops the table: its advisory lock is free then. Where no next one comes, the DAG
+`publication_housekeeping` does it.
 """
 
 from __future__ import annotations
@@ -135,22 +136,34 @@ def write_postgres(
     return Written(table, sent, inserted, updated, round(ended - began, 3), round(ended - swap_began, 3))
 
 
-def remove_abandoned(endpoint: PostgresEndpoint, schema: str) -> list[str]:
-    """Drop the staging tables in a schema that nobody is behind any more. Gives their names."""
+def remove_abandoned(endpoint: PostgresEndpoint, schema: str | None = None) -> list[str]:
+    """Drop the staging tables that nobody is behind any more. Gives their names, as ``schema.table``.
+
+    :param schema: those of one schema; None: of the whole database.
+    """
     with connect(endpoint, autocommit=True) as connection, connection.cursor() as cursor:
         cursor.execute(
-            "SELECT tablename FROM pg_tables WHERE schemaname = %s AND tablename ~ %s",
-            (schema.strip('"'), f"^{STAGING}[0-9a-f]{{{2 * _ATTEMPT_BYTES}}}$"),
+            "SELECT schemaname, tablename FROM pg_tables WHERE schemaname = coalesce(%s, schemaname) "
+            "AND tablename ~ %s ORDER BY 1, 2",
+            (schema.strip('"') if schema else None, f"^{STAGING}[0-9a-f]{{{2 * _ATTEMPT_BYTES}}}$"),
         )
-        found = [name for (name,) in cursor.fetchall()]
         removed = []
-        for name in found:
+        for inside, name in cursor.fetchall():
+            staging = f"{listed([inside])}.{name}"
             with unless_alive(endpoint, STAGING_LOCKS, name.removeprefix(STAGING)) as free:
-                if free and _drop(connection, f"{schema}.{name}"):
-                    removed.append(name)
+                # looked for again: its writer may have ended, and dropped it, in between
+                if free and _is_there(connection, staging) and _drop(connection, staging):
+                    removed.append(f"{inside}.{name}")
     if removed:
-        log.warning("Removed what killed writers have left in %s: %s", schema, ", ".join(removed))
+        log.warning("Removed what killed writers have left in PostgreSQL: %s", ", ".join(removed))
     return removed
+
+
+def _is_there(connection: Connection, table: str) -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT to_regclass(%s) IS NOT NULL", (table,))
+        found = cursor.fetchone()
+    return bool(found and found[0])
 
 
 def _create(connection: Connection, staging: str, table: str, columns: Sequence[str]) -> None:

@@ -127,9 +127,14 @@ def replace(
 
 
 def snapshot_of(table: Table, token: str) -> Snapshot:
-    """The snapshot that `replace` made."""
-    return next(
-        snapshot
-        for snapshot in reversed(table.snapshots())
-        if snapshot.summary and snapshot.summary.additional_properties.get(COMMIT_PROPERTY) == token
+    """The snapshot that `replace` made.
+
+    :raises SnapshotNotFoundError: the table does not have it (any more).
+    """
+    for snapshot in reversed(table.snapshots()):
+        if snapshot.summary and snapshot.summary.additional_properties.get(COMMIT_PROPERTY) == token:
+            return snapshot
+    raise SnapshotNotFoundError(
+        f"{'.'.join(table.name())} has no snapshot of commit {token}.",
+        hint="It was committed and has expired since: run the window again. Expire no snapshot of the last days.",
     )

@@ -16,7 +16,7 @@ from trilake.hooks.lake import LakeHook
 from trilake.lake import DataSet
 from trilake.lake.data_set import EXPORTS_BUCKET, WHOLE
 from trilake.operators.project import ProjectOperator
-from trilake.operators.window import WindowedOperator
+from trilake.operators.window import WindowedOperator, run_name
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -99,7 +99,7 @@ class ClickHouseToS3Operator(WindowedOperator, ProjectOperator):
                 LakeHook().s3_client(),
                 prefix,
                 self._sources(context),
-                run_id=context["run_id"],
+                run_id=run_name(context),
                 attempt=attempt,
             )
         shards: dict[str, int] = {}
