@@ -7,7 +7,8 @@ them), and files that no snapshot knows and uploads that nobody completed, such 
 removed when they are three days old. Jobs and publications may run beside it.
 
 **When it fails:** its log names the table; all others were done. Run it again: every step can be repeated. `rewritten`
-is empty for a table that somebody was writing to: it is left for the next night.
+is empty for a table that a job is at work on, or that was written to within the hour: its files are left for the next
+night, and `left` says why. A job that begins while they are rewritten waits for that.
 """
 
 from datetime import timedelta

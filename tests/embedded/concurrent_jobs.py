@@ -47,8 +47,8 @@ class Table:
         return Job(arguments, endpoints=self._endpoints, spark=self._spark)
 
     def run(self, run: str) -> str:
-        job = self.start(run)
-        return self.commit(job, job.read(SCHEMA))
+        with self.start(run) as job:
+            return self.commit(job, job.read(SCHEMA))
 
     def commit(self, job: Job, batch: Any) -> str:
         try:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
+from concurrent_jobs import SCHEMA, Table
 from pyspark.sql import functions as F
 
 from trilake.endpoints import Endpoints
@@ -43,6 +44,32 @@ def upkeep(spark: Any, table: str, snapshot_days: str, quiet_hours: str) -> Any:
     stay, quiet = timedelta(days=float(snapshot_days)), timedelta(hours=float(quiet_hours))
     done = keep_up(spark, Endpoints.from_environment(), snapshots_stay=stay, quiet=quiet, tables=[table])
     return {name: asdict(found) for name, found in done.items()}
+
+
+def keep_up_beside_a_job(spark: Any) -> Any:
+    """The upkeep comes while a job is at work, and when it has ended; each time there are small files to rewrite."""
+    table = Table(spark)
+    table.land("a", 1)
+    table.run("first")
+
+    def fill() -> None:
+        for _ in range(6):
+            spark.sql(f"INSERT INTO lake.{table.data_set.curated} VALUES (1, DATE'2013-01-05')")
+
+    def upkeep_of_both() -> list[Any]:
+        names = (table.data_set.curated, table.data_set.quarantine)
+        done = keep_up(spark, Endpoints.from_environment(), quiet=timedelta(), tables=names)
+        return [[done[name].rewritten, done[name].left] for name in names]
+
+    fill()
+    with table.start("slow") as job:
+        batch = job.read(SCHEMA)
+        told: dict[str, Any] = {"while it is at work": upkeep_of_both()}
+        told["the job"] = table.commit(job, batch)
+    fill()
+    told["when it has ended"] = upkeep_of_both()
+    table.drop()
+    return told
 
 
 def look(spark: Any, table: str, *snapshots: str) -> Any:

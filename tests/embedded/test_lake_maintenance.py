@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -14,8 +15,11 @@ from kubernetes_api import await_true
 from running_platform import Platform
 
 from trilake.clickhouse.ledger import Claim, Ledger
+from trilake.endpoints import Endpoints
+from trilake.lake import DataSet
 from trilake.lake.catalog import ICEBERG_TABLE, load_table, open_catalog
 from trilake.postgres import connect
+from trilake.spark.turns import WORK_LOCKS, at_work, unless_at_work
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(spark_session.TIMEOUT_S)]
 COMMITS = 6
@@ -41,7 +45,8 @@ def test_files_are_brought_together_and_what_no_publication_needs_and_a_killed_j
     try:
         publish(platform, table, name, needed)
         told, _ = spark_session.run(platform, "lake_work:upkeep", table, "0", "0")
-        assert told[table] == {"rewritten": COMMITS, "expired": COMMITS - 1, "orphans": len(orphans), "uploads": 0}
+        removed = {"expired": COMMITS - 1, "orphans": len(orphans), "uploads": 0}
+        assert told[table] == {"rewritten": COMMITS, "left": "", **removed}
         left = files(folder)
         assert not left & orphans
         assert young in left
@@ -49,10 +54,43 @@ def test_files_are_brought_together_and_what_no_publication_needs_and_a_killed_j
         assert looked == [list(range(COMMITS)), [0, 1, 2], None]
         # once more: nothing is left to do, and a table that was just written to is left alone
         told, _ = spark_session.run(platform, "lake_work:upkeep", table, "7", "1")
-        assert told[table] == {"rewritten": None, "expired": 0, "orphans": 0, "uploads": 0}
+        young_table = {"rewritten": None, "left": "It was written to a short while ago."}
+        assert told[table] == {**young_table, "expired": 0, "orphans": 0, "uploads": 0}
         assert files(folder) == left
     finally:
         forget(platform, table, name)
+
+
+def test_no_file_is_rewritten_that_a_job_at_work_began_from_however_long_it_takes(platform: Platform) -> None:
+    told, _ = spark_session.run(platform, "lake_work:keep_up_beside_a_job")
+    assert told["while it is at work"] == [[None, "A job is at work on it."]] * 2
+    assert told["the job"] == "committed"
+    assert told["when it has ended"] == [[COMMITS + 1, ""], [0, ""]], "beside those, the job's own"
+
+
+def test_a_job_that_begins_while_files_are_rewritten_waits_and_others_do_not(endpoints: Endpoints) -> None:
+    one, other = (DataSet(f"t_{secrets.token_hex(4)}", grain="month", date="d", shard_by="k") for _ in range(2))
+    begun = threading.Event()
+
+    def begin() -> None:
+        with at_work(endpoints, one):
+            begun.set()
+
+    job = threading.Thread(target=begin)
+    with unless_at_work(endpoints, one.quarantine) as free:
+        assert free
+        with at_work(endpoints, other), at_work(endpoints, other):
+            job.start()
+            assert await_true(lambda: waiting(endpoints), 60)
+        assert not begun.is_set()
+    job.join(60)
+    assert begun.is_set()
+
+
+def waiting(endpoints: Endpoints) -> int:
+    with connect(endpoints.lake) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM pg_locks WHERE classid = %s AND NOT granted", (WORK_LOCKS,))
+        return int((cursor.fetchone() or [0])[0])
 
 
 def days_ago(days: float) -> float:

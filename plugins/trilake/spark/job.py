@@ -38,7 +38,7 @@ from trilake.spark.rehearsal import Rehearsal, Rehearsed
 from trilake.spark.result import write_result
 from trilake.spark.session import build_session
 from trilake.spark.tables import create_curated, create_quarantine
-from trilake.spark.turns import current_snapshot, replace, snapshot_of, turn
+from trilake.spark.turns import at_work, current_snapshot, replace, snapshot_of, turn
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
@@ -94,6 +94,8 @@ class Job:
         self._committed: Commit | None = None
         self._opened = ExitStack()
         self._told: dict[str, Any] = {}
+        if not self.rehearsal:
+            self._opened.enter_context(at_work(self.endpoints, self.data_set))
         # before any input is pinned: a run that pinned a shorter list may not replace one that knew more
         self._base = None if self.rehearsal else current_snapshot(self.endpoints, self.data_set.curated)
         # of the quarantine tables alike, by name
@@ -129,6 +131,8 @@ class Job:
         fields = cast("StructType", StructType.fromDDL(schema)) if isinstance(schema, str) else schema
         data_set = data_set or self.data_set
         if not self.rehearsal and data_set.quarantine not in self._quarantine_bases:
+            if data_set != self.data_set:
+                self._opened.enter_context(at_work(self.endpoints, data_set))
             self._quarantine_bases[data_set.quarantine] = current_snapshot(self.endpoints, data_set.quarantine)
         pinned = self._pin(data_set)
         inputs.check_header(self._s3, pinned, header_of(fields))

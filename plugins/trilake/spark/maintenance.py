@@ -4,7 +4,8 @@ Of each table, in this order: small files are rewritten into larger ones, snapsh
 that no snapshot knows are removed. Each step is safe to be killed in, and to be done again:
 
 - A rewrite replaces files and no row. It and a job's commit to the same files cannot both be had: whoever is later is
-  refused. A table that was written to a short while ago is therefore left for another day.
+  refused. The files of a table that a job is at work on (`trilake.spark.turns.at_work`), or that was written to a short
+  while ago, are therefore left for another day; a job that begins while they are rewritten waits.
 - A snapshot stays as long as it is current, young, or the one that a partition of ClickHouse shows or is about to show.
 - What no snapshot knows may be what a job is just writing: it goes when it is older than any job may run. So do uploads
   that were begun and never completed, of which a store shows nobody anything, and keeps what has come of them.
@@ -27,6 +28,7 @@ from trilake.lake.catalog import CATALOG, ICEBERG_TABLE, load_table, open_catalo
 from trilake.s3 import abort_uploads, client
 from trilake.spark.result import write_result
 from trilake.spark.session import build_session
+from trilake.spark.turns import unless_at_work
 
 if TYPE_CHECKING:
     from pyiceberg.table import Table
@@ -51,13 +53,15 @@ class MaintenanceError(TrilakeError):
 class Upkeep:
     """What was done to one table.
 
-    :param rewritten: data files that were replaced by larger ones; None: somebody writes to the table, it was left.
+    :param rewritten: data files that were replaced by larger ones; None: they were left as they are, for another day.
+    :param left: why they were.
     :param expired: snapshots; their files that no other snapshot has went with them.
     :param orphans: files that no snapshot knew.
     :param uploads: multipart uploads that nobody had completed.
     """
 
     rewritten: int | None = 0
+    left: str = ""
     expired: int = 0
     orphans: int = 0
     uploads: int = 0
@@ -88,12 +92,15 @@ def keep_up(
         for name in sorted(names if tables is None else tables):
             try:
                 now = datetime.now(UTC)
-                rewritten = _rewrite(spark, name) if now - _written(load_table(catalog, name)) > quiet else None
+                rewritten, left = None, "It was written to a short while ago."
+                if now - _written(load_table(catalog, name)) > quiet:
+                    rewritten, left = _rewrite(spark, endpoints, name)
                 # asked again after the rewrite, whose own snapshot is the current one from now on
                 old = expirable(load_table(catalog, name), ledger.publications(), now - snapshots_stay)
                 left_before = now - orphans_stay
                 done[name] = Upkeep(
                     rewritten,
+                    left,
                     _expire(spark, name, old),
                     _remove_orphans(spark, name, left_before),
                     _abort_uploads(endpoints, load_table(catalog, name), left_before),
@@ -140,15 +147,18 @@ def _call(spark: SparkSession, procedure: str, name: str, arguments: str) -> lis
     return spark.sql(f"CALL {CATALOG}.system.{procedure}(table => '{name}', {arguments})").collect()
 
 
-def _rewrite(spark: SparkSession, name: str) -> int | None:
-    try:
-        (row,) = _call(spark, "rewrite_data_files", name, f"options => map('min-input-files', '{MIN_FILES}')")
-    except Exception as e:
-        if not any(conflict in str(e) for conflict in _CONFLICTS):
-            raise
-        log.warning("%s was written to while its files were rewritten: they are left as they were", name)
-        return None
-    return int(row["rewritten_data_files_count"])
+def _rewrite(spark: SparkSession, endpoints: Endpoints, name: str) -> tuple[int | None, str]:
+    """How many files were rewritten; or None, and why not."""
+    with unless_at_work(endpoints, name) as free:
+        if not free:
+            return None, "A job is at work on it."
+        try:
+            (row,) = _call(spark, "rewrite_data_files", name, f"options => map('min-input-files', '{MIN_FILES}')")
+        except Exception as e:
+            if not any(conflict in str(e) for conflict in _CONFLICTS):
+                raise
+            return None, "It was written to while its files were rewritten."
+    return int(row["rewritten_data_files_count"]), ""
 
 
 def _expire(spark: SparkSession, name: str, snapshots: Sequence[int]) -> int:

@@ -4,10 +4,14 @@ A job replaces partitions of two tables, the refused rows' first, and they do no
 both in a turn of its own, and only what is as it was before the run looked at its input. A turn is an advisory lock: it
 ends with the process. A run that dies in its turn leaves refused rows that are ahead of the good ones; whoever began
 before that is refused, and the next run, which reads all of it again, puts both right.
+
+The nightly upkeep replaces files, too, and no turn would keep it from those that a run began from. So a run is known as
+at work for as long as it lasts, by a lock that runs share, and the upkeep rewrites what nobody is at work on.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -24,16 +28,19 @@ from trilake.lake.catalog import (
     load_table,
     open_catalog,
 )
-from trilake.postgres import connect, lock_key
+from trilake.postgres import connect, lock_key, unless_alive
 
 if TYPE_CHECKING:
     from pyiceberg.table import Table
     from pyiceberg.table.snapshots import Snapshot
     from pyspark.sql import Column, DataFrame
 
+log = logging.getLogger(__name__)
+
 COMMIT_PROPERTY = "trilake.commit"
 # The first half of the advisory locks' keys, beside the ledger's (trilake.clickhouse.ledger).
 TURN_LOCKS = 0x7475
+WORK_LOCKS = 0x7477
 
 
 class OvertakenError(TrilakeError):
@@ -44,6 +51,30 @@ class OvertakenError(TrilakeError):
             f"Another run committed to {table} {window} while run {run_id} was at work.",
             hint="What that one wrote stays, nothing of this one replaced it. Run it again if its input is newer.",
         )
+
+
+@contextmanager
+def at_work(endpoints: Endpoints, data_set: DataSet) -> Iterator[None]:
+    """Be known as at work on a data set's tables, beside others, for the length of the block: until it ends nobody
+    rewrites their files. To be entered before it is looked what there is; it waits while somebody rewrites them.
+    """
+    lock = WORK_LOCKS, lock_key(data_set.name)
+    with connect(endpoints.lake, autocommit=True) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT pg_try_advisory_lock_shared(%s, %s)", lock)
+        if cursor.fetchone() != (True,):
+            log.warning("Waiting until the upkeep has rewritten the files of %s", data_set.name)
+            cursor.execute("SELECT pg_advisory_lock_shared(%s, %s)", lock)
+        yield
+
+
+@contextmanager
+def unless_at_work(endpoints: Endpoints, table: str) -> Iterator[bool]:
+    """Whether nobody is `at_work` on a table. If so, nobody gets to it for the length of the block.
+
+    :param table: as ``namespace.table``.
+    """
+    with unless_alive(endpoints.lake, WORK_LOCKS, table.rpartition(".")[2]) as free:
+        yield free
 
 
 @contextmanager
