@@ -37,9 +37,9 @@ JSON = st.recursive(
 )
 EXTRAS = st.fixed_dictionaries(
     {},
-    optional={
-        name: JSON for name in ("shards", "client_kwargs", "cluster", "secure", "verify", "endpoint_url", "region_name")
-    }
+    optional=dict.fromkeys(
+        ("shards", "client_kwargs", "cluster", "secure", "verify", "endpoint_url", "region_name"), JSON
+    )
     | {
         "shards": JSON | st.lists(st.fixed_dictionaries({}, optional=dict.fromkeys(("host", "port", "database"), JSON)))
     },

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,8 +13,16 @@ TEXT = st.text(st.characters(codec="utf-8"), max_size=20) | st.text("ADENaby(),<
 DECIMALS = st.integers(1, 38).flatmap(lambda p: st.tuples(st.just(p), st.integers(0, p)))
 # Spark's type and ClickHouse's equal
 PAIRS = st.sampled_from(
-    [("int", "Int32"), ("bigint", "Int64"), ("float", "Float32"), ("double", "Float64"), ("string", "String")]
-    + [("boolean", "Bool"), ("date", "Date32"), ("timestamp", "DateTime64(6, 'UTC')")]
+    [
+        ("int", "Int32"),
+        ("bigint", "Int64"),
+        ("float", "Float32"),
+        ("double", "Float64"),
+        ("string", "String"),
+        ("boolean", "Bool"),
+        ("date", "Date32"),
+        ("timestamp", "DateTime64(6, 'UTC')"),
+    ]
 ) | DECIMALS.map(lambda d: (f"decimal({d[0]},{d[1]})", f"Decimal({d[0]}, {d[1]})"))
 NESTED = st.recursive(PAIRS, lambda inner: inner.map(lambda p: (f"array<{p[0]}>", f"Array({p[1]})")), max_leaves=3)
 WRAPPERS = st.lists(st.sampled_from(["Nullable", "LowCardinality"]), max_size=3)
@@ -50,6 +57,5 @@ def test_any_text_is_a_type_of_spark_or_refused_by_the_column_s_name(kind: str) 
     try:
         made = _spark_type("amount", kind)
     except ConfigurationError as e:
-        assert "amount" in str(e)
-    else:
-        assert made
+        made = str(e).partition("amount")[1]
+    assert made
