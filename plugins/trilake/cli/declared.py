@@ -85,12 +85,13 @@ def _calls(path: Path, job: str) -> Iterator[tuple[DataSet | None, dict[str, Any
 
 
 def _declared(path: Path, importing: tuple[Path, ...] = ()) -> dict[str, DataSet]:
-    """The data sets that a file knows, by the names of its variables; of files that import each other, what each has."""
+    """The data sets that a file knows, by the names of its variables."""
     importing = (*importing, path)
     found: dict[str, DataSet] = {}
     for node in _parse(path).body:
         if isinstance(node, ast.ImportFrom) and not node.level and (path.parent / f"{node.module}.py").is_file():
             other = path.parent / f"{node.module}.py"
+            # files that import each other are none that Python could run: what each has by itself is all there is
             theirs = {} if other in importing else _declared(other, importing)
             found |= {alias.asname or alias.name: theirs[alias.name] for alias in node.names if alias.name in theirs}
         elif isinstance(node, ast.Assign | ast.AnnAssign) and (made := _data_set(node.value, found)):
