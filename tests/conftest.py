@@ -1,4 +1,4 @@
-"""Which tests run beside which, when there is more than one worker."""
+"""Which tests run beside which, when there is more than one worker; and no test has a deadline."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hypothesis import settings
+
 if TYPE_CHECKING:
     import pytest
+
+# An example may take its time on a machine that has other work: hypothesis would call 200 ms a failure.
+settings.register_profile("without a deadline", deadline=None)
+settings.load_profile("without a deadline")
 
 _PROJECT = Path(__file__).parents[1]
 # How a test asks for the whole platform (tests/embedded/conftest.py)

@@ -369,7 +369,8 @@ def management() -> Iterator[Any]:
 def _sessions(ask: Any) -> dict[str, str]:
     """Real addresses by common name; without handshakes that are under way."""
     rows = [line.split(",") for line in ask("status 2")]
-    return {row[1]: row[2] for row in rows if row[0] == "CLIENT_LIST" and row[1] != "UNDEF"}
+    # the last row is cut off if the server dies as it answers
+    return {row[1]: row[2] for row in rows if row[0] == "CLIENT_LIST" and len(row) > 2 and row[1] != "UNDEF"}
 
 
 def connected() -> dict[str, str]:
@@ -398,7 +399,7 @@ def cut() -> list[str]:
 def check() -> dict[str, Any]:
     """Healthy: the server takes connections, and its revocation list holds."""
     with management() as ask:
-        state = ask("state")[0]
+        state = next(iter(ask("state")), "it said nothing")
     if ",CONNECTED," not in state:
         raise VpnError(f"OpenVPN is not ready: {state}")
     with current() as pki:

@@ -75,18 +75,13 @@ class EnvironmentConnection:
             extra = document.get("extra") or {}
             extra = json.loads(extra) if isinstance(extra, str) else extra
             port = int(document["port"]) if document.get("port") else None
-        except (ValueError, AttributeError) as e:
+            texts = {name: document.get(name) for name in ("host", "login", "password", "schema")}
+            if not isinstance(extra, dict) or not all(isinstance(text, str | None) for text in texts.values()):
+                raise TypeError
+        except (ValueError, TypeError, AttributeError, OverflowError) as e:
             # `from None`: the JSON error carries the document, and the document a password
             raise ConfigurationError(f"{variable} is not a connection in JSON ({type(e).__name__}).") from None
-        return cls(
-            conn_id=conn_id,
-            host=document.get("host"),
-            port=port,
-            login=document.get("login"),
-            password=document.get("password"),
-            schema=document.get("schema"),
-            extra_dejson=extra,
-        )
+        return cls(conn_id=conn_id, port=port, extra_dejson=extra, **texts)
 
 
 def as_environment(connections: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -97,6 +92,17 @@ def as_environment(connections: Mapping[str, Mapping[str, Any]]) -> dict[str, st
 def _required(connection: ConnectionLike, name: str, value: Any) -> Any:
     if value in (None, ""):
         raise ConfigurationError(f"The connection {connection.conn_id} has no {name}.", hint="Add it and try again.")
+    return value
+
+
+def _text(connection: ConnectionLike, name: str, value: Any, default: str = "") -> str:
+    """A text of a connection's extra.
+
+    :raises ConfigurationError: it is something else, or nothing and there is no default. It is not shown.
+    """
+    value = _required(connection, name, value or default)
+    if not isinstance(value, str):
+        raise ConfigurationError(f"The {name} of connection {connection.conn_id} is no text.", hint="Write it as one.")
     return value
 
 
@@ -118,6 +124,15 @@ def _shards(connection: ConnectionLike) -> list[dict[str, Any]]:
             hint='Write them as [{"host": "...", "port": 8123, "database": "shard_1"}, ...].',
         )
     return shards
+
+
+def _port(connection: ConnectionLike, name: str, value: Any) -> int:
+    try:
+        return int(value)
+    except (ValueError, TypeError, OverflowError):
+        raise ConfigurationError(
+            f"The {name} of connection {connection.conn_id} is no number.", hint="Write it as one, such as 8123."
+        ) from None
 
 
 def _client_options(connection: ConnectionLike) -> dict[str, Any]:
@@ -148,10 +163,10 @@ class S3Endpoint:
     def from_connection(cls, connection: ConnectionLike) -> S3Endpoint:
         extra = connection.extra_dejson
         return cls(
-            url=_required(connection, "extra endpoint_url", extra.get("endpoint_url")).rstrip("/"),
+            url=_text(connection, "extra endpoint_url", extra.get("endpoint_url")).rstrip("/"),
             access_key_id=_required(connection, "login", connection.login),
             secret_access_key=_required(connection, "password", connection.password),
-            region=extra.get("region_name") or "us-east-1",
+            region=_text(connection, "extra region_name", extra.get("region_name"), "us-east-1"),
         )
 
     def connection(self) -> dict[str, Any]:
@@ -252,9 +267,9 @@ class ClickHouseEndpoint:
         shards = tuple(
             ClickHouseShard(
                 number=number,
-                host=shard.get("host", host),
-                port=int(shard.get("port", default_port)),
-                database=_required(connection, f"database for shard {number} in extra", shard.get("database")),
+                host=_text(connection, f"host for shard {number} in extra", shard.get("host"), host),
+                port=_port(connection, f"port for shard {number} in extra", shard.get("port") or default_port),
+                database=_text(connection, f"database for shard {number} in extra", shard.get("database")),
             )
             for number, shard in enumerate(_shards(connection), start=1)
         )
@@ -262,7 +277,7 @@ class ClickHouseEndpoint:
             shards=_required(connection, "extra shards", shards or None),
             user=connection.login or "default",
             password=connection.password or "",
-            cluster=extra.get("cluster") or "trilake",
+            cluster=_text(connection, "extra cluster", extra.get("cluster"), "trilake"),
             database=connection.schema or "analytics",
             secure=secure,
             verify=is_on(extra.get("verify", True)),

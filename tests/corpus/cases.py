@@ -72,19 +72,24 @@ def cases() -> Iterator[tuple[str, Case]]:
             {
                 "a.csv": csv(
                     *(good(1), "x,2013-01-05,a,1", "2,2013-13-05,a,1", "3,2013-01-05,a,dear", "4e1,2013-01-05,a,1"),
-                    *("5,2013-01-05 at noon,a,1", "6,2013,a,1"),
+                    *("5,2013-01-05 at noon,a,1", "6,2013,a,1", "7,2013-01-05,a,1.5d", "8,2013-01-05,a, 1"),
                 )
             },
             (1,),
-            {"type": 6},
+            {"type": 8},
         ),
     )
     yield (
         "numbers out of range, and values that are missing where they may not be",
         Case(
-            {"a.csv": csv("2147483648,2013-01-05,a,1", "NA,2013-01-05,a,1", "1,NA,a,1", "2,2013-01-05,NA,NA")},
+            {
+                "a.csv": csv(
+                    *("2147483648,2013-01-05,a,1", "NA,2013-01-05,a,1", "1,NA,a,1", "2,2013-01-05,NA,NA"),
+                    *("3,2013-01-05,a,1e400", "4,2013-01-05,a,1e-400"),
+                )
+            },
             (2,),
-            {"type": 1, "missing k": 1, "missing d": 1},
+            {"type": 3, "missing k": 1, "missing d": 1},
         ),
     )
     yield (
@@ -118,6 +123,14 @@ def cases() -> Iterator[tuple[str, Case]]:
         Case(
             {"a.csv": csv(good(1, "a\u2028b"), good(2, "a\x0bb\x0cc\x85"), good(3, "a\x00b"), good(4, "\U0001f980"))},
             (1, 2, 3, 4),
+        ),
+    )
+    yield (
+        "what Spark's parser takes for the end of a text, and what it drops at its beginning",
+        Case(
+            {"a.csv": csv(good(1), good(2, "a\uffffb"), good(3), "\ufeff" + good(4), good(5))},
+            (1, 3, 5),
+            {"not a character": 1, "byte order mark": 1},
         ),
     )
     yield (
@@ -169,6 +182,7 @@ def cases() -> Iterator[tuple[str, Case]]:
         Case({"a.csv": csv(good(1)), "b.csv": csv(good(3), long)}, refused="b.csv has lines of more", held=True),
     )
     yield "a line of four megabytes", Case({"a.csv": csv(good(1), good(2, "x" * 4 * MIB))}, (1, 2))
+    yield "a quoted text of four megabytes", Case({"a.csv": csv(good(1), good(2, f'"{"x" * 4 * MIB}"'))}, (1, 2))
     for name in ("a*.csv", "a?.csv", "[a].csv", "{a}.csv", "_a.csv", ".a.csv"):
         yield f"a key that Spark reads otherwise: {name}", Case({name: csv(good(1))}, refused=f"{name} has a name that")
     for name in (

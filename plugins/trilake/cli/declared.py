@@ -16,6 +16,8 @@ from trilake.errors import ConfigurationError
 from trilake.lake import DataSet
 
 _OPERATOR = "SparkApplicationOperator"
+# What else of a call is asked for, and what it has to be where it is written out.
+_WRITTEN = (("arguments", list | tuple, "list"), ("profile", str, "text"), ("spark_conf", dict, "dictionary"))
 
 
 def data_sets(dags: Path) -> dict[str, DataSet]:
@@ -57,6 +59,11 @@ def find_task(project: Path, job: str, data_set: str = "") -> Task:
 def _task(job: str, data_set: DataSet, call: dict[str, Any]) -> Task:
     if data_set.grain is None:
         raise ConfigurationError(f"Data set {data_set.name} has no grain: it is written whole, without a job.")
+    for name, kind, word in _WRITTEN:
+        if not isinstance(call.get(name), kind | None):
+            raise ConfigurationError(
+                f"Job {job} is given {name} in its DAG that are no {word}.", hint="Write them as one."
+            )
     arguments = tuple(str(argument) for argument in call.get("arguments") or ())
     if templated := [argument for argument in arguments if "{{" in argument]:
         raise ConfigurationError(
@@ -73,17 +80,19 @@ def _calls(path: Path, job: str) -> Iterator[tuple[DataSet | None, dict[str, Any
         if isinstance(node, ast.Call) and _name(node.func) == _OPERATOR:
             given = {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg}
             if "job" in given and _literal(given["job"]) == job:
-                names_of_more = ("arguments", "profile", "spark_conf")
-                more: dict[str, Any] = {key: _literal(given[key]) for key in names_of_more if key in given}
+                more: dict[str, Any] = {key: _literal(given[key]) for key, *_ in _WRITTEN if key in given}
                 yield _data_set(given.get("data_set"), names), more
 
 
-def _declared(path: Path) -> dict[str, DataSet]:
+def _declared(path: Path, importing: tuple[Path, ...] = ()) -> dict[str, DataSet]:
     """The data sets that a file knows, by the names of its variables."""
+    importing = (*importing, path)
     found: dict[str, DataSet] = {}
     for node in _parse(path).body:
         if isinstance(node, ast.ImportFrom) and not node.level and (path.parent / f"{node.module}.py").is_file():
-            theirs = _declared(path.parent / f"{node.module}.py")
+            other = path.parent / f"{node.module}.py"
+            # files that import each other are none that Python could run: what each has by itself is all there is
+            theirs = {} if other in importing else _declared(other, importing)
             found |= {alias.asname or alias.name: theirs[alias.name] for alias in node.names if alias.name in theirs}
         elif isinstance(node, ast.Assign | ast.AnnAssign) and (made := _data_set(node.value, found)):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]

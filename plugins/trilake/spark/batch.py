@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from trilake.lake import DataSet
 from trilake.spark import inputs
-from trilake.spark.delimited import REASON, ROW, header_of, parse_lines, refuse
+from trilake.spark.delimited import REASON, ROW, header_of, parse_lines, refuse, without_end
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
@@ -58,8 +58,7 @@ def read_batch(
     # Spark tells the path as a URI, in which a plus stands for itself
     path = F.regexp_extract(F.col("_metadata.file_path"), "^[a-z0-9]+://[^/]+/(.*)$", 1)
     key = F.url_decode(F.replace(path, F.lit("+"), F.lit("%2B")))
-    # a regular expression makes text of bytes that are none: those are left for `parse_lines` to refuse
-    line = F.when(F.is_valid_utf8("value"), F.regexp_replace("value", "\r$", "")).otherwise(F.col("value"))
+    line = without_end(F.col("value"))
     lines = (
         spark.read.option("lineSep", "\n")
         # longer ones are passed over, in bounded memory, and missed in `inputs.check_whole`

@@ -173,6 +173,14 @@ def _metadata_causes(metadata: Mapping[str, Any]) -> Iterator[Cause]:
         yield Cause("metadata.name", "Required value: name or generateName is required", "FieldValueRequired")
     elif name is not None and (not isinstance(name, str) or len(name) > 253 or not _NAME.fullmatch(name)):
         yield Cause("metadata.name", f"Invalid value: {json.dumps(name)}: must be a lowercase RFC 1123 subdomain")
+    prefix = metadata.get("generateName") or ""
+    if not isinstance(prefix, str) or not _NAME.fullmatch(f"{prefix}0"):
+        yield Cause(
+            "metadata.generateName", f"Invalid value: {json.dumps(prefix)}: must begin a lowercase RFC 1123 name"
+        )
+    owners = metadata.get("ownerReferences") or []
+    if not isinstance(owners, list) or not all(isinstance(owner, dict) for owner in owners):
+        yield Cause("metadata.ownerReferences", "Invalid value: metadata.ownerReferences must be an array of objects")
     for field in ("labels", "annotations"):
         texts = metadata.get(field) or {}
         if not isinstance(texts, dict):

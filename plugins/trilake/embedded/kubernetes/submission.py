@@ -16,7 +16,7 @@ PROPERTIES_FILE = "spark.properties"
 _SCRATCH = "scratch"
 # Spark refuses to start with less.
 _LEAST_MEMORY = 512 * 1024**2
-_MEMORY = re.compile(r"(\d+)([kmgt]?)b?")
+_MEMORY = re.compile(r"([0-9]+)([kmgtKMGT]?)[bB]?")
 _UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
 
 
@@ -42,10 +42,10 @@ def memory_bytes(text: str) -> int:
 
     :raises SubmissionError: it is not.
     """
-    match = _MEMORY.fullmatch(text.lower())
+    match = _MEMORY.fullmatch(text)
     if not match:
         raise SubmissionError(f"{text!r} is not an amount of memory: write it like 512m or 2g")
-    return int(match[1]) * _UNITS[match[2]]
+    return int(match[1]) * _UNITS[match[2].lower()]
 
 
 def prepare(
