@@ -47,7 +47,10 @@ def client(endpoint: S3Endpoint) -> S3Client:
     def failed(http_response: Any, parsed: Any, model: Any, **_: Any) -> None:
         status = http_response.status_code
         error = parsed.get("Error") or {}
-        said = ": ".join(filter(None, (f"{status} {error.get('Code', '')}".rstrip(), error.get("Message"))))
+        # an answer to HEAD has no words, and boto3 gives its status again for its code
+        code = "" if error.get("Code") == str(status) else error.get("Code", "")
+        message = error.get("Message", "").rstrip(".")
+        said = ": ".join(filter(None, (f"{status} {code}".rstrip(), message)))
         if status >= 500:
             raise S3Error(
                 f"S3 ({endpoint.url}) fails at {model.name}: {said}.",

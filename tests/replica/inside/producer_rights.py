@@ -14,6 +14,7 @@ from botocore.exceptions import ClientError
 
 from trilake import s3
 from trilake.endpoints import S3Endpoint
+from trilake.errors import RefusedError
 from trilake.hosts import store
 
 RAW = {"Bucket": "raw"}
@@ -24,8 +25,10 @@ OWN = {**RAW, "Key": "flights/2013-02/own.csv"}
 def may(ask: Callable[..., Any], **what: Any) -> bool:
     try:
         answer = ask(**what)
+    except RefusedError:
+        return False
     except ClientError as e:
-        if e.response["ResponseMetadata"]["HTTPStatusCode"] in (400, 403):
+        if e.response["ResponseMetadata"]["HTTPStatusCode"] == 400:
             return False
         raise
     return not answer.get("Errors")

@@ -5,10 +5,9 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from botocore.exceptions import ClientError
-
 from trilake import s3
 from trilake.endpoints import S3Endpoint
+from trilake.errors import RefusedError
 from trilake.hosts import store
 
 KEY = "rights/of-all"
@@ -21,10 +20,8 @@ def client(identity: str, secret: str = "") -> Any:
 def may(ask: Callable[..., Any], **what: Any) -> bool:
     try:
         answer = ask(**what)
-    except ClientError as e:
-        if e.response["ResponseMetadata"]["HTTPStatusCode"] == 403:
-            return False
-        raise
+    except RefusedError:
+        return False
     # a bulk request is answered, and refuses each of its keys
     return not answer.get("Errors")
 
