@@ -30,6 +30,8 @@ from trilake.sources import nycflights13
 YEAR = Window.parse("month", "2013-01", "2013-12")
 FLIGHTS = DataSet("flights", grain="month", date="flight_date", shard_by="flight")
 DEMO_TIMEOUT_S = 600
+# The first of these tests waits for all of the demo.
+pytestmark = pytest.mark.timeout(DEMO_TIMEOUT_S + 60)
 
 
 @pytest.fixture(scope="module")
