@@ -25,6 +25,9 @@ _PERMANENT = {"services": ("vps-1", "vps-3"), "configmaps": ("hosts", "kube-root
 # Who else uses this cluster's namespace keeps it, and the drivers' account in it.
 _KEPT = {"Namespace", "ServiceAccount/spark", "Role/spark-driver", "RoleBinding/spark-driver"}
 
+# A kubelet tells of an image some time after it was imported: it looks every 30 s, and tells every 10.
+_IMAGE_TOLD_S = 90
+
 Found = TypeVar("Found")
 
 
@@ -105,6 +108,15 @@ class Cluster:
 
     # --- k8s/
 
+    def _images(self) -> set[str]:
+        """What the nodes say that they have."""
+        return {
+            name.removeprefix("docker.io/")
+            for node in json.loads(self.kubectl("get", "nodes", "--output", "json"))["items"]
+            for image in node["status"].get("images", ())
+            for name in image.get("names", ())
+        }
+
     def why_not(self) -> str:
         """What keeps tests from running here; empty if nothing does."""
         try:
@@ -112,14 +124,11 @@ class Cluster:
             self.kubectl("get", "crd", "sparkapplications.sparkoperator.k8s.io")
         except (KubectlError, subprocess.TimeoutExpired) as e:
             return str(e)
-        images = {
-            name.removeprefix("docker.io/")
-            for node in json.loads(self.kubectl("get", "nodes", "--output", "json"))["items"]
-            for image in node["status"].get("images", ())
-            for name in image.get("names", ())
-        }
-        if IMAGE not in images:
-            return f"no node has the image {IMAGE} (docker/spark/Dockerfile)"
+        until = time.monotonic() + _IMAGE_TOLD_S
+        while IMAGE not in self._images():
+            if time.monotonic() > until:
+                return f"no node has the image {IMAGE} (docker/spark/Dockerfile)"
+            time.sleep(2)
         return f"its namespace {NAMESPACE} is in use" if self._in_use() else ""
 
     def _in_use(self) -> bool:

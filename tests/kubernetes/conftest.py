@@ -44,6 +44,8 @@ def _cluster() -> Cluster | str:
 
 def pytest_report_header() -> str:
     found = _cluster()
+    if isinstance(found, str) and os.environ.get("TRILAKE_KUBERNETES_IS_THERE"):
+        pytest.exit(f"kubernetes: {found}", returncode=pytest.ExitCode.USAGE_ERROR)
     return f"kubernetes: {'skipped, ' + found if isinstance(found, str) else found.kubeconfig}"
 
 
