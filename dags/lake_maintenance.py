@@ -2,9 +2,9 @@
 # Lake maintenance
 
 Keeps the lake's Iceberg tables quick and small, once a night, by Iceberg's own procedures: small files are rewritten
-into larger ones, snapshots older than `snapshot_days` that no publication needs expire (and with them time travel to
-them), and files that no snapshot knows and uploads that nobody completed, such as those of a job that was killed, are
-removed when they are three days old. Jobs and publications may run beside it.
+into larger ones, snapshots that were replaced more than `snapshot_days` ago and that no publication needs expire (and
+with them time travel to them), and files that no snapshot knows and uploads that nobody completed, such as those of a
+job that was killed, are removed when they are three days old. Jobs and publications may run beside it.
 
 **When it fails:** its log names the table; all others were done. Run it again: every step can be repeated. `rewritten`
 is empty for a table that a job is at work on, or that was written to within the hour: its files are left for the next
@@ -26,8 +26,8 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     is_paused_upon_creation=False,
-    # what a job began from, or a run is about to publish, is younger than a day: as long as a job may take
-    params={"snapshot_days": Param(7, type="number", minimum=1, description="how long a snapshot stays")},
+    # what a job began from was current when it began: two days ago at most, as long as a job may take
+    params={"snapshot_days": Param(7, type="number", minimum=2, description="how long replaced snapshots stay")},
     default_args={"retries": 2, "retry_delay": timedelta(minutes=5)},
     tags=[Tag.MAINTENANCE],
     doc_md=__doc__,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 from trilake.endpoints import PostgresEndpoint
@@ -23,10 +26,14 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
     from psycopg2.extensions import cursor as Cursor
 
+log = logging.getLogger(__name__)
+
 CONNECT_TIMEOUT_S = 10
 # A connection that holds a lock says nothing for as long as a job runs, and firewalls forget what says nothing.
 KEEPALIVE_S = 60
 ROWS_PER_BLOCK = 10_000
+# How often `stay_alive` looks: no more often than nothing is cleared away (publication_housekeeping: ten minutes).
+LOOK_SECONDS = 15
 # The first half of the advisory locks' keys, beside the ledger's (trilake.clickhouse.ledger).
 MART_LOCKS = 0x7476
 
@@ -102,6 +109,52 @@ def alive(endpoint: PostgresEndpoint, space: int, name: str) -> Iterator[Connect
         cursor.execute("SELECT pg_advisory_lock(%s, %s)", (space, lock_key(name)))
         # closing the connection gives the lock back, and so does our death
         yield connection
+
+
+@contextmanager
+def stay_alive(
+    endpoint: PostgresEndpoint, space: int, name: str, *, shared: bool = False, waiting: str = ""
+) -> Iterator[None]:
+    """Be known as alive under a name, also to a server that was restarted meanwhile: it has forgotten the lock that
+    `alive` holds, and whoever is at work for hours with S3 alone would not notice, but be cleared away for dead.
+
+    A thread looks after the lock every `LOOK_SECONDS`, and takes it again.
+
+    :param shared: others may be alive under the same name.
+    :param waiting: what is logged if the name cannot be had at once.
+    """
+    lock, kind = (space, lock_key(name)), "_shared" if shared else ""
+    taken: Future[None] = Future()
+    ended = Event()
+
+    def hold() -> None:
+        while not ended.is_set():
+            try:
+                with connect(endpoint, autocommit=True) as connection, connection.cursor() as cursor:
+                    cursor.execute(f"SELECT pg_try_advisory_lock{kind}(%s, %s)", lock)
+                    if cursor.fetchone() != (True,):
+                        if waiting:
+                            log.warning("%s", waiting)
+                        cursor.execute(f"SELECT pg_advisory_lock{kind}(%s, %s)", lock)
+                    if not taken.done():
+                        taken.set_result(None)
+                    while not ended.wait(LOOK_SECONDS):
+                        cursor.execute("SELECT 1")
+            except Exception as e:
+                if not taken.done():
+                    taken.set_exception(e)
+                    return
+                log.warning("%s is not known as alive any more, and is to be again: %s", name, e)
+                ended.wait(LOOK_SECONDS)
+
+    holder = Thread(target=hold, name=f"alive as {name}", daemon=True)
+    holder.start()
+    try:
+        taken.result()
+        yield
+    finally:
+        ended.set()
+        holder.join(LOOK_SECONDS)  # one that a stalled connection keeps gives the lock back when that ends
 
 
 @contextmanager

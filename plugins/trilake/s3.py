@@ -48,8 +48,9 @@ def client(endpoint: S3Endpoint) -> S3Client:
         status = http_response.status_code
         error = parsed.get("Error") or {}
         # an answer to HEAD has no words, and boto3 gives its status again for its code
-        code = "" if error.get("Code") == str(status) else error.get("Code", "")
-        message = error.get("Message", "").rstrip(".")
+        code = error.get("Code") or ""
+        code = "" if code == str(status) else code
+        message = (error.get("Message") or "").rstrip(".")  # an empty element is None
         said = ": ".join(filter(None, (f"{status} {code}".rstrip(), message)))
         if status >= 500:
             raise S3Error(

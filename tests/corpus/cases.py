@@ -111,6 +111,10 @@ def cases() -> Iterator[tuple[str, Case]]:
         Case({"a.csv": csv(good(1), '2,2013-01-05,"a\nb",1', good(3))}, (1, 3), {"unbalanced quote": 2}),
     )
     yield "lines that end as on Windows", Case({"a.csv": csv(good(1), good(2), end=b"\r\n")}, (1, 2))
+    yield (
+        "lines that end as on Windows, twice",
+        Case({"a.csv": csv(good(1), good(2), end=b"\r\r\n")}, refused=r"a.csv is 'k,d,name,price\r'", held=True),
+    )
     yield "a last line without an end", Case({"a.csv": csv(good(1), good(2))[:-1]}, (1, 2))
     yield (
         "bytes that are no text",

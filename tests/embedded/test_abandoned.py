@@ -6,18 +6,20 @@ import json
 import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from kubernetes_api import await_true
 from running_platform import Platform
 from transfer_task import connect_airflow, context
 
-from trilake import s3
+from trilake import postgres, s3
 from trilake.endpoints import Endpoints
 from trilake.errors import UnreachableError
 from trilake.operators.abandoned import RemoveAbandonedOperator
-from trilake.postgres import alive, connect
+from trilake.postgres import alive, connect, stay_alive, unless_alive
 from trilake.spark.clickhouse import SESSION_LOCKS
 from trilake.spark.postgres import STAGING, STAGING_LOCKS
 
@@ -79,6 +81,45 @@ def test_what_killed_jobs_left_goes_though_no_other_one_comes_and_what_somebody_
     assert tables(endpoints, schema) == [mart]
     told = clear()
     assert (told["staging"], told["sessions"]) == ([], [])
+
+
+def test_an_export_that_a_task_has_named_spark_is_no_dead_session(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect_airflow(monkeypatch, platform.env)
+    store, prefix = s3.client(platform.endpoints.s3), exported(platform.endpoints, f"2013-01-{secrets.token_hex(4)}")
+    assert clear()["sessions"] == []
+    assert len(s3.list_keys(store, "exports", prefix)) == 1
+    s3.remove(store, "exports", s3.list_keys(store, "exports", prefix))
+    assert s3.abort_uploads(store, "exports", prefix) == 1
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_who_is_at_work_is_known_again_when_the_server_has_lost_the_session(
+    endpoints: Endpoints, monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    monkeypatch.setattr(postgres, "LOOK_SECONDS", 0.2)
+    space, name = 0x7400 + secrets.randbelow(64), secrets.token_hex(6)
+
+    def is_free() -> bool:
+        with unless_alive(endpoints.lake, space, name) as free:
+            return free
+
+    with ExitStack() as at_work:
+        for _ in range(1 + shared):
+            at_work.enter_context(stay_alive(endpoints.lake, space, name, shared=shared))
+        assert not is_free()
+        with connect(endpoints.lake) as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE classid = %s", (space,))
+            assert cursor.fetchall() == [(True,)] * (1 + shared)
+        assert await_true(lambda: not is_free(), 30)
+    assert is_free()
+
+
+def test_who_cannot_be_known_as_alive_is_told_why(endpoints: Endpoints) -> None:
+    away = replace(endpoints.lake, port=9)
+    with pytest.raises(UnreachableError, match=r"127\.0\.0\.1:9"), stay_alive(away, 0x7400, "somebody"):
+        pass
 
 
 def test_uploads_that_nobody_completed_end_in_every_bucket_when_they_are_older_than_anything_that_runs(

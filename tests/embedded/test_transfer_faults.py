@@ -170,6 +170,9 @@ def test_an_object_store_that_is_away_or_fails_is_named(platform: Platform, monk
         proxy.fault = Fault(answer=http_error(500, full))
         with pytest.raises(s3.S3Error, match=r"fails at PutObject: 500 InternalError: No space left on device"):
             store.put_object(Bucket="raw", Key="named/a", Body=b"b")
+        proxy.fault = Fault(answer=http_error(404, "<Error><Code>NoSuchKey</Code><Message></Message></Error>"))
+        with pytest.raises(store.exceptions.NoSuchKey):
+            store.get_object(Bucket="raw", Key="named/a")
         proxy.fault = None
         with pytest.raises(store.exceptions.NoSuchKey):
             store.get_object(Bucket="raw", Key="named/none")

@@ -30,7 +30,7 @@ from trilake.clickhouse.types import bare
 from trilake.endpoints import Endpoints, PostgresEndpoint
 from trilake.errors import ConfigurationError, CountMismatchError, TrilakeError
 from trilake.lake.data_set import EXPORTS_BUCKET, WHOLE, DataSet
-from trilake.postgres import alive, unless_alive
+from trilake.postgres import stay_alive, unless_alive
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -50,6 +50,8 @@ _TYPES = {
     # the next larger one: Spark has no unsigned numbers
     **{"UInt8": "smallint", "UInt16": "int", "UInt32": "bigint", "UInt64": "decimal(20,0)"},
 }
+# What the name of a session looks like: a folder beside them may be an export that a task has named "spark".
+_SESSION = re.compile(r"[0-9a-f]{12}")
 _ARRAY = re.compile(r"Array\((.*)\)")
 _DECIMAL = re.compile(r"Decimal\((\d+), (\d+)\)")
 _MOMENT = re.compile(r"DateTime(?:64\((\d)(?:, '[^']*')?\)|\('[^']*'\))?")
@@ -65,14 +67,14 @@ class ClickHouseReader:
 
     def __init__(self, endpoints: Endpoints, *, run_id: str = "") -> None:
         self.run_id = run_id
-        self.session = secrets.token_hex(6)
+        self.session = secrets.token_hex(6)  # see `_SESSION`
         self._reads = 0
         self._s3 = s3.client(endpoints.s3)
         self._opened = ExitStack()
         try:
             comment = {"by": "spark", "run": run_id, "session": self.session}
             self._cluster = self._opened.enter_context(Cluster(endpoints.clickhouse, comment=comment))
-            self._opened.enter_context(alive(endpoints.lake, SESSION_LOCKS, self.session))
+            self._opened.enter_context(stay_alive(endpoints.lake, SESSION_LOCKS, self.session))
             remove_abandoned(self._cluster, self._s3, endpoints.lake)
         except BaseException:
             self._opened.close()
@@ -145,7 +147,7 @@ class ClickHouseReader:
 def remove_abandoned(cluster: Cluster, client: S3Client, lake: PostgresEndpoint) -> list[str]:
     """Remove what sessions have exported that nobody is behind any more. Gives their names."""
     removed = []
-    for session in sorted(attempts_below(client, PREFIX)[0]):
+    for session in sorted(filter(_SESSION.fullmatch, attempts_below(client, PREFIX)[0])):
         with unless_alive(lake, SESSION_LOCKS, session) as free:
             # looked at again: it may have ended, and removed it, in between
             if free and attempts_below(client, f"{PREFIX}/{session}")[0] and _remove(cluster, client, session):

@@ -83,7 +83,8 @@ def check_header(client: S3Client, inputs: Iterable[Input], header: str) -> None
         if not item.size:
             raise InputError(f"s3://{RAW_BUCKET}/{item.key} is empty.", hint="A file has at least its header line.")
         answer = client.get_object(Bucket=RAW_BUCKET, Key=item.key, Range=f"bytes=0-{HEADER_BYTES - 1}")
-        first = answer["Body"].read().split(b"\n", 1)[0].rstrip(b"\r").decode("utf-8", errors="replace")
+        # no more than `without_end` takes: a header that every line of is taken for another is none
+        first = answer["Body"].read().split(b"\n", 1)[0].removesuffix(b"\r").decode("utf-8", errors="replace")
         if first != header:
             raise InputError(
                 f"The header of s3://{RAW_BUCKET}/{item.key} is {first[:200]!r}, the job reads {header!r}.",

@@ -6,7 +6,8 @@ that no snapshot knows are removed. Each step is safe to be killed in, and to be
 - A rewrite replaces files and no row. It and a job's commit to the same files cannot both be had: whoever is later is
   refused. The files of a table that a job is at work on (`trilake.spark.turns.at_work`), or that was written to a short
   while ago, are therefore left for another day; a job that begins while they are rewritten waits.
-- A snapshot stays as long as it is current, young, or the one that a partition of ClickHouse shows or is about to show.
+- A snapshot stays as long as it is current, was so a short while ago (a job may be at work that began from it), or is
+  the one that a partition of ClickHouse shows or is about to show.
 - What no snapshot knows may be what a job is just writing: it goes when it is older than any job may run. So do uploads
   that were begun and never completed, of which a store shows nobody anything, and keeps what has come of them.
 """
@@ -18,6 +19,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -121,7 +123,9 @@ def keep_up(
 
 
 def expirable(table: Table, publications: Iterable[Publication], before: datetime) -> list[int]:
-    """The snapshots older than `before` that nobody needs: not current, and no publication's.
+    """The snapshots that nobody needs: not current since `before`, and no publication's.
+
+    That is their age from the next one on: a job that is at work may have begun from what had been current for weeks.
 
     :param publications: all of the ledger, or those of this table's.
     """
@@ -135,7 +139,12 @@ def expirable(table: Table, publications: Iterable[Publication], before: datetim
     needed = {p.snapshot_id for p in latest.values() if p.source in (source, ICEBERG_TABLE)}
     needed |= {reference.snapshot_id for reference in table.refs().values()}
     moment = before.timestamp() * 1000
-    return [s.snapshot_id for s in table.snapshots() if s.timestamp_ms < moment and s.snapshot_id not in needed]
+    by_age = sorted(table.snapshots(), key=lambda snapshot: snapshot.timestamp_ms)
+    return [
+        snapshot.snapshot_id
+        for snapshot, following in pairwise(by_age)
+        if following.timestamp_ms < moment and snapshot.snapshot_id not in needed
+    ]
 
 
 def _written(table: Table) -> datetime:

@@ -11,7 +11,6 @@ at work for as long as it lasts, by a lock that runs share, and the upkeep rewri
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -28,14 +27,12 @@ from trilake.lake.catalog import (
     load_table,
     open_catalog,
 )
-from trilake.postgres import connect, lock_key, unless_alive
+from trilake.postgres import connect, lock_key, stay_alive, unless_alive
 
 if TYPE_CHECKING:
     from pyiceberg.table import Table
     from pyiceberg.table.snapshots import Snapshot
     from pyspark.sql import Column, DataFrame
-
-log = logging.getLogger(__name__)
 
 COMMIT_PROPERTY = "trilake.commit"
 # The first half of the advisory locks' keys, beside the ledger's (trilake.clickhouse.ledger).
@@ -58,12 +55,8 @@ def at_work(endpoints: Endpoints, data_set: DataSet) -> Iterator[None]:
     """Be known as at work on a data set's tables, beside others, for the length of the block: until it ends nobody
     rewrites their files. To be entered before it is looked what there is; it waits while somebody rewrites them.
     """
-    lock = WORK_LOCKS, lock_key(data_set.name)
-    with connect(endpoints.lake, autocommit=True) as connection, connection.cursor() as cursor:
-        cursor.execute("SELECT pg_try_advisory_lock_shared(%s, %s)", lock)
-        if cursor.fetchone() != (True,):
-            log.warning("Waiting until the upkeep has rewritten the files of %s", data_set.name)
-            cursor.execute("SELECT pg_advisory_lock_shared(%s, %s)", lock)
+    waiting = f"Waiting until the upkeep has rewritten the files of {data_set.name}"
+    with stay_alive(endpoints.lake, WORK_LOCKS, data_set.name, shared=True, waiting=waiting):
         yield
 
 

@@ -77,11 +77,12 @@ class ClickHouseToPostgresOperator(WindowedOperator, ProjectOperator):
         postgres = PostgresEndpoint.from_connection(hook.get_connection(self.postgres_conn_id))
         await_answer(postgres)
         bound = {"start": window.start, "stop": window.stop} if window else {}
-        # rows are Python's objects here: no more of them at once than PostgreSQL is sent at once
-        settings = hook.identify({"max_block_size": ROWS_PER_BLOCK})
         result: dict[str, Any] = {"table": self.table}
         with connect(postgres) as connection, hook.client() as client:
             take_turn(connection, self.table)
+            # What is left of the task's time is asked after the wait. And rows are Python's objects here: no more of
+            # them at once than PostgreSQL is sent at once.
+            settings = hook.identify({"max_block_size": ROWS_PER_BLOCK})
             with client.query_row_block_stream(self.sql, parameters=bound, settings=settings) as stream:
                 result |= self._write(connection, stream, bound)
         self.log.info("%s: %s%s", self.table, result, f" for {window}" if window else "")
