@@ -45,7 +45,8 @@ def test_files_are_brought_together_and_what_no_publication_needs_and_a_killed_j
     try:
         publish(platform, table, name, needed)
         told, _ = spark_session.run(platform, "lake_work:upkeep", table, "0", "0")
-        removed = {"expired": COMMITS - 1, "orphans": len(orphans), "uploads": 0}
+        # all but what is shown, what the rewrite has just replaced (a job may have begun from it), and what is current
+        removed = {"expired": COMMITS + 1 - 3, "orphans": len(orphans), "uploads": 0}
         assert told[table] == {"rewritten": COMMITS, "left": "", **removed}
         left = files(folder)
         assert not left & orphans
