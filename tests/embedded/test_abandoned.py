@@ -113,7 +113,7 @@ def test_who_is_at_work_is_known_again_when_the_server_has_lost_the_session(
             cursor.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE classid = %s", (space,))
             assert cursor.fetchall() == [(True,)] * (1 + shared)
         assert await_true(lambda: not is_free(), 30)
-    assert is_free()
+    assert await_true(is_free, 30), "the server notices a closed connection a moment later"
 
 
 def test_who_cannot_be_known_as_alive_is_told_why(endpoints: Endpoints) -> None:
