@@ -30,6 +30,7 @@ from trilake.errors import ConfigurationError
 from trilake.lake.data_set import RAW_BUCKET, DataSet
 from trilake.lake.window import Grain, Window, parse_partition, partition_name
 from trilake.postgres import connect, lock_key
+from trilake.s3 import is_unfinished
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -324,7 +325,7 @@ class Arrivals:
             if date := page["ResponseMetadata"]["HTTPHeaders"].get("date"):
                 now = parsedate_to_datetime(date)
             for item in page.get("Contents", ()):
-                if found := partition_of(self.data_set, item["Key"]):
+                if not is_unfinished(item) and (found := partition_of(self.data_set, item["Key"])):
                     one = (item["Key"], item["ETag"].strip('"'), item["Size"])
                     objects.setdefault(found, {})[one] = item["LastModified"]
         return {name: Listing(some) for name, some in objects.items()}, now

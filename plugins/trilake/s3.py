@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -15,13 +16,17 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import CompletedPartTypeDef
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef, ObjectTypeDef
 
 CONNECT_TIMEOUT_S = 5  # the store is at most one private network away
 READ_TIMEOUT_S = 60  # the store fsyncs a large object before it answers
 ATTEMPTS = 5  # boto3's standard mode backs off exponentially: about 15 s in all
 KEYS_PER_REQUEST = 1_000  # S3's limit of a bulk request
 PART_BYTES = 5 << 20  # the least that S3 takes, at most 10,000 times: an object of 48 GiB
+
+
+# How the embedded platform's S3 names the file of an object until it is whole.
+UNFINISHED = re.compile(r".+-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.DOTALL)
 
 
 class S3Error(TrilakeError):
@@ -86,6 +91,14 @@ def list_keys(client: S3Client, bucket: str, prefix: str) -> list[str]:
     """The keys of all objects below a prefix."""
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
     return [found["Key"] for page in pages for found in page.get("Contents", [])]
+
+
+def is_unfinished(found: ObjectTypeDef) -> bool:
+    """Whether what is listed is no object of anybody's, but what a write has left that failed for want of room.
+
+    S3Proxy 3.1.0 keeps it beside the object, and shows it until it is started again. It alone has no ETag.
+    """
+    return "ETag" not in found and UNFINISHED.fullmatch(found["Key"]) is not None
 
 
 def remove(client: S3Client, bucket: str, keys: Sequence[str]) -> None:

@@ -123,11 +123,18 @@ class Faults:
         self._kill(service, "")
         lifecycle.up(self.home)
 
-    def _kill(self, victim: str, task_instance: str) -> None:
+    def await_victim(self, schedule: Schedule, task_instance: str) -> bool:
+        """Whether who is to be killed is there: at the very start of a step it is not yet, at the end not any more."""
         until = time.monotonic() + _APPEARS_S
-        while not (struck := self._processes(victim, task_instance)):  # at the very start of a step there is none yet
-            assert time.monotonic() < until, f"there is no process of {victim} to kill"
+        while schedule.act == "kill" and not self._processes(schedule.victim, task_instance):
+            if time.monotonic() > until:
+                return False
             time.sleep(0.05)
+        return True
+
+    def _kill(self, victim: str, task_instance: str) -> None:
+        struck = self._processes(victim, task_instance)
+        assert struck, f"there is no process of {victim} to kill"
         for process in struck:
             process.send_signal(signal.SIGKILL)
         psutil.wait_procs(struck, timeout=10)

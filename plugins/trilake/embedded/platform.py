@@ -163,7 +163,7 @@ class _Start:
         # (what to do, what must have been done)
         steps: dict[str, tuple[Callable[[], None], tuple[str, ...]]] = {
             "postgres": (self._start_postgres, ()),
-            "s3": (lambda: self._bring_up("s3", self._s3_answers), ()),
+            "s3": (self._start_s3, ()),
             "airflow-database": (self._migrate_airflow, ("postgres",)),
             "clickhouse": (lambda: self._bring_up("clickhouse", lambda: self._get("clickhouse", "/ping")), ()),
             "kubernetes": (lambda: self._bring_up("kubernetes", lambda: self._get("kubernetes", "/readyz")), ()),
@@ -198,6 +198,11 @@ class _Start:
             postgres.initialise(self._home, secrets["postgres_superuser"])
         self._bring_up("postgres", lambda: postgres.answers(port, secrets))
         postgres.make_databases(port, secrets)
+
+    def _start_s3(self) -> None:
+        if "s3" in self._missing:
+            s3.remove_unfinished(self._home)
+        self._bring_up("s3", self._s3_answers)
 
     def _migrate_airflow(self) -> None:
         database = postgres.endpoint(self._ports["postgres"], self._secrets, "airflow")

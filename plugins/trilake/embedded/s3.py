@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,9 +11,12 @@ from trilake.embedded.home import LOOPBACK, Home, write_private
 from trilake.embedded.java import Java
 from trilake.embedded.processes import HOME_MARKER, SERVICE_MARKER, Program
 from trilake.lake.data_set import BUCKETS
+from trilake.s3 import UNFINISHED
 
 SERVICE = "s3"
 _CONFIGURATION = "s3.properties"
+# The attribute that every whole object has
+_ETAG = "user.user.content-md5"
 # Objects are streamed; a multipart upload of Spark holds a few parts of 8 MiB at once.
 _HEAP = "192m"
 
@@ -38,6 +43,21 @@ def write_configuration(home: Home, port: int, secrets: Mapping[str, str]) -> No
         "jclouds.filesystem.basedir": str(data),
     }
     write_private(home.config(_CONFIGURATION), "".join(f"{name}={value}\n" for name, value in properties.items()))
+
+
+def remove_unfinished(home: Home) -> None:
+    """Remove what writes have left that failed (see `trilake.s3.is_unfinished`). To be called while nobody writes."""
+    if not hasattr(os, "getxattr"):  # as on macOS
+        return
+    for folder, _, names in os.walk(home.data(SERVICE)):
+        for name in filter(UNFINISHED.fullmatch, names):
+            path = Path(folder, name)
+            try:
+                os.getxattr(path, _ETAG)
+            except OSError as e:
+                # a file system without attributes says another error, and there no object has an ETag
+                if e.errno == errno.ENODATA:
+                    path.unlink()
 
 
 def program(home: Home, java: Java, jars: Path) -> Program:

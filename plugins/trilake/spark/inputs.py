@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from trilake.errors import TrilakeError
 from trilake.lake.data_set import RAW_BUCKET, DataSet
+from trilake.s3 import is_unfinished
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -57,7 +58,7 @@ def pin(client: S3Client, data_set: DataSet, partitions: Iterable[str]) -> tuple
             Input(item["Key"], item["ETag"], item["Size"], partition)
             for page in pages
             for item in page.get("Contents", ())
-            if not item["Key"].endswith("/")
+            if not item["Key"].endswith("/") and not is_unfinished(item)
         ]
         if not found:
             raise InputError(
