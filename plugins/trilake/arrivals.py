@@ -326,6 +326,7 @@ class Arrivals:
                 now = parsedate_to_datetime(date)
             for item in page.get("Contents", ()):
                 if not is_unfinished(item) and (found := partition_of(self.data_set, item["Key"])):
-                    one = (item["Key"], item["ETag"].strip('"'), item["Size"])
+                    # one that has none, for want of room, is for the run to refuse: it names it
+                    one = (item["Key"], item.get("ETag", "").strip('"'), item["Size"])
                     objects.setdefault(found, {})[one] = item["LastModified"]
         return {name: Listing(some) for name, some in objects.items()}, now

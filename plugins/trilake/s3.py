@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +99,19 @@ def is_unfinished(found: ObjectTypeDef) -> bool:
     S3Proxy 3.1.0 keeps it beside the object, and shows it until it is started again. It alone has no ETag.
     """
     return "ETag" not in found and UNFINISHED.fullmatch(found["Key"]) is not None
+
+
+def etag_of(bucket: str, key: str, found: Mapping[str, Any]) -> str:
+    """The ETag, without its quotes, of an object that was listed or asked for.
+
+    :raises S3Error: it has none: the store had no room left for the object's attributes when it was put.
+    """
+    if etag := found.get("ETag"):
+        return str(etag).strip('"')
+    raise S3Error(
+        f"s3://{bucket}/{key} has no ETag, and so nothing that tells one state of it from another.",
+        hint="The store's disk may have been full when it was put. Make room, and put it again.",
+    )
 
 
 def remove(client: S3Client, bucket: str, keys: Sequence[str]) -> None:
@@ -197,7 +210,8 @@ class ObjectWriter(io.RawIOBase):
             )
         self._upload = ""
         # As readers will see it: some stores answer with the digest of the parts' and keep that of the content.
-        etag = self._client.head_object(Bucket=self._bucket, Key=self._key)["ETag"].strip('"')
+        head = self._client.head_object(Bucket=self._bucket, Key=self._key)
+        etag = etag_of(self._bucket, self._key, head)
         if etag not in (done["ETag"].strip('"'), self._md5.hexdigest()):
             raise S3Error(f"s3://{self._bucket}/{self._key} was replaced by a later writer.")
         return etag

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 import uuid
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowSkipException
+from running_platform import Platform
 from transfer_task import connect_airflow, context, make
 
 from trilake import s3
@@ -22,8 +24,11 @@ from trilake.endpoints import Endpoints
 from trilake.errors import ConfigurationError
 from trilake.lake import DataSet
 from trilake.lake.data_set import RAW_BUCKET
+from trilake.lake.objects import ObjectError, plan_objects, read_objects
 from trilake.operators.arrivals import TakeArrivalsOperator
 from trilake.postgres import connect
+from trilake.s3 import S3Error
+from trilake.spark.inputs import pin
 from trilake.transfers.source_to_s3 import SourceToS3Operator
 from trilake.triggers.arrivals import ArrivalsTrigger
 
@@ -422,3 +427,24 @@ def test_the_watcher_tells_once_what_is_due_and_again_when_that_changes_whoever_
         watching.cancel()
 
     asyncio.run(see())
+
+
+def test_an_object_whose_attributes_found_no_room_is_due_and_its_run_refuses_it_by_name(
+    platform: Platform, arrivals: Arrivals, drop: Any
+) -> None:
+    drop("2013-01")
+    key = arrivals.data_set.raw_key("2013-01", "a.csv")
+    file = platform.home.data("s3") / RAW_BUCKET / key
+    for name in os.listxattr(file):
+        os.removexattr(file, name)
+    assert list(arrivals.due()) == ["2013-01"]
+    with pytest.raises(S3Error, match=f"s3://raw/{key} has no ETag") as refused:
+        pin(arrivals.client, arrivals.data_set, ["2013-01"])
+    assert "put it again" in refused.value.hint
+    named = read_objects(arrivals.data_set, {"2013-01": {key: 1}})
+    with pytest.raises(ObjectError, match=f"s3://raw/{key} has no ETag"):
+        plan_objects(arrivals.client, arrivals.data_set, RAW_BUCKET, named, version=1)
+    assert taken(arrivals, "one") == ["2013-01"]
+    drop("2013-01")
+    assert [item.key for item in pin(arrivals.client, arrivals.data_set, ["2013-01"])] == [key]
+    assert list(arrivals.due()) == ["2013-01"], "it is another one now"

@@ -31,7 +31,7 @@ YEAR = Window.parse("month", "2013-01", "2013-12")
 FLIGHTS = DataSet("flights", grain="month", date="flight_date", shard_by="flight")
 DEMO_TIMEOUT_S = 600
 # The first of these tests waits for all of the demo.
-pytestmark = pytest.mark.timeout(DEMO_TIMEOUT_S + 60)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(DEMO_TIMEOUT_S + 60)]
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,6 @@ def test_the_snapshot_says_which_run_made_it_and_what_became_of_every_row(platfo
 
 
 @pytest.mark.full
-@pytest.mark.slow
 def test_a_second_demo_changes_no_count_anywhere_and_stays_below_4_gib(platform: Platform, demo: str) -> None:
     before = held(platform)
     with memory_watched(platform) as samples:
@@ -211,7 +210,6 @@ def test_the_task_logs_lie_in_s3_and_hold_no_secret(platform: Platform, demo: st
         assert not [value for value in secrets if value in text], key
 
 
-@pytest.mark.slow
 def test_everything_is_there_after_down_and_up(platform: Platform, demo: str) -> None:
     before = held(platform)
     assert platform.trilake("down").returncode == 0
@@ -219,7 +217,6 @@ def test_everything_is_there_after_down_and_up(platform: Platform, demo: str) ->
     assert held(platform) == before
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("service", ["postgres", "s3", "clickhouse", "kubernetes"])
 def test_everything_is_there_after_a_kill_of_what_holds_it(platform: Platform, demo: str, service: str) -> None:
     before = held(platform)

@@ -136,6 +136,7 @@ def test_killed_airflow_processes_come_back_and_leave_no_orphan(platform: Platfo
     }
 
 
+@pytest.mark.slow
 def test_services_whose_supervisor_was_killed_are_shown_ended_and_started_anew(platform: Platform, kept: Kept) -> None:
     supervisor = int((platform.home.run / "supervisord.pid").read_text())
     os.kill(supervisor, signal.SIGKILL)
@@ -156,7 +157,7 @@ def test_a_supervisor_that_nobody_reaches_is_ended_with_its_services(platform: P
     kept.check()
 
 
-@pytest.mark.parametrize("supervisor_is_gone", [False, True])
+@pytest.mark.parametrize("supervisor_is_gone", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_down_leaves_no_process_and_up_finds_the_data(platform: Platform, kept: Kept, supervisor_is_gone: bool) -> None:
     ports = platform.home.ports()
     # what outlives its parent: a driver, in a session of its own

@@ -25,7 +25,7 @@ from trilake.clickhouse.sql import has_result, parameter_names, split_statements
 from trilake.endpoints import ClickHouseShard
 from trilake.errors import ConfigurationError, CountMismatchError, TrilakeError
 from trilake.lake.data_set import EXPORTS_BUCKET, WHOLE, DataSet
-from trilake.s3 import abort_uploads, list_keys, list_uploads, remove
+from trilake.s3 import abort_uploads, etag_of, list_keys, list_uploads, remove
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
@@ -256,7 +256,7 @@ def _size_and_etag(client: S3Client, key: str) -> tuple[int, str]:
         raise ExportError(
             f"s3://{EXPORTS_BUCKET}/{key} was written and is gone.", hint="A later attempt has begun: see the task's."
         ) from None
-    return head["ContentLength"], head["ETag"].strip('"')
+    return head["ContentLength"], etag_of(EXPORTS_BUCKET, key, head)
 
 
 def columns_of(cluster: Cluster, source: Source) -> tuple[tuple[str, str], ...]:

@@ -84,7 +84,7 @@ def plan_objects(
     :param version: orders the loads of a partition: a lower one does not replace a higher one.
     :param file_format: ``parquet`` or ``csv`` (with names); None: as the keys end.
     :raises ConfigurationError: a key that s3() would read as a pattern, or an unknown format.
-    :raises ObjectError: an object is missing, or has another ETag than was given.
+    :raises ObjectError: an object is missing, or has none or another ETag than was given.
     """
     files = [file for some in objects.values() for file in some]
     for file in files:
@@ -144,7 +144,12 @@ def _pin(client: S3Client, bucket: str, file: DataFile) -> DataFile:
             f"s3://{bucket}/{file.key} cannot be read ({e.response['Error']['Code']}).",
             hint="Nothing was published. Is it written by now, and by this name?",
         ) from None
-    etag = head["ETag"].strip('"')
+    etag = head.get("ETag", "").strip('"')
+    if not etag:
+        raise ObjectError(
+            f"s3://{bucket}/{file.key} has no ETag, and so nothing that tells one state of it from another.",
+            hint="Nothing was published. The store's disk may have been full: make room, and put the object again.",
+        )
     if file.etag not in ("", etag):
         raise ObjectError(
             f"s3://{bucket}/{file.key} is not the object that was counted: its ETag is {etag}, not {file.etag}.",

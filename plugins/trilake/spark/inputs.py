@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from trilake.errors import TrilakeError
 from trilake.lake.data_set import RAW_BUCKET, DataSet
-from trilake.s3 import is_unfinished
+from trilake.s3 import etag_of, is_unfinished
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -47,6 +47,7 @@ class Input:
 def pin(client: S3Client, data_set: DataSet, partitions: Iterable[str]) -> tuple[Input, ...]:
     """What lies below the prefixes of these partitions now.
 
+    :raises S3Error: an object has no ETag to pin it by.
     :raises InputError: a partition has no object, or one that is no ``.csv``, or whose name Spark would take for a
         pattern or for a hidden file: it would read other files than these, or leave this one out.
     """
@@ -55,7 +56,7 @@ def pin(client: S3Client, data_set: DataSet, partitions: Iterable[str]) -> tuple
         prefix = data_set.raw_key(partition)
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=RAW_BUCKET, Prefix=prefix)
         found = [
-            Input(item["Key"], item["ETag"], item["Size"], partition)
+            Input(item["Key"], etag_of(RAW_BUCKET, item["Key"], item), item["Size"], partition)
             for page in pages
             for item in page.get("Contents", ())
             if not item["Key"].endswith("/") and not is_unfinished(item)
@@ -103,7 +104,7 @@ def check_unchanged(
 
     def check(item: Input) -> None:
         try:
-            etag = client.head_object(Bucket=RAW_BUCKET, Key=item.key)["ETag"]
+            etag = etag_of(RAW_BUCKET, item.key, client.head_object(Bucket=RAW_BUCKET, Key=item.key))
         except ClientError as e:
             if e.response["Error"]["Code"] not in ("404", "NoSuchKey"):
                 raise  # a right that was taken away, say

@@ -153,7 +153,7 @@ class Job:
         self._seen = self._arrivals.look()
         pinned = inputs.pin(self._s3, data_set, self.window)
         for item in pinned:
-            self._pinned.setdefault(item.partition, []).append((item.key, item.etag.strip('"'), item.size))
+            self._pinned.setdefault(item.partition, []).append((item.key, item.etag, item.size))
         return pinned
 
     @cached_property
