@@ -3,7 +3,7 @@
 Writes, below a folder, what k3s reads at its start: ``agent/images/`` (k3s's own images, and those of Docker on this
 machine by name, which Docker pulls if it lacks them) and ``server/manifests/`` (spark-operator's chart with our values,
 or manifests that were made ready). In the replica the folder's two parts are k3s's volumes; of a real vps_2 it is made
-on vps_1 and copied over (docs/hosts.md). Needs Python's standard library and nothing else.
+on vps_1 and copied over (docs/vps_2.md). Needs Python's standard library and nothing else.
 
 Each file appears whole, under its own name, or not at all; what is there already is not made again.
 """

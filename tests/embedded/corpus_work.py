@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import secrets
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,15 +14,52 @@ from cases import Case
 
 from trilake import s3
 from trilake.endpoints import Endpoints
-from trilake.errors import TrilakeError
+from trilake.errors import CountMismatchError, TrilakeError
 from trilake.lake import DataSet
 from trilake.lake.data_set import RAW_BUCKET
 from trilake.postgres import connect
 from trilake.spark.job import Job
 
+# What jobs do to good rows that they should not, and the corpus' month with it.
+CARELESS: dict[str, Callable[[Any], Any]] = {
+    "drops a row": lambda rows: rows.where("k > 1"),
+    "doubles a row": lambda rows: rows.unionByName(rows.where("k = 1")),
+    "moves a row to another month": lambda rows: rows.selectExpr(
+        "k", "if(k = 1, date_add(d, 31), d) AS d", "name", "price"
+    ),
+}
+
 
 def run_cases(spark: Any) -> Any:
     return {name: run(spark, case) for name, case in cases.cases()}
+
+
+def run_careless(spark: Any) -> Any:
+    return {how: careless(spark, work) for how, work in CARELESS.items()}
+
+
+def careless(spark: Any, work: Callable[[Any], Any]) -> Any:
+    """What the commit said of a job that works on good rows as it should not, and the keys in the lake afterwards."""
+    endpoints = Endpoints.from_environment()
+    data_set = DataSet(f"t_{secrets.token_hex(4)}", grain="month", date="d", shard_by="k")
+    _hold(spark, data_set)
+    key = data_set.raw_key(cases.MONTH, "a.csv")
+    s3.client(endpoints.s3).put_object(
+        Bucket=RAW_BUCKET, Key=key, Body=cases.csv(*map(cases.good, (1, 2, 3)), "no row at all")
+    )
+    arguments = ["--data-set", data_set.to_json(), "--start", cases.MONTH, "--run", "careless"]
+    with Job(arguments, endpoints=endpoints, spark=spark) as job:
+        batch = job.read(cases.SCHEMA)
+        try:
+            job.commit(work(batch.rows), batch)
+            said = "nothing"
+        except CountMismatchError as e:
+            said = str(e)
+        kept = sorted(row.k for row in job.table(data_set).select("k").collect())
+        refused = sorted(row.raw for row in spark.table(f"lake.{data_set.quarantine}").collect())
+    for table in (data_set.curated, data_set.quarantine):
+        spark.sql(f"DROP TABLE lake.{table} PURGE")
+    return [said, kept, refused]
 
 
 def run_flood(spark: Any, files: str) -> Any:

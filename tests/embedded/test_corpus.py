@@ -31,6 +31,16 @@ def test_a_case_of_the_corpus(outcomes: dict[str, Any], name: str) -> None:
     hold(CASES[name], outcomes[name])
 
 
+def test_a_job_that_loses_or_makes_rows_commits_nothing(platform: Platform) -> None:
+    told, _ = spark_session.run(platform, "corpus_work:run_careless")
+    said = {how: message for how, (message, _, _) in told.items()}
+    assert "4 rows came in; 2 curated, 1 quarantined and 0 exact duplicates make 3." in said["drops a row"]
+    assert "4 rows came in; 4 curated, 1 quarantined and 0 exact duplicates make 5." in said["doubles a row"]
+    assert "outside of its window 2013-01" in said["moves a row to another month"]
+    for how, (_, kept, refused) in told.items():
+        assert (kept, refused) == ([-2, -1], ["bad", "bad"]), f"it {how}: what an earlier run has committed"
+
+
 @pytest.mark.full
 def test_a_flood_of_tiny_files_is_read_whole(platform: Platform) -> None:
     told, _ = spark_session.run(platform, "corpus_work:run_flood", str(FLOOD))

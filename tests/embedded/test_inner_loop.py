@@ -45,16 +45,17 @@ TIMEOUT_S = 280
 
 
 @pytest.fixture(scope="module")
-def project(platform: Platform) -> Iterator[Path]:
+def project(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The platform's project with a data set just made, and a file of it in S3."""
     folder = Path(platform.home.project)
     made = platform.trilake("new", "dataset", NAME)
     assert made.returncode == 0, made.stderr
-    key = f"{NAME}/{MONTH}/parcels.csv"
-    client = s3.client(platform.endpoints.s3)
-    client.put_object(Bucket=RAW_BUCKET, Key=key, Body=CSV.encode())
+    file = tmp_path_factory.mktemp("put") / "parcels.csv"
+    file.write_text(CSV)
+    put = platform.trilake("put", NAME, MONTH, str(file))
+    assert put.returncode == 0, put.stderr
     yield folder
-    client.delete_object(Bucket=RAW_BUCKET, Key=key)
+    s3.client(platform.endpoints.s3).delete_object(Bucket=RAW_BUCKET, Key=f"{NAME}/{MONTH}/parcels.csv")
     for line in made.stdout.splitlines():
         if line.startswith("wrote "):
             (folder / line.removeprefix("wrote ")).unlink(missing_ok=True)

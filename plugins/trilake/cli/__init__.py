@@ -190,6 +190,20 @@ def run(
 
 
 @app.command()
+def put(
+    data_set: Annotated[str, typer.Argument(help="As the DAGs declare it.")],
+    partition: Annotated[str, typer.Argument(help="Such as 2013-02 or 2013-02-28.")],
+    files: Annotated[list[Path], typer.Argument(help="CSV files with a header.")],
+    json: Json = False,
+) -> None:
+    """Put files into a partition of s3://raw/, as a producer does. One of the same name is replaced."""
+    from trilake.cli.put import put
+    from trilake.embedded.home import find_project
+
+    put(find_project(), _endpoints(), data_set, partition, files, as_json=json)
+
+
+@app.command()
 def migrate(
     plan: Annotated[bool, typer.Option("--plan", help="Only say what would be done.")] = False,
     wait: Annotated[int, typer.Option(min=0, help="Seconds to wait for servers that do not answer yet.")] = 0,
@@ -210,7 +224,7 @@ def arrivals(
     ] = "",
     json: Json = False,
 ) -> None:
-    """Show files that a run took in hand and no job has committed."""
+    """Show partitions that a run took in hand a day ago or more and no job has committed."""
     from trilake.cli import ledger
 
     ledger.arrivals(_endpoints(), hours=hours, again=again, as_json=json)

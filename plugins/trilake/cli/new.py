@@ -62,10 +62,10 @@ def show(project: Path, name: str, grain: str) -> None:
 Next:
   Make them yours: the columns stand in the job, in table.sql and in its test. Then
   python -m pytest tests/spark/test_{name}_curate.py
-  put a CSV file into s3://raw/{name}/{example}/, with the header
+  trilake put {name} {example} FILE.csv    to put a file into s3://raw/, whose header is
       {_header()}
   trilake run {name}_curate --partition {example}    to see what it would commit, without committing
-  trilake up                                         to apply the table and to ship the job
+  trilake up    to apply the table and to ship the job
   and in Airflow unpause the DAG {name}, and trigger it with {{"start": "{example}"}}."""
     )
 

@@ -67,15 +67,22 @@ def pin(client: S3Client, data_set: DataSet, partitions: Iterable[str]) -> tuple
                 hint="Run the ingest for this window first, or choose a window that the source has.",
             )
         for item in found:
-            if not item.key.endswith(SUFFIX):
-                raise InputError(f"s3://{RAW_BUCKET}/{item.key} is no {SUFFIX} file.", hint="Move it away.")
-            if _PATTERN.search(item.key):
-                raise InputError(
-                    f"s3://{RAW_BUCKET}/{item.key} has a name that Spark reads as a pattern or as a hidden file.",
-                    hint="Rename it: no * ? [ ] { } or backslash, and no dot or underscore first.",
-                )
+            check_name(item.key)
         inputs += found
     return tuple(inputs)
+
+
+def check_name(key: str) -> None:
+    """:raises InputError: no ``.csv``, or a name by which Spark would read other files than this one, or none."""
+    if not key.endswith(SUFFIX):
+        raise InputError(
+            f"s3://{RAW_BUCKET}/{key} is no {SUFFIX} file.", hint="Jobs read plain ones: unpack it, or move it away."
+        )
+    if _PATTERN.search(key):
+        raise InputError(
+            f"s3://{RAW_BUCKET}/{key} has a name that Spark reads as a pattern or as a hidden file.",
+            hint="Rename it: no * ? [ ] { } or backslash, and no dot or underscore first.",
+        )
 
 
 def check_header(client: S3Client, inputs: Iterable[Input], header: str) -> None:

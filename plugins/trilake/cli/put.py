@@ -1,0 +1,51 @@
+"""``trilake put``: a file of this machine into a partition of ``s3://raw/``, as a producer drops it there."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from trilake.cli.declared import data_sets
+from trilake.endpoints import Endpoints
+from trilake.errors import ConfigurationError
+from trilake.lake.data_set import RAW_BUCKET
+from trilake.s3 import client, list_keys
+from trilake.spark.inputs import check_name
+
+
+def put(
+    project: Path, endpoints: Endpoints, name: str, partition: str, files: Sequence[Path], *, as_json: bool
+) -> None:
+    """Put files under their own names, in place of those that are there by these names, and say so.
+
+    :raises ConfigurationError: no such data set, partition or file. Nothing was put.
+    :raises trilake.spark.inputs.InputError: a name that no job reads. Nothing was put.
+    """
+    known = data_sets(project / "dags")
+    if name not in known:
+        raise ConfigurationError(
+            f"No file of dags/ declares a data set {name}.", hint=f"There are {', '.join(sorted(known))}."
+        )
+    (where,) = known[name].window(partition).partitions
+    keys = {known[name].raw_key(where, file.name): file for file in files}
+    if len(keys) < len(files):
+        raise ConfigurationError("Two of these files have the same name.", hint="One would replace the other.")
+    for key, file in keys.items():
+        check_name(key)
+        try:
+            file.open("rb").close()
+        except OSError as e:
+            raise ConfigurationError(f"{file} cannot be read: {e.strerror}.") from None
+    store = client(endpoints.s3)
+    there = set(list_keys(store, RAW_BUCKET, known[name].raw_key(where)))
+    done = []
+    for key, file in keys.items():
+        store.upload_file(str(file), RAW_BUCKET, key)
+        one = {"key": key, "bytes": store.head_object(Bucket=RAW_BUCKET, Key=key)["ContentLength"]}
+        done.append({**one, "replaced": key in there})
+        how = ", in place of an earlier one" if key in there else ""
+        print(f"s3://{RAW_BUCKET}/{key}: {one['bytes']:,} bytes{how}", file=sys.stderr if as_json else sys.stdout)
+    if as_json:
+        print(json.dumps(done))
