@@ -22,6 +22,7 @@ from airflow_task import Store
 from clickhouse_gateway import PASSWORD, USER, RunningGateway, wait_until
 from tcp_proxy import Fault, TcpProxy, http_error
 
+from trilake import patience
 from trilake.clickhouse.cluster import ClickHouseError, Cluster, ClusterError, Statement
 from trilake.endpoints import ClickHouseEndpoint, ClickHouseShard
 from trilake.errors import UnreachableError
@@ -194,7 +195,13 @@ class Task:
 
     def run(self) -> Any:
         ti = SimpleNamespace(
-            dag_id="faults", task_id="t", run_id="r", map_index=-1, try_number=1, start_date=datetime.now(UTC)
+            dag_id="faults",
+            task_id="t",
+            run_id="r",
+            map_index=-1,
+            try_number=1,
+            max_tries=3,
+            start_date=datetime.now(UTC),
         )
         self.context = {"ti": ti, "task": self.operator, "run_id": "r", "task_state_store": self.store}
         return self.operator.execute(self.context)
@@ -226,6 +233,19 @@ def test_an_answer_that_is_lost_is_not_sent_again_by_the_next_try(
     wait_until(lambda: count(gateway, table) == 10)
     assert task.run()["written_rows"] == 10
     assert (count(gateway, table), proxy.hits) == (10, 1)
+
+
+def test_a_statement_that_was_never_sent_for_want_of_a_server_is_sent_by_the_next_try(
+    gateway: RunningGateway, proxy: TcpProxy, table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "RESTART_S", 1.0)
+    task = Task(f"INSERT INTO {table} SELECT number, 'once' FROM numbers(10)")
+    proxy.refuse()
+    with pytest.raises(UnreachableError):
+        task.run()
+    proxy.listen()
+    assert task.run()["written_rows"] == 10
+    assert count(gateway, table) == 10
 
 
 def test_a_code_from_the_server_fails_the_task_with_it(proxy: TcpProxy) -> None:

@@ -17,13 +17,20 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
+from airflow.sdk.serde import serialize
 from airflow_task import Store
 from clickhouse_gateway import PLUGINS, RunningGateway, wait_until
 
 from trilake.clickhouse import queries
 from trilake.errors import ConfigurationError
 from trilake.operators import clickhouse as module
-from trilake.operators.clickhouse import STATE_KEY, ClickHouseOperator, QueryFailedError, UnknownOutcomeError
+from trilake.operators.clickhouse import (
+    STATE_KEY,
+    ClickHouseOperator,
+    PartlyWrittenError,
+    QueryFailedError,
+    UnknownOutcomeError,
+)
 from trilake.triggers.clickhouse import ClickHouseQueryTrigger
 
 pytest_plugins = ["clickhouse_fixtures"]
@@ -36,11 +43,14 @@ def connections(gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(queries, "LOG_DELAY_SECONDS", 1.0)
 
 
+RETRIES = 3
+
+
 class Task:
     """A task instance over its tries; each operator is what another worker would make of the DAG."""
 
     def __init__(self, run_id: str) -> None:
-        self.run_id, self.store, self.tries = run_id, Store(), 0
+        self.run_id, self.store, self.tries, self.max_tries = run_id, Store(), 0, RETRIES
 
     def operator(self, sql: Any, **options: Any) -> ClickHouseOperator:
         with DAG("flights", schedule=None):
@@ -54,6 +64,7 @@ class Task:
             run_id=self.run_id,
             map_index=-1,
             try_number=self.tries,
+            max_tries=self.max_tries,
             start_date=datetime.now(UTC),
         )
         return {"ti": ti, "task": operator, "run_id": self.run_id, "task_state_store": self.store}
@@ -78,9 +89,13 @@ class Task:
     def query_id(self) -> str:
         return str(self.store[STATE_KEY]["query_id"])
 
+    def clear(self) -> None:
+        """What Airflow does when a person clears the task."""
+        self.max_tries = self.tries + RETRIES
+
     def lose_the_worker(self) -> None:
         """As if the try had ended with its statement sent and nothing noted since."""
-        self.store[STATE_KEY] |= {"over": False, "done": self.store[STATE_KEY]["done"][:-1]}
+        self.store[STATE_KEY] |= {"end": "", "done": self.store[STATE_KEY]["done"][:-1]}
 
 
 @pytest.fixture
@@ -90,6 +105,12 @@ def task(request: pytest.FixtureRequest) -> Task:
 
 def slow_insert(table: str, seconds: float = 2.0) -> str:
     return f"INSERT INTO {table} SELECT number, toString(sleepEachRow(0.1)) FROM numbers({int(seconds * 10)})"
+
+
+def breaking_insert(table: str, pause: float = 0.0) -> str:
+    """It fails in its middle, when rows of it are in."""
+    what = f"throwIf(number = 10, 'it broke') + sleepEachRow({pause})"
+    return f"INSERT INTO {table} SELECT number, toString({what}) FROM numbers(20)"
 
 
 SLOW = {"max_block_size": 1, "min_insert_block_size_rows": 1, "max_threads": 1}
@@ -127,14 +148,77 @@ def test_many_statements_run_in_order_with_parameters_bound_on_the_server(
     assert comment["submission"] == task.store[STATE_KEY]["owner"]
 
 
-def test_a_refused_statement_says_why_and_the_next_try_begins_anew(
+def test_a_refused_statement_says_why_and_the_next_try_goes_on_with_it(
     task: Task, gateway: RunningGateway, table: str
 ) -> None:
     sql = [f"INSERT INTO {table} VALUES (1, 'a')", f"INSERT INTO {table} SELECT nothing FROM {table}"]
-    for tries in (1, 2):
+    for _ in range(2):
         with pytest.raises(QueryFailedError, match="Code: 47"):
             task.run(sql)
-        assert count(gateway, table) == tries
+        assert count(gateway, table) == 1
+    gateway.sql(f"ALTER TABLE {table} ADD COLUMN nothing UInt8 ALIAS 7")
+    sql[1] = f"INSERT INTO {table} (n) SELECT nothing FROM {table}"
+    task.clear()
+    assert task.run([*sql, f"SELECT n FROM {table} ORDER BY n"])["rows"] == [[1], [1], [7], [7]]
+
+
+def test_a_statement_that_had_written_rows_is_not_sent_again_by_itself(
+    task: Task, gateway: RunningGateway, table: str
+) -> None:
+    sql = [f"INSERT INTO {table} VALUES (100, '')", breaking_insert(table)]
+    with pytest.raises(PartlyWrittenError, match=r"it broke.*had written [0-9]+ rows.*clear the task") as error:
+        task.run(sql, settings=SLOW)
+    assert isinstance(error.value, AirflowFailException)
+    assert error.value.code == 395
+    left = count(gateway, table)
+    assert left > 1, "nothing of it has stayed"
+    task.clear()
+    with pytest.raises(PartlyWrittenError):
+        task.run(sql, settings=SLOW)
+    assert count(gateway, table) == 2 * left
+
+
+def test_statements_that_may_run_again_begin_with_the_first_one_after_one_that_had_written_rows(
+    task: Task, gateway: RunningGateway, table: str
+) -> None:
+    sql = [f"TRUNCATE TABLE {table}", breaking_insert(table)]
+    lefts = set()
+    for _ in range(2):
+        with pytest.raises(QueryFailedError, match="it broke"):
+            task.run(sql, settings=SLOW, idempotent=True)
+        lefts.add(count(gateway, table))
+    assert len(lefts) == 1
+    assert lefts != {0}
+
+
+def test_a_statement_that_fails_outside_of_the_worker_is_told_alike(
+    task: Task, gateway: RunningGateway, table: str
+) -> None:
+    sql = breaking_insert(table, pause=0.1)
+    with pytest.raises(PartlyWrittenError, match=r"it broke.*had written"):
+        task.complete(task.defer(sql, settings=SLOW), sql, settings=SLOW)
+
+
+def test_rows_are_as_xcom_can_hold_them(task: Task) -> None:
+    values = {
+        "nan": None,
+        "-inf": None,
+        "toIPv4('10.0.0.1')": "10.0.0.1",
+        "toIPv6('fe80::1')": "fe80::1",
+        "toFixedString('abc', 3)": "abc",
+        "[1.5, inf]": [1.5, None],
+        "map('a', nan)": {"a": None},
+        "toUInt64(18446744073709551615)": 18446744073709551615,
+        "NULL": None,
+        "true": True,
+    }
+    others = "toDate('2013-01-05'), toDateTime64('2013-01-05 01:02:03.5', 3, 'UTC'), toDecimal64(1.5, 2), (1, nan), "
+    others += "toUUID('61f0c404-5cb3-11e7-907b-a6006ad3dba0')"
+    ((*told, day, moment, decimal, pair, uuid),) = task.run(f"SELECT {', '.join(values)}, {others}")["rows"]
+    assert told == list(values.values())
+    json.dumps(serialize([told, day, moment, decimal, pair, uuid]), allow_nan=False)
+    assert (day.isoformat(), moment.isoformat(), decimal) == ("2013-01-05", "2013-01-05T01:02:03.500000", 1.5)
+    assert (list(pair), str(uuid)) == ([1, None], "61f0c404-5cb3-11e7-907b-a6006ad3dba0")
 
 
 def test_what_cannot_be_meant_is_refused_before_anything_is_sent(task: Task) -> None:
@@ -239,11 +323,55 @@ def test_a_query_that_has_finished_is_not_sent_again(task: Task, gateway: Runnin
     assert count(gateway, table) == 2
 
 
-def test_a_task_that_is_cleared_after_its_success_runs_again(task: Task, gateway: RunningGateway, table: str) -> None:
+def test_what_ran_before_a_query_that_only_reads_is_not_sent_again_with_it(
+    task: Task, gateway: RunningGateway, table: str
+) -> None:
+    sql = [f"INSERT INTO {table} VALUES (1, 'a')", f"SELECT count() FROM {table}"]
+    first = task.run(sql)
+    task.lose_the_worker()
+    second = task.run(sql)
+    assert second["rows"] == [[1]]
+    assert second["query_ids"][0] == first["query_ids"][0]
+    assert second["query_ids"][1] != first["query_ids"][1]
+
+
+@pytest.mark.parametrize("end", ["succeeded", ""])
+def test_a_success_that_airflow_has_not_heard_of_is_told_again_with_its_rows(
+    task: Task, gateway: RunningGateway, table: str, end: str
+) -> None:
+    sql = [f"INSERT INTO {table} VALUES (1, 'a')", f"SELECT count() FROM {table}"]
+    first = task.run(sql)
+    assert task.store[STATE_KEY]["end"] == "succeeded"
+    task.store[STATE_KEY]["end"] = end
+    second = task.run(sql)
+    assert (second["rows"], second["query_ids"][0]) == ([[1]], first["query_ids"][0])
+    only = sql[:1]
+    done = Task(f"{task.run_id}-of-one")
+    assert done.run(only) == done.run(only)
+    assert count(gateway, table) == 2
+
+
+def test_a_task_that_is_cleared_runs_all_of_it_again(task: Task, gateway: RunningGateway, table: str) -> None:
     sql = f"INSERT INTO {table} VALUES (1, 'a')"
-    first, second = task.run(sql), task.run(sql)
+    first = task.run(sql)
+    task.clear()
+    second = task.run(sql)
     assert first["query_ids"] != second["query_ids"]
     assert count(gateway, table) == 2
+    task.lose_the_worker()
+    task.store[STATE_KEY]["query_id"] = "never-sent"  # or so long ago that no log has it
+    task.clear()
+    task.run(sql)
+    assert count(gateway, table) == 3
+
+
+def test_a_query_that_runs_is_ended_when_its_task_is_cleared(task: Task, gateway: RunningGateway, table: str) -> None:
+    trigger = task.defer(slow_insert(table, 60), settings=SLOW)
+    task.clear()
+    task.defer(slow_insert(table, 60), settings=SLOW)
+    assert not gateway.running(trigger.query_id)
+    assert task.query_id != trigger.query_id
+    gateway.sql("KILL QUERY WHERE query_id = {id:String} SYNC", param_id=task.query_id)
 
 
 def test_a_query_nobody_knows_fails_for_good_unless_it_may_run_again(
@@ -319,3 +447,15 @@ def test_a_killed_trigger_ends_its_query(task: Task, gateway: RunningGateway, ta
     asyncio.run(trigger.on_kill())
     assert not gateway.running(trigger.query_id)
     assert asyncio.run(trigger.wait())["state"] == "failed"
+
+
+def test_a_try_that_is_killed_before_it_takes_over_ends_the_earlier_ones_query(
+    task: Task, gateway: RunningGateway, table: str
+) -> None:
+    sql = slow_insert(table, 60)
+    query_id = task.defer(sql, settings=SLOW).query_id
+    operator = task.operator(sql, settings=SLOW)
+    operator.on_kill()
+    with pytest.raises(QueryFailedError, match="was killed"):
+        operator.execute(task.context(operator))
+    assert not gateway.running(query_id)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from airflow.sdk.exceptions import AirflowSensorTimeout, AirflowSkipException, TaskDeferred
+from airflow.sdk.exceptions import AirflowRescheduleException, AirflowSensorTimeout, AirflowSkipException, TaskDeferred
 from running_platform import Platform
 from transfer_task import connect_airflow, context, make
 
@@ -125,6 +125,19 @@ def test_it_is_to_be_as_recent_as_asked(published: Published) -> None:
             published.resume(trigger, timeout=0)
     with pytest.raises(ConfigurationError, match="'soon' is no time"):
         published.sensor(not_before="soon").execute(context())
+
+
+def test_what_is_published_while_the_task_waits_between_two_looks_is_recent_enough(published: Published) -> None:
+    asked: dict[str, Any] = {"not_before": timedelta(0), "deferrable": False, "mode": "reschedule"}
+    first = context()
+    first["ti"].get_first_reschedule_date = lambda _context: None
+    with pytest.raises(AirflowRescheduleException):
+        published.sensor(**asked).execute(first)
+    began = datetime.now(UTC)
+    published.publish(JANUARY, FEBRUARY)
+    again = context()
+    again["ti"].get_first_reschedule_date = lambda _context: began
+    published.sensor(**asked).execute(again)
 
 
 def test_a_snapshot_or_a_later_one_is_waited_for(published: Published) -> None:

@@ -252,6 +252,56 @@ def test_what_died_between_two_shards_is_finished_by_a_clean_up(table: Table, mo
     assert not table.staging()
 
 
+def add_a_column(table: Table) -> None:
+    for shard in table.cluster.shards:
+        alter = f"ALTER TABLE {{shard}}.{table.data_set.local_table} ADD COLUMN extra Int32 DEFAULT 7"
+        table.cluster.on_shard(shard, Statement(alter))
+
+
+def test_nothing_is_published_into_columns_that_were_changed_meanwhile(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, check = table.plan(table.file(0, (1, DAY, "a"))), Publisher._check
+
+    def migrated(self: Publisher, *args: Any) -> Any:
+        add_a_column(table)
+        return check(self, *args)
+
+    with monkeypatch.context() as migrating:
+        migrating.setattr(Publisher, "_check", migrated)
+        with pytest.raises(AuditError, match=r"columns of .* were changed while it was being published"):
+            table.publisher().publish(plan, run_id="r")
+    assert table.seen() == []
+    assert not table.staging()
+    assert not table.ledger.attempts(table.data_set.table)
+
+
+def test_what_is_decided_and_fits_the_table_no_more_says_what_ends_it(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, claim = table.plan(table.file(0, (1, DAY, "a"))), Ledger.claim
+
+    def migrated(self: Ledger, *args: Any, **options: Any) -> Any:
+        won = claim(self, *args, **options)
+        add_a_column(table)
+        return won
+
+    with monkeypatch.context() as migrating:
+        migrating.setattr(Ledger, "claim", migrated)
+        with pytest.raises(
+            SwitchIncompleteError, match="publish a snapshot that has them, or this one again with forc"
+        ):
+            table.publisher().publish(plan, run_id="r")
+    with pytest.raises(SwitchIncompleteError):
+        table.publisher().finish(table.data_set.table)
+    for shard in table.cluster.shards:
+        drop = f"ALTER TABLE {{shard}}.{table.data_set.local_table} DROP COLUMN extra"
+        table.cluster.on_shard(shard, Statement(drop))
+    assert table.publisher().publish(plan, run_id="r", force=True).published == (MONTH,)
+    assert table.seen() == [(1, 1, "a")]
+    assert not table.staging()
+
+
 @pytest.mark.parametrize("verb", ["clean", "publish"])
 def test_what_died_before_the_decision_leaves_nothing_after_a_clean_up_or_the_next_try(
     table: Table, monkeypatch: pytest.MonkeyPatch, verb: str

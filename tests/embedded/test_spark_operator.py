@@ -379,6 +379,16 @@ def test_a_task_killed_while_it_submits_ends_what_it_submits(
     assert nothing_left(shared, task.name)
 
 
+def test_a_task_killed_before_it_takes_over_ends_what_it_takes_over(task: Task, shared: KubernetesServer) -> None:
+    task.submit("sleep", "600")
+    shared.await_state(task.name, "RUNNING")
+    operator = task.operator("sleep", "600")
+    operator.on_kill()
+    with pytest.raises(SparkApplicationError, match="this task was killed while it was submitted or taken over"):
+        operator.execute(task.context)
+    assert nothing_left(shared, task.name)
+
+
 def test_a_kill_that_meets_an_adoption_ends_nothing(
     task: Task, shared: KubernetesServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from trilake.clickhouse import queries
 from trilake.clickhouse.checks import Check, CheckFailedError
 from trilake.clickhouse.cluster import (
+    INCOMPATIBLE_COLUMNS,
     UNKNOWN_TABLE,
     ClickHouseError,
     Cluster,
@@ -154,6 +155,11 @@ class Publisher:
                 _check_types(plan, columns)
                 claims, loads = self._write(plan, due, attempt, columns)
                 warnings = self._check(plan.data_set, due, attempt)
+                if self._columns(plan.data_set) != columns:
+                    raise AuditError(
+                        f"The columns of {plan.data_set.local_table} were changed while it was being published.",
+                        hint="Nothing was published. Run the task again.",
+                    )
                 won, standing = self.ledger.claim(held, claims, force=force)
                 self._switch_all([*won, *(p for p in standing if p.state == "switching")])
             finally:
@@ -425,13 +431,16 @@ class Publisher:
         if current and (current.fence > publication.fence or current.state == "done"):
             log.info("%s of %s was completed by another process", publication.partition, publication.table)
             return
-        lost = isinstance(error, ClickHouseError) and error.code == UNKNOWN_TABLE
+        hints = {
+            UNKNOWN_TABLE: "Its staging table is gone: publish the snapshot again with force.",
+            INCOMPATIBLE_COLUMNS: "The table was given other columns meanwhile: publish a snapshot that has them, or "
+            "this one again with force.",
+        }
+        code = error.code if isinstance(error, ClickHouseError) else 0
         raise SwitchIncompleteError(
             f"Partition {publication.partition} of {publication.table} is decided (fence {publication.fence}) and not "
             f"on every shard: {error.message}",
-            hint="Its staging table is gone: publish the snapshot again with force."
-            if lost
-            else "Run the task again, or `trilake publications --finish`.",
+            hint=hints.get(code, "Run the task again, or `trilake publications --finish`."),
         ) from error
 
     def _drop(self, attempt: str, publication: Publication) -> None:

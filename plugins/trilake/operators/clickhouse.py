@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import date
+from decimal import Decimal
 from itertools import islice
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
@@ -27,6 +32,7 @@ from trilake.triggers.clickhouse import ClickHouseQueryTrigger
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+    from clickhouse_connect.driver.client import Client
 
 # Where a task instance keeps its submission between tries.
 STATE_KEY = "clickhouse_query"
@@ -37,6 +43,10 @@ _SHORT_SECONDS = 5.0
 _STORE_SECONDS = 5.0
 _KILL_SECONDS = 20.0
 _LABEL_CHARACTERS = 120
+# How a submission has ended. Given up: it is for a person to see and to clear, and then it begins anew.
+_SUCCEEDED, _GIVEN_UP = "succeeded", "given up"
+# Refused before a query has an entry in the log: wrong credentials or address, no SQL, too many at once.
+_NEVER_BEGAN = {62, 192, 193, 194, 195, 202, 516}
 
 
 class QueryFailedError(ClickHouseError, AirflowException):
@@ -47,16 +57,23 @@ class UnknownOutcomeError(TrilakeError, AirflowFailException):
     """Nobody can tell whether a statement has run, and it is not declared idempotent. It is not tried again."""
 
 
+class PartlyWrittenError(QueryFailedError, AirflowFailException):
+    """A statement failed that had written rows, and it is not declared idempotent. It is not tried again."""
+
+
 class ClickHouseOperator(ProjectOperator):
     """Run one statement or many on ClickHouse, in order.
 
     XCom has ``rows`` (of the last statement, if it gives any), ``query_ids``, ``read_rows``, ``read_bytes``,
     ``written_rows``, ``written_bytes``, ``seconds`` (sums), and ``memory_bytes`` (the largest). Bytes are uncompressed.
 
-    A query's id is written down before the query is sent. A try that comes after a lost worker looks for it on every
-    host: running, it is waited for; finished, the next statement follows; failed, all begin anew. Where no host knows
-    of it, the task fails and is not retried, unless it is `idempotent`: then all begin anew. A query that only reads
-    is ended and begins anew. Clear the task to run it all again.
+    Rows are as XCom can hold them: NaN and infinities are None, addresses and bytes are text.
+
+    A query's id is written down before the query is sent. The next try goes on where the last one was, whatever became
+    of that: a statement that has finished is not sent again. What was under way is looked for on every host: running,
+    it is waited for; finished, the next statement follows; failed before it had written a row, it is sent again. A
+    query that only reads is ended and sent again. Where it had written rows, or no host knows of it, the task fails and
+    is not retried, unless it is `idempotent`: then all begin anew. Clear the task to run it all again.
 
     :param sql: the statements, parted by semicolons, or a file of them below ``sql/``, or a list; templated.
     :param parameters: bound on the server, as ``{name:Type}``; templated.
@@ -106,6 +123,7 @@ class ClickHouseOperator(ProjectOperator):
         """Run them, or go on with what an earlier try has begun.
 
         :raises QueryFailedError: ClickHouse refused or ended a statement.
+        :raises PartlyWrittenError: it had written rows by then.
         :raises UnknownOutcomeError: nobody can tell whether an earlier try's statement has run.
         :raises ConfigurationError: no statement, or parameters that no statement has; nothing was sent.
         """
@@ -115,13 +133,15 @@ class ClickHouseOperator(ProjectOperator):
             "number": int((earlier or {}).get("number", 0)) + 1,
             "owner": uuid.uuid4().hex,
             "inputs": self._inputs(statements),
+            # it grows when a person clears the task, and by nothing else
+            "max_tries": context["ti"].max_tries,
             "query_id": "",
             "statement": 0,
             "since": time.time(),
             "done": [],
-            "over": False,
+            "end": "",
         }
-        if earlier and not earlier["over"] and earlier["query_id"]:
+        if earlier and earlier["end"] != _GIVEN_UP:
             self._take_over(context, earlier, statements)
         return self._go_on(context, statements)
 
@@ -177,7 +197,7 @@ class ClickHouseOperator(ProjectOperator):
         rows = None
         for number in range(len(self._record["done"]), len(statements)):
             rows = self._run(context, number, statements[number])
-        self._write_down(over=True)
+        self._write_down(end=_SUCCEEDED)
         done = self._record["done"]
         result = {name: sum(one["metrics"][name] for one in done) for name in (*queries.COUNTS, "seconds")}
         result["memory_bytes"] = max(one["metrics"]["memory_bytes"] for one in done)
@@ -188,10 +208,13 @@ class ClickHouseOperator(ProjectOperator):
         record = self._record
         if number and not self._is_ours():
             raise QueryFailedError(f"Another try of task {self.task_id} has gone on: this one ends.")
+        # first: what could not be sent for want of a server is not written down as sent
+        client = self._hook.get_client()
         record |= {"statement": number, "query_id": self._query_id(context, number), "since": time.time()}
         # Written down first: whoever comes after us knows what to look for, whether or not it was sent.
         self._write_down()
         if self._killed:
+            client.close()
             raise QueryFailedError(f"Task {self.task_id} was killed before statement {number + 1} was sent.")
         comment = {**log_comment(context), "submission": record["owner"]}
         settings = {
@@ -203,32 +226,36 @@ class ClickHouseOperator(ProjectOperator):
         self.log.info("Statement %s of this task is query %s", number + 1, record["query_id"])
         try:
             if has_result(statement):
-                rows, metrics = self._read(statement, own, settings)
+                rows, metrics = self._read(client, statement, own, settings)
             else:
-                rows, metrics = None, self._write(statement, own, settings)
-        except TrilakeError as e:
-            if isinstance(e, ClickHouseError) and e.code:
-                self._fail(e.message, e.code)
+                rows, metrics = None, self._write(client, statement, own, settings)
+        except ClickHouseError as e:
+            if e.code and (seen := self._seen_failed(e, statement)):
+                self._settle(seen)
             raise
         self._settle(Seen(State.FINISHED, self._logged(metrics)))
         return rows
 
     def _read(
-        self, statement: str, parameters: dict[str, Any], settings: dict[str, Any]
+        self, client: Client, statement: str, parameters: dict[str, Any], settings: dict[str, Any]
     ) -> tuple[list[list[Any]], Metrics]:
         # one row more than may be: to tell a result that is too large
         limits = {"max_result_rows": MAX_RESULT_ROWS, "result_overflow_mode": "throw"}
-        with self._hook.client() as client:
+        try:
             result = client.query(statement, parameters=parameters, settings=limits | self._hook.identify(settings))
-        return [list(row) for row in islice(result.result_rows, MAX_RESULT_ROWS)], Metrics.of_summary(result.summary)
+        except Exception as e:
+            raise error_of(self._hook.where, e) from None
+        finally:
+            client.close()
+        rows = [[_plain(value) for value in row] for row in islice(result.result_rows, MAX_RESULT_ROWS)]
+        return rows, Metrics.of_summary(result.summary)
 
-    def _write(self, statement: str, parameters: dict[str, Any], settings: dict[str, Any]) -> Metrics:
+    def _write(self, client: Client, statement: str, parameters: dict[str, Any], settings: dict[str, Any]) -> Metrics:
         """Send it; wait for its end here, or, if it takes longer, outside."""
         identity = self._hook.identify(settings)
         if self.deferrable:
             # headers that nobody reads any more would end the query
             identity["send_progress_in_http_headers"] = 0
-        client = self._hook.get_client()
         outcome: list[Any] = []
 
         def send() -> None:
@@ -267,39 +294,42 @@ class ClickHouseOperator(ProjectOperator):
     # --- what an earlier try has left
 
     def _take_over(self, context: Context, earlier: Mapping[str, Any], statements: Sequence[str]) -> None:
-        """Find out what became of the query that was written down last, and go on from there."""
+        """Find out what became of what an earlier try has sent last, and go on from there."""
+        cleared = self._record["max_tries"] > earlier["max_tries"]
+        same = not cleared and earlier["inputs"] == self._record["inputs"]
+        if same:
+            self._record["done"] = list(earlier["done"])
+        # Else nothing is under way: all is done and Airflow has not heard of it; the worker was lost between two
+        # statements; or the last one failed and left nothing.
+        if earlier["query_id"] and not earlier["end"] and len(earlier["done"]) <= int(earlier["statement"]):
+            reads = same and has_result(statements[int(earlier["statement"])])
+            self._look_after(context, earlier, waited_for=same and not reads, matters=not (reads or cleared))
+        if len(self._record["done"]) == len(statements) and has_result(statements[-1]):
+            self._record["done"].pop()  # its rows went with that try
+        self._write_down()  # from here on it is this try's
+
+    def _look_after(self, context: Context, earlier: Mapping[str, Any], *, waited_for: bool, matters: bool) -> None:
+        """See to the query of an earlier try.
+
+        :param waited_for: else it is ended if it runs.
+        :param matters: whether it has run is to be known before anything else is sent.
+        """
         query_id, since = str(earlier["query_id"]), float(earlier["since"])
-        same = earlier["inputs"] == self._record["inputs"]
-        reads = same and has_result(statements[int(earlier["statement"])])
-        if same and len(earlier["done"]) > int(earlier["statement"]):
-            # the worker was lost between two statements
-            self._record |= {"done": list(earlier["done"]), "query_id": query_id, "since": since}
-            return
         with Cluster(self._hook.servers, comment=log_comment(context)) as cluster:
             seen = queries.look_for_sure(cluster, query_id, since=since)
             self.log.info("Query %s of an earlier try is %s", query_id, seen.state)
-            if seen.state is State.RUNNING and (reads or not same):
+            if seen.state is State.RUNNING and not waited_for:
                 queries.kill(cluster, query_id)
+            if not matters or not (waited_for or seen.state is State.UNKNOWN):
                 return
-            if reads or seen.state is State.FAILED or (seen.state is State.FINISHED and not same):
+            if seen.state in (State.FAILED, State.UNKNOWN) and self._may_be_sent_again(seen):
                 return
-            if seen.state is State.UNKNOWN:
-                if self.idempotent:
-                    return
-                self._record |= {"query_id": query_id}
-                self._write_down(over=True)
-                raise UnknownOutcomeError(
-                    f"Nobody can tell whether query {query_id} of task {self.task_id} has run: no host knows of it.",
-                    hint="See what it has done, then clear the task to run all of it; or declare it idempotent.",
-                )
-            self._record |= {
-                "done": list(earlier["done"]),
-                "statement": earlier["statement"],
-                "query_id": query_id,
-                "since": since,
-            }
+            self._record |= {"statement": earlier["statement"], "query_id": query_id, "since": since}
             self._write_down()
             if seen.state is State.RUNNING:
+                if self._killed:  # before this try had a query: then nobody else ends it
+                    queries.kill(cluster, query_id)
+                    raise QueryFailedError(f"Task {self.task_id} was killed: query {query_id} was ended with it.")
                 if self.deferrable:
                     self._defer()
                 seen = self._await(cluster, query_id, since)
@@ -313,24 +343,51 @@ class ClickHouseOperator(ProjectOperator):
     def _settle(self, seen: Seen) -> None:
         """Note a statement's end.
 
-        :raises QueryFailedError: it failed. :raises UnknownOutcomeError: nobody can tell.
+        :raises QueryFailedError: it failed, and the next try may go on.
+        :raises PartlyWrittenError: it failed, and had written rows.
+        :raises UnknownOutcomeError: nobody can tell.
         """
         query_id = self._record["query_id"]
-        if seen.state is State.FAILED:
-            self._fail(seen.error, seen.code)
-        if seen.state is State.UNKNOWN:
-            self._write_down(over=not self.idempotent)
-            message = f"Nobody can tell what became of query {query_id}: its server may have been restarted."
-            if self.idempotent:
-                raise QueryFailedError(message)
-            raise UnknownOutcomeError(message, hint="See what it has done, then clear the task to run all of it.")
-        self.log.info("Query %s: %s", query_id, seen.metrics)
-        self._record["done"].append({"query_id": query_id, "metrics": seen.metrics.to_dict()})
-        self._write_down()
+        if seen.state is State.FINISHED:
+            self.log.info("Query %s: %s", query_id, seen.metrics)
+            self._record["done"].append({"query_id": query_id, "metrics": seen.metrics.to_dict()})
+            self._write_down()
+            return
+        unknown = seen.state is State.UNKNOWN
+        message = (
+            f"Nobody can tell whether query {query_id} of task {self.task_id} has run: no host knows of it." if unknown
+            else f"Query {query_id} failed: {seen.error}"
+        )  # fmt: skip
+        if self._may_be_sent_again(seen):
+            self._record["query_id"] = ""  # nothing of it is under way
+            self._write_down()
+            raise QueryFailedError(message, code=seen.code)
+        self._write_down(end=_GIVEN_UP)
+        hint = "See what it has done, then clear the task to run all of it; or declare it idempotent."
+        if unknown:
+            raise UnknownOutcomeError(message, hint=hint)
+        written = f"It had written {seen.metrics.written_rows} rows by then, and they may have stayed."
+        raise PartlyWrittenError(f"{message} {written}", hint=hint, code=seen.code)
 
-    def _fail(self, error: str, code: int) -> None:
-        self._write_down(over=True)
-        raise QueryFailedError(f"Query {self._record['query_id']} failed: {error}", code=code)
+    def _may_be_sent_again(self, seen: Seen) -> bool:
+        """Whether a statement that did not finish, or nobody knows of, may be; and from which one on, in the record."""
+        if seen.state is State.FAILED and not seen.metrics.written_rows:
+            return True
+        if self.idempotent:
+            self._record["done"] = []
+        return self.idempotent
+
+    def _seen_failed(self, error: ClickHouseError, statement: str) -> Seen | None:
+        """What ClickHouse answered with an error, with what it had done by then. None: that cannot be told now."""
+        told = Seen(State.FAILED, error=error.message, code=error.code)
+        if error.code in _NEVER_BEGAN or has_result(statement):
+            return told
+        try:
+            with Cluster(self._hook.servers) as cluster:
+                seen = queries.look_for_sure(cluster, self._record["query_id"], since=self._record["since"])
+        except TrilakeError:
+            return None
+        return replace(told, metrics=seen.metrics) if seen.state is State.FAILED else None
 
     def _logged(self, metrics: Metrics) -> Metrics:
         """As the query log has it, which knows of memory; else as the answer's summary had it."""
@@ -355,8 +412,8 @@ class ClickHouseOperator(ProjectOperator):
         asked = [list(statements), dict(self.parameters or {}), dict(self.settings or {}), self.database]
         return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
-    def _write_down(self, *, over: bool = False) -> None:
-        self._record["over"] = over
+    def _write_down(self, *, end: str = "") -> None:
+        self._record["end"] = end
         if self._store is not None:
             self._store.set(STATE_KEY, self._record)
 
@@ -372,3 +429,20 @@ class ClickHouseOperator(ProjectOperator):
         finally:
             pool.shutdown(wait=False)
         return isinstance(record, dict) and record.get("owner") == self._record["owner"]
+
+
+def _plain(value: Any) -> Any:
+    """As XCom can hold it, which is JSON with a few types more."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case list() | tuple():
+            return type(value)(_plain(one) for one in value)
+        case dict():
+            return {key: _plain(one) for key, one in value.items()}
+        case bytes():
+            return value.decode("utf-8", errors="backslashreplace")
+        case None | str() | int() | Decimal() | date() | UUID():
+            return value
+        case _:
+            return str(value)

@@ -229,6 +229,7 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
         record = self._read_record(context)
         adopted = self._clear_the_way(context, record, inputs)
         if adopted is not None:
+            self._check_still_ours(context, adopted)
             return adopted
         namespace = asyncio.run(self.applications.find_namespace())
         number = int(record.get("number", 0))
@@ -296,7 +297,9 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
         if self._killed or (record and record.get("owner") != submission.owner):
             asyncio.run(self.applications.end(submission.name, owner=submission.owner))
             why = "this task was killed" if self._killed else "another try of this task has gone on"
-            raise SparkApplicationError(f"SparkApplication {submission.name} was ended: {why} while it was submitted.")
+            raise SparkApplicationError(
+                f"SparkApplication {submission.name} was ended: {why} while it was submitted or taken over."
+            )
 
     def _manifest(
         self, context: Context, submission: Submission, version: str, arguments: Sequence[str]

@@ -120,10 +120,15 @@ class ClickHousePartitionSensor(WindowedOperator, BaseSensorOperator):
             self._asked = {
                 "table": data_set.table,
                 "partitions": self.window(context).partitions if data_set.grain else [WHOLE],
-                "not_before": _moment(self.not_before),
+                "not_before": _moment(self.not_before, self._began(context)),
                 "sequence_number": self._sequence_number(data_set),
             }
         return self._asked
+
+    def _began(self, context: Context) -> datetime:
+        """When the wait began. In mode ``reschedule`` each look is made by a process of its own."""
+        first = context["ti"].get_first_reschedule_date(context) if self.reschedule and not self.deferrable else None
+        return first or datetime.now(UTC)
 
     def _sequence_number(self, data_set: DataSet) -> int | None:
         if self.snapshot_id in (None, "", "None"):
@@ -159,11 +164,11 @@ class ClickHousePartitionSensor(WindowedOperator, BaseSensorOperator):
         return f"{self._name}: {'; '.join(lines[:_LISTED])}{more}"
 
 
-def _moment(not_before: datetime | timedelta | str | None) -> datetime | None:
+def _moment(not_before: datetime | timedelta | str | None, began: datetime) -> datetime | None:
     if not_before in (None, "", "None"):
         return None
     if isinstance(not_before, timedelta):
-        return datetime.now(UTC) - not_before
+        return began - not_before
     try:
         moment = not_before if isinstance(not_before, datetime) else datetime.fromisoformat(str(not_before))
     except ValueError:
