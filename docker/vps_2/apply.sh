@@ -39,7 +39,7 @@ APPLICATION
 }
 
 has_token() {
-  [ -n "$(of_token .data.token)" ]
+  [ -n "$(of_token .data.token)" ] && [ -n "$(of_token '(index .data "ca.crt")')" ]
 }
 
 of_token() {
@@ -53,6 +53,11 @@ try "spark-operator does not take applications" takes_applications
 echo "spark-operator takes applications"
 try "Kubernetes has made no token for the account airflow" has_token
 
+# asked for before anything is written: in the file's text a kubectl that fails would go unnoticed
+token=$(of_token '(.data.token | base64decode)')
+authority=$(of_token '(index .data "ca.crt")')
+[ -n "$token" ] && [ -n "$authority" ] || { echo "Kubernetes gave no token for the account airflow" >&2; exit 1; }
+
 mkdir -p "$(dirname "$written")"
 umask 077
 cat >"$written.part" <<KUBECONFIG
@@ -62,11 +67,11 @@ clusters:
   - name: vps-2
     cluster:
       server: $server
-      certificate-authority-data: $(of_token '(index .data "ca.crt")')
+      certificate-authority-data: $authority
 users:
   - name: airflow
     user:
-      token: $(of_token '(.data.token | base64decode)')
+      token: $token
 contexts:
   - name: airflow
     context: {cluster: vps-2, user: airflow, namespace: spark}

@@ -160,6 +160,10 @@ def test_unknown_or_unfit_settings_are_the_engines_errors(gateway: RunningGatewa
     assert code(gateway.post("SELECT 1", max_threads="many")) == 27
     assert code(gateway.post("SELECT number FROM numbers(10)", max_result_rows=5)) == 396
     assert code(gateway.post("CREATE TABLE t (n Int8) ENGINE = Memory", readonly=1)) == 164
+    for readonly in (1, 2):  # of streamed formats and of whole documents
+        for format_ in ("TSV", "JSONCompact", "CSVWithNames"):
+            answer = gateway.post(f"SELECT 1 AS n FORMAT {format_}", readonly=readonly)
+            assert answer.status_code == 200, answer.text
 
 
 @pytest.mark.parametrize(

@@ -153,22 +153,31 @@ def test_who_dies_half_way_leaves_what_was_live(
 def test_of_two_who_deploy_at_once_one_is_refused(
     store: ObjectStore, project: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    deploy(store.client, project, repository)
-    real = module._git
-    won: list[str] = []
+    real, refused = module._git, []
 
-    def overtaken(*arguments: str, **options: object) -> str:
-        if arguments[0] == "update-ref" and not won:
-            (project / "dags" / "orders.py").write_text(f"{DAG}# the other's\n")
-            won.append("")
-            won[0] = deploy(store.client, project, repository)[1]
+    def meeting(*arguments: str, **options: object) -> str:
+        if arguments[0] == "update-ref":
+            with pytest.raises(DeployError, match="Somebody else deploys") as told:
+                deploy(store.client, project, repository)
+            refused.append(told)
         return real(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "_git", overtaken)
-    (project / "dags" / "orders.py").write_text(f"{DAG}# ours\n")
-    with pytest.raises(DeployError, match="git update-ref"):
-        deploy(store.client, project, repository)
-    assert git(repository, "rev-parse", "live") == won[0]
+    monkeypatch.setattr(module, "_git", meeting)
+    _, commit, _ = deploy(store.client, project, repository)
+    assert len(refused) == 1
+    assert git(repository, "rev-parse", "live") == commit
+
+
+def test_what_a_killed_git_leaves_is_in_nobodys_way(store: ObjectStore, project: Path, repository: Path) -> None:
+    # half a repository, under the name that it has while it is made
+    (repository.with_name(f".{repository.name}.new") / "refs").mkdir(parents=True)
+    _, first, _ = deploy(store.client, project, repository)
+    for lock in ("refs/heads/live.lock", "packed-refs.lock"):
+        (repository / lock).touch()
+    (project / "dags" / "orders.py").write_text(f"{DAG}# changed\n")
+    _, commit, changed = deploy(store.client, project, repository)
+    assert changed
+    assert git(repository, "rev-parse", "live", "live^") == f"{commit}\n{first}"
 
 
 def test_this_project_can_be_deployed(capfd: pytest.CaptureFixture[str]) -> None:

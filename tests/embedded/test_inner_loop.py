@@ -137,6 +137,21 @@ def test_a_partition_without_input_is_named(platform: Platform, project: Path) -
     assert f"s3://raw/{NAME}/2013-07/ is empty" in _error(platform, JOB, "--partition", "2013-07")
 
 
+@pytest.mark.timeout(2 * TIMEOUT_S)
+def test_what_the_commit_would_refuse_of_the_input_does_not_fit_here_either(
+    platform: Platform, project: Path, tmp_path: Path
+) -> None:
+    file, month = tmp_path / "long.csv", "2013-05"
+    file.write_text(f"{CSV.splitlines()[0]}\n1,2013-05-01T00:00:00Z,1,{'a' * 9 * 2**20}\n")
+    assert platform.trilake("put", NAME, month, str(file)).returncode == 0
+    try:
+        told = _error(platform, JOB, "--partition", month)
+    finally:
+        key = f"{NAME}/{month}/long.csv"
+        s3.client(platform.endpoints.s3).delete_object(Bucket=RAW_BUCKET, Key=key)
+    assert f"{NAME}/{month}/long.csv has lines of more than 8 MiB" in told
+
+
 def test_an_unknown_job_and_a_wrong_partition_are_refused_at_once(platform: Platform, project: Path) -> None:
     assert project
     assert "There is no job nowhere in spark_jobs/" in _error(platform, "nowhere", "--partition", MONTH)

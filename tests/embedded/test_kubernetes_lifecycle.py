@@ -313,6 +313,23 @@ def test_a_driver_that_lost_its_keeper_is_a_failure_and_leaves_no_process(server
     assert session_members(process) == []
 
 
+def test_what_could_not_be_written_down_is_when_there_is_room_again(tmp_path: Path) -> None:
+    """A driver ends while neither its keeper nor the server can write of it, as on a full disk."""
+    with kubernetes_server(tmp_path, max_running=1) as server:
+        name = "unheard"
+        server.create(name, "sleep", "3")
+        server.await_state(name, "RUNNING")
+        process = driver_process(server, name)
+        folder = server.folder / "data" / "applications" / server.get(name)["metadata"]["uid"]
+        folder.rename(tmp_path / "away")
+        await_true(lambda: not session_members(process))
+        await_true(lambda: f"{name}: tried again in state" in server.log)
+        (tmp_path / "away").rename(folder)
+        server.await_state(name, "FAILED")
+        server.create("next", "sleep", "0")
+        server.await_state("next", "COMPLETED")
+
+
 def test_sigterm_ends_the_server_and_its_drivers_within_five_seconds(server: KubernetesServer) -> None:
     server.create("running", "stubborn", "spawn", "print", "up", "sleep", "600")
     await_true(lambda: server.driver_log("running") == "up\n")

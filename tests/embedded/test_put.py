@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running_platform import Platform
+from running_platform import Platform, run_trilake
 
 from trilake import s3
 from trilake.lake.data_set import RAW_BUCKET
@@ -71,3 +71,13 @@ def test_what_no_job_would_read_is_refused_and_no_file_is_put(
     assert says in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert there(platform) == []
+
+
+def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(platform: Platform, tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("k\n1\n")
+    proxy = dict.fromkeys(("HTTP_PROXY", "http_proxy", "ALL_PROXY"), "http://127.0.0.1:1")
+    environ = {"TRILAKE_PROJECT": str(platform.home.project), "NO_PROXY": "example.org", **proxy}
+    for command in (["put", "flights", "1999-01", str(file)], ["publications"], ["migrate", "--plan"]):
+        done = run_trilake(platform.home.path, *command, **environ)
+        assert done.returncode == 0, done.stderr

@@ -14,8 +14,8 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from flows import HOSTS, ROLES
-from hosts_network import PROBE, Container, Network, await_true, docker
+from flows import HOSTS, PROJECT, ROLES
+from hosts_network import PROBE, VPN_IMAGE, Container, Network, await_true, docker
 from vpn_client import Client, profile_of
 
 from trilake.hosts.vpn import VpnError
@@ -218,6 +218,34 @@ def test_a_server_that_dies_comes_back_with_the_same_keys(
     health = ("inspect", server.id, "--format", "{{.State.Health.Status}} {{.RestartCount}}")
     await_true(lambda: re.fullmatch(r"healthy [1-9]\d*", docker(*health)), 60, "the server to come back")
     client.connect(profile)
+
+
+def test_a_backup_is_put_back_as_the_documentation_says(
+    network: Network, client: Client, tmp_path: Path, name: str, server: Container
+) -> None:
+    text = (PROJECT / "docs" / "network.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"--entrypoint sh trilake/openvpn:0.1.0 -ceu '\n(.*?)' < /run/pki.tar", text, re.DOTALL)
+    profile = profile_of(network, tmp_path, name, "agent")
+    saved = subprocess.run(
+        ["docker", "exec", server.id, "tar", "-C", "/pki", "-ch", "current"], capture_output=True, check=False
+    )
+    assert saved.returncode == 0, saved.stderr
+    later = f"{name}-later"
+    of_later = profile_of(network, tmp_path, later, "agent")
+
+    volume = ["--network", "none", "-v", f"{network.project}_vpn_pki:/pki", "--entrypoint", "sh", VPN_IMAGE]
+    back = subprocess.run(["docker", "run", "--rm", "-i", *volume, "-ceu", script], input=saved.stdout, check=False)
+    assert back.returncode == 0
+    docker("restart", server.id)
+
+    health = ("inspect", server.id, "--format", "{{.State.Health.Status}}")
+    await_true(lambda: docker(*health) == "healthy", 60, "the server to come back")
+    assert later not in {person["name"] for person in network.vpn.people()}
+    assert client.is_refused(of_later)
+    client.connect(profile)
+    client.disconnect()
+    network.vpn.revoke(name)
+    assert client.is_refused(profile)
 
 
 def test_who_is_killed_anywhere_while_he_changes_the_pki_calls_again(

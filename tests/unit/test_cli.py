@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import trilake.cli
-from trilake.cli.query import tab_separated
+from trilake.cli.query import _json, tab_separated
 from trilake.errors import ConfigurationError
 
 PROJECT = Path(__file__).parents[2]
@@ -71,6 +72,20 @@ def test_an_error_is_one_line_and_debug_shows_the_trace(
 )
 def test_values_in_a_pipe_are_written_as_databases_do(value: object, text: str) -> None:
     assert tab_separated(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "given"),
+    [
+        ("1.5", "1.5"),
+        ("2.00", "2"),
+        ("12345678901234567.89", '"12345678901234567.89"'),
+        ("Infinity", '"Infinity"'),
+        ("NaN", '"NaN"'),
+    ],
+)
+def test_a_decimal_in_json_keeps_its_digits(value: str, given: str) -> None:
+    assert json.dumps(Decimal(value), default=_json) == given
 
 
 def test_make_help_lists_the_targets_in_groups() -> None:

@@ -199,6 +199,10 @@ def test_nothing_inside_quotes_or_comments_counts(words: list[str], around: str)
         ("SELECT format FROM t FORMAT TSV", "TSV"),
         ("SELECT * FROM (SELECT 1 FORMAT JSON)", None),
         ("SELECT 1 AS format FROM t", None),
+        ("SELECT format, count() FROM t GROUP BY format ORDER BY format DESC", None),
+        ("SELECT 1 FROM t ORDER BY n, format ASC SETTINGS a = 1", None),
+        ("SELECT 1 FROM t ORDER BY t.format DESC FORMAT CSV", "CSV"),
+        ("SELECT 1 FROM t AS format FINAL", None),
         ("SHOW TABLES FORMAT CSV", "CSV"),
     ],
 )

@@ -5,6 +5,7 @@ Every command imports what it needs when it is called: ``trilake --help`` answer
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -52,6 +53,7 @@ def main() -> None:
     """The command `trilake`. Exit codes: 0 done, 1 an error (one line on stderr), 2 a wrong command line."""
     debug = DEBUG in sys.argv[1:]
     arguments = [argument for argument in sys.argv[1:] if argument != DEBUG]
+    _spare_proxies_this_machine()
     try:
         app(args=arguments, prog_name="trilake")
     except Exception as e:
@@ -59,6 +61,13 @@ def main() -> None:
             raise
         print(f"trilake: {_one_line(e)}", file=sys.stderr)
         sys.exit(1)
+
+
+def _spare_proxies_this_machine() -> None:
+    """What runs here is no proxy's to ask: boto3 and clickhouse-connect would go through the one of the environment."""
+    known = [os.environ.get(name, "") for name in ("no_proxy", "NO_PROXY")]
+    spared = ",".join(filter(None, [*known, "127.0.0.1", "localhost"]))
+    os.environ.update(no_proxy=spared, NO_PROXY=spared)
 
 
 def _one_line(error: Exception) -> str:
@@ -77,8 +86,6 @@ def _home() -> Home:
 
 def _endpoints() -> Endpoints:
     """Of the environment, if it names connections (on a host, in a container), else of the platform here."""
-    import os
-
     from trilake.endpoints import S3_CONNECTION, Endpoints
 
     if f"AIRFLOW_CONN_{S3_CONNECTION.upper()}" in os.environ:

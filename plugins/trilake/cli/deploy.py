@@ -84,5 +84,5 @@ def deploy(endpoints: Endpoints, project: Path) -> None:
     from trilake import s3
 
     check(project)
-    version, commit, changed = put_live(s3.client(endpoints.s3), project, Path(REPOSITORY), LIVE)
+    version, commit, changed = put_live(s3.client(endpoints.s3), project, Path(REPOSITORY))
     print(f"{'Live' if changed else 'Live before'}: DAGs {commit[:12]}, jobs {version}.")

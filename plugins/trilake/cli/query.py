@@ -57,7 +57,7 @@ def clickhouse(endpoint: ClickHouseEndpoint, query: str, *, as_json: bool) -> No
             raise QueryError(f"{where}: {_one_line(told) or f'HTTP status {answer.status}'}")
         if on_terminal and answer.headers.get("X-ClickHouse-Format") == _TABLE:
             if text := answer.read():
-                document = json.loads(text)
+                document = json.loads(text, parse_float=decimal.Decimal)  # digit by digit
                 _print_table([column["name"] for column in document["meta"]], document["data"])
             return
         while block := answer.read1(_BLOCK_BYTES):
@@ -130,7 +130,10 @@ def _plain(value: Any) -> Any:
 
 def _json(value: Any) -> Any:
     if isinstance(value, decimal.Decimal):
-        return int(value) if value == value.to_integral_value() else float(value)
+        if value.is_finite() and value == value.to_integral_value():
+            return int(value)
+        # as a text, what JSON has no number for, or what its readers would round
+        return float(value) if value.is_finite() and decimal.Decimal(str(float(value))) == value else str(value)
     if isinstance(value, bytes | memoryview):
         return base64.b64encode(bytes(value)).decode()
     return str(_plain(value))

@@ -196,6 +196,8 @@ class _Start:
         if not (self._home.data("postgres") / "PG_VERSION").exists():
             self._progress("postgres", "making its folder")
             postgres.initialise(self._home, secrets["postgres_superuser"])
+        if "postgres" in self._missing:
+            postgres.forget_the_dead(self._home)
         self._bring_up("postgres", lambda: postgres.answers(port, secrets))
         postgres.make_databases(port, secrets)
 

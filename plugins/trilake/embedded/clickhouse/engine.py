@@ -153,8 +153,10 @@ class Connection:
 
         :param path: relative to the data folder, as in the statement.
         """
-        remembered = self.remember(["max_result_bytes"])
-        if remembered["max_result_bytes"] is None:
+        remembered = self.remember(["max_result_bytes", "readonly"])
+        # with readonly=1 nothing can be set, and nothing undone
+        limited = remembered["max_result_bytes"] is None and remembered["readonly"] != "1"
+        if limited:
             self._command(f"SET max_result_bytes = {MAX_SPOOL_BYTES}")
         try:
             with self._failing():
@@ -164,7 +166,8 @@ class Connection:
                     yield piece
         finally:
             Path(path).unlink(missing_ok=True)
-            self.restore(remembered, database=False)
+            if limited:
+                self.restore({"max_result_bytes": None}, database=False)
 
     def stream(self, sql: bytes, format_: str, parameters: Mapping[str, str], summary: Summary) -> Iterator[bytes]:
         """Run a SELECT; its answer is made while it is taken. Closing the iterator cancels it."""

@@ -57,6 +57,7 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL | re.ASCII,
 )
 _AFTER_FORMAT = re.compile(rb"[ \t\f]*+\r?\n?")
+_AFTER_A_COLUMN = {"ASC", "ASCENDING", "DESC", "DESCENDING", "FINAL", "NULLS"}
 _SELECTS = frozenset({"SELECT", "WITH", "FROM", "("})
 
 
@@ -252,9 +253,12 @@ def _named_format(seen: Sequence[Token]) -> tuple[int, str] | None:
     """Where the last FORMAT outside brackets is, and the word after it, if only settings follow."""
     outer = [token for token in seen if not token.depth and token.kind not in ("open", "close")]
     for at in range(len(outer) - 2, -1, -1):
-        if outer[at].word == "FORMAT" and outer[at + 1].kind == "word":
+        before, name = outer[at - 1] if at else None, outer[at + 1]
+        if outer[at].word == "FORMAT" and name.kind == "word":
+            if name.word in _AFTER_A_COLUMN or (before and (before.text in ".," or before.word in ("BY", "AS"))):
+                continue  # a column, or a name for one
             after = outer[at + 2].word if at + 2 < len(outer) else ";"
-            return (outer[at].start, outer[at + 1].text) if after in (";", "SETTINGS") else None
+            return (outer[at].start, name.text) if after in (";", "SETTINGS") else None
     return None
 
 

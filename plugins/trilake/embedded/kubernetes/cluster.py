@@ -214,7 +214,11 @@ class Cluster:
     def forget_application(self, record: Record) -> None:
         """The application can no longer be read; what it left is still ending."""
         record.gone = True
-        self.save(record, "sparkapplications", "DELETED")
+        try:
+            self.save(record, "sparkapplications", "DELETED")
+        except OSError:
+            record.gone = False  # it is not known to be: whoever asked for it asks again
+            raise
 
     def forget_pod(self, record: Record) -> None:
         pod, record.pod = record.pod, None

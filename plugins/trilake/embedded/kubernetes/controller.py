@@ -30,6 +30,8 @@ from trilake.embedded.kubernetes.submission import (
 )
 
 log = logging.getLogger(__name__)
+# After a file that could not be written, or a process that could not be started
+_AGAIN_SECONDS = 2.0
 
 
 class Controller:
@@ -110,12 +112,23 @@ class Controller:
                 previous.cancel()
                 await asyncio.gather(previous, return_exceptions=True)
             try:
-                await walk(record)
+                while not await self._went(walk, record):
+                    await asyncio.sleep(_AGAIN_SECONDS)
             except Exception:
-                # one application's trouble (a full disk) is not the others'; the next start tries again
+                # one application's trouble is not the others'; the next start tries again
                 log.exception("%s: its controller stopped in state %r", record.name, record.state)
 
         self._tasks[record.uid] = asyncio.create_task(next_walk(), name=record.name)
+
+    @staticmethod
+    async def _went(walk: Callable[[Record], Awaitable[None]], record: Record) -> bool:
+        """Walk. False: the machine was in the way (a full disk, no process to be had), and every step can be repeated."""
+        try:
+            await walk(record)
+        except OSError as e:
+            log.warning("%s: tried again in state %r: %s", record.name, record.state, e)
+            return False
+        return True
 
     async def _walk(self, record: Record) -> None:
         while True:
@@ -212,8 +225,10 @@ class Controller:
 
     async def _await_driver(self, record: Record) -> None:
         pod, driver = self._pod(record), Driver(record.attempt_folder)
-        ended = await driver.finished()
-        self._places.leave(record.uid)
+        try:
+            ended = await driver.finished()
+        finally:
+            self._places.leave(record.uid)
         set_terminated(pod, ended.exit_code, ended.finished)
         self._cluster.save(record, "pods")
         self.driver_ended(record).set()

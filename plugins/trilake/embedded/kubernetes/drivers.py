@@ -83,7 +83,7 @@ class Driver:
         if (written := self.exit()) is not None:
             return written
         # Its keeper was killed: what it kept goes too, and how it would have ended nobody knows.
-        await self.end(grace_seconds=0)
+        await self.end(grace_seconds=0, never_start=True)
         lost = DriverExit(LOST_EXIT_CODE, time.time())
         driver_process.write_atomically(
             self.folder / EXIT_FILE, {"exit_code": lost.exit_code, "finished": lost.finished}
