@@ -11,7 +11,7 @@ from pathlib import Path
 
 from trilake import migrations
 from trilake.endpoints import Endpoints
-from trilake.hosts.airflow import LIVE, REPOSITORY
+from trilake.hosts.airflow import REPOSITORY
 from trilake.hosts.deploy import DeployError, missing_jobs
 from trilake.hosts.deploy import deploy as put_live
 

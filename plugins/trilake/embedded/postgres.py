@@ -61,8 +61,8 @@ def binaries() -> Path:
 def forget_the_dead(home: Home) -> None:
     """Remove the file by which a PostgreSQL that is no more says that it is there.
 
-    A machine that lost its power leaves it, and its number may be another process's by then: PostgreSQL would not start.
-    To be called when it does not run.
+    A machine that lost its power leaves it, and its number may be another process's by then: PostgreSQL would not
+    start. To be called when it does not run.
     """
     if SERVICE not in processes.find(home).values():  # else a process of it still has its memory
         (home.data(SERVICE) / "postmaster.pid").unlink(missing_ok=True)

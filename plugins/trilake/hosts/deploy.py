@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trilake.errors import TrilakeError
+from trilake.hosts.airflow import LIVE
 from trilake.spark import versions
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 # What a bundle holds of the project.
 PARTS = ("dags", "spark_jobs", "sql")
-_LIVE = "refs/heads/live"
+_LIVE = f"refs/heads/{LIVE}"
 _NOBODY = {
     f"GIT_{who}_{what}": value
     for who in ("AUTHOR", "COMMITTER")
@@ -73,7 +74,7 @@ def _alone(repository: Path) -> Iterator[None]:
         else:
             fresh = repository.with_name(f".{repository.name}.new")
             shutil.rmtree(fresh, ignore_errors=True)
-            _git("init", "--quiet", "--bare", "--initial-branch=live", str(fresh))
+            _git("init", "--quiet", "--bare", f"--initial-branch={LIVE}", str(fresh))
             fresh.rename(repository)
         yield
 

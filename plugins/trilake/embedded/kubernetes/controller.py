@@ -112,8 +112,7 @@ class Controller:
                 previous.cancel()
                 await asyncio.gather(previous, return_exceptions=True)
             try:
-                while not await self._went(walk, record):
-                    await asyncio.sleep(_AGAIN_SECONDS)
+                await self._to_its_end(walk, record)
             except Exception:
                 # one application's trouble is not the others'; the next start tries again
                 log.exception("%s: its controller stopped in state %r", record.name, record.state)
@@ -121,14 +120,14 @@ class Controller:
         self._tasks[record.uid] = asyncio.create_task(next_walk(), name=record.name)
 
     @staticmethod
-    async def _went(walk: Callable[[Record], Awaitable[None]], record: Record) -> bool:
-        """Walk. False: the machine was in the way (a full disk, no process to be had), and every step can be repeated."""
-        try:
-            await walk(record)
-        except OSError as e:
-            log.warning("%s: tried again in state %r: %s", record.name, record.state, e)
-            return False
-        return True
+    async def _to_its_end(walk: Callable[[Record], Awaitable[None]], record: Record) -> None:
+        """Walk, and again where the machine was in the way (a full disk, no process to be had): every step can be."""
+        while True:
+            try:
+                return await walk(record)
+            except OSError as e:
+                log.warning("%s: tried again in state %r: %s", record.name, record.state, e)
+            await asyncio.sleep(_AGAIN_SECONDS)
 
     async def _walk(self, record: Record) -> None:
         while True:
