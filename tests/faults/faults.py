@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -136,7 +136,8 @@ class Faults:
         struck = self._processes(victim, task_instance)
         assert struck, f"there is no process of {victim} to kill"
         for process in struck:
-            process.send_signal(signal.SIGKILL)
+            with suppress(psutil.NoSuchProcess):  # of a driver, one goes with another
+                process.send_signal(signal.SIGKILL)
         psutil.wait_procs(struck, timeout=10)
 
     def _processes(self, victim: str, task_instance: str) -> Sequence[psutil.Process]:
