@@ -33,8 +33,13 @@ _SAYS = {
 }
 
 
-def says(one: Schedule, log: str) -> bool:
-    """:param log: of a try that failed while this was at fault."""
+def says(one: Schedule, log: str, schedulers: str = "") -> bool:
+    """:param log: of a try that failed while this was at fault.
+    :param schedulers: what the scheduler wrote meanwhile, if it died: its executor's processes, which write the tries'
+        logs, go with it, and such a log ends without a word.
+    """
+    if (one.act, one.victim) == ("kill", "postgres") and schedulers and _RAISED not in log:
+        log = schedulers
     return re.search(_SAYS[one.act, one.victim], error_of(log)) is not None
 
 

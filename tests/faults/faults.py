@@ -23,9 +23,10 @@ from trilake.embedded.processes import NEVER_STARTED, Supervisor
 
 # Services that have a proxy before them; ClickHouse reads S3 through one, too.
 PROXIED = ("postgres", "s3", "clickhouse", "kubernetes")
-# What a client of PostgreSQL says first names its database.
+_SCHEDULER = "airflow-scheduler"
 # How long a step takes, at most, until it has its driver.
 _APPEARS_S = 60
+# What a client of PostgreSQL says first names its database.
 _BEGINS = {name: b"database\0%s\0" % database for name, database in
            (("lake", b"lake"), ("oltp", b"oltp"), ("metadata", b"airflow"))}  # fmt: skip
 # Room for every schedule of a session; a tmpfs takes what is in it.
@@ -79,6 +80,14 @@ def small_disks(home: Home, *, keep: bool) -> Iterator[str]:
         yield ""
 
 
+@dataclass(frozen=True)
+class Scheduler:
+    """Airflow's, as it was when somebody looked: its process, and the bytes of its log."""
+
+    pid: int
+    written: int
+
+
 @dataclass
 class Faults:
     """The faults of one platform.
@@ -122,6 +131,18 @@ class Faults:
         """Kill it and bring it up again."""
         self._kill(service, "")
         lifecycle.up(self.home)
+
+    def scheduler(self) -> Scheduler:
+        state = Supervisor(self.home).states().get(_SCHEDULER, NEVER_STARTED)
+        return Scheduler(state.pid, self.home.log(_SCHEDULER).stat().st_size)
+
+    def last_words_of(self, scheduler: Scheduler) -> str:
+        """What it has written since, if it died."""
+        if self.scheduler().pid == scheduler.pid:
+            return ""
+        with self.home.log(_SCHEDULER).open("rb") as log:
+            log.seek(scheduler.written)
+            return log.read().decode(errors="replace")
 
     def await_victim(self, schedule: Schedule, task_instance: str) -> bool:
         """Whether who is to be killed is there: at the very start of a step it is not yet, at the end not any more."""

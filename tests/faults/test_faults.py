@@ -31,6 +31,7 @@ def test_a_fault_changes_nothing_but_the_time(one: Schedule, laboratory: Laborat
             break
         moment /= 2  # the machine has become quicker, and the step, or its driver, was over
     print(f"{run_id}: after {moment:.1f} s the step is {state}, and is struck")
+    scheduler = faults.scheduler()
     with faults.lasting(one, instance):
         time.sleep(one.seconds)
     ended = runs.await_end(one.dag, run_id)
@@ -47,5 +48,6 @@ def test_a_fault_changes_nothing_but_the_time(one: Schedule, laboratory: Laborat
     while (left := holdings.left(since=before)) and time.monotonic() < until:
         time.sleep(0.5)
     assert left == {}
+    schedulers = faults.last_words_of(scheduler)
     for failed in tries:
-        assert says(one, failed.log), f"the log of {failed.task}, try {failed.number}, does not say why"
+        assert says(one, failed.log, schedulers), f"the log of {failed.task}, try {failed.number}, does not say why"

@@ -37,3 +37,12 @@ def test_the_error_itself_is(act: Act, victim: str, error: str) -> None:
 def test_of_a_try_that_was_ended_from_outside_airflow_says_just_that() -> None:
     assert says(struck("kill", "task"), f"{HEAD}Process exited abnormally\n")
     assert not says(struck("kill", "task"), HEAD)
+
+
+def test_where_the_scheduler_died_with_the_database_it_is_its_log_that_says_so() -> None:
+    one, its = struck("kill", "postgres"), "sqlalchemy.exc.OperationalError: (psycopg2.OperationalError) refused"
+    assert says(one, HEAD, its)
+    assert not says(one, HEAD, "Exiting")
+    assert not says(one, HEAD)
+    assert not says(one, f"{HEAD}Task failed with exception\nKeyError: 'trilake'\n", its), "the task had its say"
+    assert not says(struck("kill", "clickhouse"), HEAD, its)
