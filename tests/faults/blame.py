@@ -12,6 +12,8 @@ _RAISED = "Task failed with exception"
 _ENDED = r"Process (exited abnormally|terminated by signal)|Server indicated the task|heartbeat"
 # Tasks talk to Airflow's API server, which is none without its database.
 _NO_AIRFLOW = rf"(?i:api.?server)|{_ENDED}"
+# As SQLAlchemy names PostgreSQL's driver
+_NO_DATABASE = "psycopg2.OperationalError"
 _CLICKHOUSE = r"shard \d \(|ClickHouse"
 _S3 = r"\bS3\b|\bs3a?://"
 
@@ -38,8 +40,8 @@ def says(one: Schedule, log: str, schedulers: str = "") -> bool:
     :param schedulers: what the scheduler wrote meanwhile, if it died: its executor's processes, which write the tries'
         logs, go with it, and such a log ends without a word.
     """
-    if (one.act, one.victim) == ("kill", "postgres") and schedulers and _RAISED not in log:
-        log = schedulers
+    if (one.act, one.victim) == ("kill", "postgres") and _RAISED not in log and _NO_DATABASE in schedulers:
+        return True
     return re.search(_SAYS[one.act, one.victim], error_of(log)) is not None
 
 

@@ -40,9 +40,10 @@ def test_of_a_try_that_was_ended_from_outside_airflow_says_just_that() -> None:
 
 
 def test_where_the_scheduler_died_with_the_database_it_is_its_log_that_says_so() -> None:
+    silent = "Worker startup parse complete\n"
     one, its = struck("kill", "postgres"), "sqlalchemy.exc.OperationalError: (psycopg2.OperationalError) refused"
-    assert says(one, HEAD, its)
-    assert not says(one, HEAD, "Exiting")
-    assert not says(one, HEAD)
+    assert says(one, silent, its)
+    assert not says(one, silent, "Exiting")
+    assert not says(one, silent)
     assert not says(one, f"{HEAD}Task failed with exception\nKeyError: 'trilake'\n", its), "the task had its say"
-    assert not says(struck("kill", "clickhouse"), HEAD, its)
+    assert not says(struck("kill", "clickhouse"), silent, its)
