@@ -58,7 +58,7 @@ test: $(STAMP) ## Every quick test that needs neither Docker nor Kubernetes
 
 .PHONY: test-slow
 test-slow: $(STAMP) ## Tests that take long: Spark sessions of their own, the demo, the README's example; FULL=1: the longest, too
-	@$(BIN)/python -m pytest -n $(WORKERS) -m "slow$(if $(FULL),, and not full)" tests/embedded $(PYTEST)
+	@$(BIN)/python -m pytest -m "slow$(if $(FULL),, and not full)" tests/embedded $(PYTEST)
 
 .PHONY: test-schedules
 test-schedules: $(STAMP) ## 1,000 new schedules of publishers that die, wait and meet (10 to 20 min; SCHEDULES=n)

@@ -20,15 +20,15 @@ settings.load_profile("without a deadline")
 _PROJECT = Path(__file__).parents[1]
 # How a test asks for the whole platform (tests/embedded/conftest.py)
 _PLATFORM = re.compile(r"\b(platform: Platform|endpoints: Endpoints)\b")
-# End its services over and over, while others would wait: they have platforms of their own, if not one is kept for all.
-_END_IT = ("tests/embedded/test_demo.py", "tests/embedded/test_platform.py")
+# Ends its services over and over, while others would wait: it has a platform of its own, if not one is kept for all.
+_ENDS_IT = "tests/embedded/test_platform.py"
 
 
 @cache
 def _group(file: str) -> str:
-    alone = file in _END_IT and not os.environ.get("TRILAKE_TEST_HOME")
+    alone = file == _ENDS_IT and not os.environ.get("TRILAKE_TEST_HOME")
     shares = not alone and _PLATFORM.search((_PROJECT / file).read_text(encoding="utf-8"))
-    return "the whole platform" if shares else "a platform that ends" if alone else file
+    return "the whole platform" if shares else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
