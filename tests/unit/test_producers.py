@@ -110,7 +110,7 @@ def test_the_secret_of_a_revoked_key_never_comes_back(tmp_path: Path) -> None:
 
 def test_a_data_set_that_no_dag_declares_has_no_producer(tmp_path: Path) -> None:
     producers = Kept()
-    with pytest.raises(ConfigurationError, match=r"no data set fligths.*flights"):
+    with pytest.raises(ConfigurationError, match=r"declares a data set fligths.*flights"):
         command.add(producers, "acme", "fligths", file=tmp_path / "k", as_json=False)
     assert not producers.keys
 

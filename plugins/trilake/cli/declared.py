@@ -25,6 +25,19 @@ def data_sets(dags: Path) -> dict[str, DataSet]:
     return {found.name: found for path in sorted(dags.glob("*.py")) for found in _declared(path).values()}
 
 
+def find_data_set(dags: Path, name: str) -> DataSet:
+    """The one that these files declare by this name.
+
+    :raises ConfigurationError: there is none.
+    """
+    known = data_sets(dags)
+    if name not in known:
+        raise ConfigurationError(
+            f"No file of dags/ declares a data set {name}.", hint=f"There are {', '.join(sorted(known))}."
+        )
+    return known[name]
+
+
 def find_task(project: Path, job: str, data_set: str = "") -> Task:
     """The task that runs `job`.
 
@@ -36,15 +49,11 @@ def find_task(project: Path, job: str, data_set: str = "") -> Task:
     jobs = sorted(path.stem for path in (project / "spark_jobs").glob("*.py") if path.stem != "__init__")
     if name not in jobs:
         raise ConfigurationError(f"There is no job {name} in spark_jobs/.", hint=f"There are {', '.join(jobs)}.")
-    known = data_sets(project / "dags")
-    if data_set and data_set not in known:
-        raise ConfigurationError(
-            f"No file of dags/ declares a data set {data_set}.", hint=f"There are {', '.join(sorted(known))}."
-        )
+    asked = find_data_set(project / "dags", data_set) if data_set else None
     calls = [call for path in sorted((project / "dags").glob("*.py")) for call in _calls(path, name)]
     made = {found.name: (found, call) for found, call in calls if found is not None}
-    if data_set:
-        return _task(name, known[data_set], made[data_set][1] if data_set in made else {})
+    if asked:
+        return _task(name, asked, made[data_set][1] if data_set in made else {})
     if len(made) == 1:
         ((found, call),) = made.values()
         return _task(name, found, call)

@@ -6,9 +6,8 @@ import json
 import os
 from pathlib import Path
 
-from trilake.cli.declared import data_sets
+from trilake.cli.declared import find_data_set
 from trilake.embedded.home import find_project
-from trilake.errors import ConfigurationError
 from trilake.hosts import environment
 from trilake.hosts.containers import project_name
 from trilake.hosts.producers import Producers
@@ -23,9 +22,7 @@ def here() -> Producers:
 
 def add(producers: Producers, name: str, data_set: str, *, file: Path, as_json: bool) -> None:
     """:raises ConfigurationError: no DAG declares this data set: its files would be nobody's."""
-    declared = data_sets(find_project() / "dags")
-    if data_set not in declared:
-        raise ConfigurationError(f"There is no data set {data_set}.", hint=f"dags/ has {', '.join(sorted(declared))}.")
+    find_data_set(find_project() / "dags", data_set)
     one = producers.add(name, data_set, file)
     line = f"{file} is {name}'s key: it may put files below s3://raw/{data_set}/ and nothing else."
     print(json.dumps({**one, "file": str(file)}) if as_json else line)

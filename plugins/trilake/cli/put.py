@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from trilake.cli.declared import data_sets
+from trilake.cli.declared import find_data_set
 from trilake.endpoints import Endpoints
 from trilake.errors import ConfigurationError
 from trilake.lake.data_set import RAW_BUCKET
@@ -23,13 +23,9 @@ def put(
     :raises ConfigurationError: no such data set, partition or file. Nothing was put.
     :raises trilake.spark.inputs.InputError: a name that no job reads. Nothing was put.
     """
-    known = data_sets(project / "dags")
-    if name not in known:
-        raise ConfigurationError(
-            f"No file of dags/ declares a data set {name}.", hint=f"There are {', '.join(sorted(known))}."
-        )
-    (where,) = known[name].window(partition).partitions
-    keys = {known[name].raw_key(where, file.name): file for file in files}
+    data_set = find_data_set(project / "dags", name)
+    (where,) = data_set.window(partition).partitions
+    keys = {data_set.raw_key(where, file.name): file for file in files}
     if len(keys) < len(files):
         raise ConfigurationError("Two of these files have the same name.", hint="One would replace the other.")
     for key, file in keys.items():
@@ -39,7 +35,7 @@ def put(
         except OSError as e:
             raise ConfigurationError(f"{file} cannot be read: {e.strerror}.") from None
     store = client(endpoints.s3)
-    there = set(list_keys(store, RAW_BUCKET, known[name].raw_key(where)))
+    there = set(list_keys(store, RAW_BUCKET, data_set.raw_key(where)))
     done = []
     for key, file in keys.items():
         store.upload_file(str(file), RAW_BUCKET, key)
