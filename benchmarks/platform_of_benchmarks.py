@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 
-from trilake.embedded.home import Home
 from trilake.endpoints import Endpoints
+from trilake.platform.embedded.home import Home
 
 
 def endpoints() -> Endpoints:

@@ -22,16 +22,16 @@ from typing import Any
 from unittest.mock import patch
 
 from platform_of_benchmarks import endpoints, markdown
+from trilake.lake.plan import DataFile, LoadPlan, PartitionPlan
 
-from trilake.clickhouse import publication
 from trilake.clickhouse.cluster import Cluster, Statement, quote_text
-from trilake.clickhouse.ledger import Ledger
-from trilake.clickhouse.publication import Publisher
-from trilake.clickhouse.sources import STRICT, Sums
+from trilake.clickhouse.publication import publisher
+from trilake.clickhouse.publication.ledger import Ledger
+from trilake.clickhouse.publication.publisher import Publisher
+from trilake.clickhouse.publication.pull import STRICT, Sums
 from trilake.endpoints import ClickHouseShard, Endpoints
 from trilake.lake import DataSet
-from trilake.lake.catalog import DataFile, PartitionPlan, SnapshotPlan
-from trilake.postgres import connect
+from trilake.postgres.connection import connect
 from trilake.s3 import client as s3_client
 
 # About 43,000 rows a file: more rows are more files, as they come from Spark
@@ -113,7 +113,7 @@ class Measure:
 
     def publish(self) -> None:
         self.sequence += 1
-        plan = SnapshotPlan(
+        plan = LoadPlan(
             self.data_set,
             self.sequence,
             self.sequence,
@@ -158,7 +158,7 @@ def without_checksums() -> Iterator[None]:
         rows, partitions = client.query(f"SELECT count(), groupUniqArray(_partition_id) FROM {staging}").result_rows[0]
         return Sums(int(rows)), set(partitions)
 
-    with patch.multiple(publication, sums=count, staged=count_staged):
+    with patch.multiple(publisher, sums=count, staged=count_staged):
         yield
 
 

@@ -39,6 +39,6 @@ say "setup: packages, as docker/requirements/development.txt says"
 "$venv/bin/python" -m compileall -q -j 0 "$venv/lib/python3.11/site-packages/airflow" >/dev/null 2>&1 &
 compiling=$!
 say "setup: jars and Java"
-"$venv/bin/python" -m trilake.embedded.provision
+"$venv/bin/python" -m trilake.platform.embedded.provision
 wait "$compiling" || true
 say "setup: done"

@@ -8,7 +8,7 @@ from urllib.parse import SplitResult
 
 from airflow.sdk import Asset, AssetWatcher
 
-from trilake.arrivals import POLL_SECONDS, SETTLE_SECONDS, grain_of
+from trilake.lake.arrivals import POLL_SECONDS, SETTLE_SECONDS, grain_of
 
 if TYPE_CHECKING:
     from trilake.lake import DataSet

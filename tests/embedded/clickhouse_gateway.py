@@ -78,7 +78,7 @@ class RunningGateway:
 
     def spawn(self, config: Path | None = None, stderr: Any = None) -> subprocess.Popen[bytes]:
         """Start a process without waiting for it."""
-        command = [sys.executable, "-m", "trilake.embedded.clickhouse", "--config", str(config or self.config)]
+        command = [sys.executable, "-m", "trilake.platform.embedded.clickhouse", "--config", str(config or self.config)]
         with self.log.open("ab") as log:
             return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(PLUGINS)}, stderr=stderr or log)
 

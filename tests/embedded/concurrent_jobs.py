@@ -15,14 +15,15 @@ from datetime import timedelta
 from typing import Any, cast
 
 from trilake import s3
-from trilake.arrivals import Arrivals, overdue
 from trilake.endpoints import Endpoints
 from trilake.lake import DataSet
-from trilake.postgres import connect
+from trilake.lake.arrivals import Arrivals, overdue
+from trilake.postgres.connection import connect
+from trilake.postgres.locks import LockSpace
 from trilake.spark import job as spark_job
 from trilake.spark.inputs import InputError
 from trilake.spark.job import Job
-from trilake.spark.turns import TURN_LOCKS, OvertakenError
+from trilake.spark.overwrite import OvertakenError
 
 SCHEMA = "k int NOT NULL, d date NOT NULL"
 MONTH = "2013-01"
@@ -87,7 +88,7 @@ class Table:
         end = time.monotonic() + WAIT_S
         while time.monotonic() < end:
             with connect(self._endpoints.lake) as connection, connection.cursor() as cursor:
-                cursor.execute("SELECT 1 FROM pg_locks WHERE classid = %s AND NOT granted", (TURN_LOCKS,))
+                cursor.execute("SELECT 1 FROM pg_locks WHERE classid = %s AND NOT granted", (LockSpace.PARTITION,))
                 if cursor.fetchall():
                     return
             time.sleep(0.2)

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from running_platform import PROJECT, Platform, running_platform
 
-from trilake.embedded import platform as lifecycle
-from trilake.embedded.home import Home
 from trilake.endpoints import Endpoints
+from trilake.platform.embedded import platform as lifecycle
+from trilake.platform.embedded.home import Home
 
 
 @pytest.fixture

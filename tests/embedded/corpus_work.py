@@ -17,7 +17,7 @@ from trilake.endpoints import Endpoints
 from trilake.errors import CountMismatchError, TrilakeError
 from trilake.lake import DataSet
 from trilake.lake.data_set import RAW_BUCKET
-from trilake.postgres import connect
+from trilake.postgres.connection import connect
 from trilake.spark.job import Job
 
 # What jobs do to good rows that they should not, and the corpus' month with it.

@@ -99,7 +99,7 @@ class KubernetesServer:
         environment = os.environ | {"PYTHONPATH": str(PROJECT / "plugins")}
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "trilake.embedded.kubernetes", "--config", str(self.config)],
+                [sys.executable, "-m", "trilake.platform.embedded.kubernetes", "--config", str(self.config)],
                 stderr=log,
                 stdout=log,
                 env=environment,

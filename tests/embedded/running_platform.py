@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from trilake.embedded import platform as lifecycle
-from trilake.embedded.home import Home
 from trilake.endpoints import Endpoints
+from trilake.platform.embedded import platform as lifecycle
+from trilake.platform.embedded.home import Home
 
 PROJECT = Path(__file__).parents[2]
 # Runs by itself, and would finish what tests of publications leave unfinished on purpose.

@@ -21,8 +21,8 @@ from greenlet import getcurrent, greenlet
 from psycopg2.errors import LockNotAvailable
 
 from trilake.clickhouse import cluster as cluster_module
-from trilake.clickhouse import publication as publication_module
 from trilake.clickhouse.cluster import Cluster
+from trilake.clickhouse.publication import publisher as publication_module
 from trilake.endpoints import Endpoints, PostgresEndpoint
 from trilake.errors import TrilakeError
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from running_platform import PROJECT, Platform
 
-from trilake.embedded import jars
+from trilake.platform.embedded import jars
 
 _MARK = "RESULT "
 # A session starts in 6 s on a machine that has nothing else to do; a crowded one takes minutes.

@@ -14,7 +14,7 @@ from trilake.endpoints import Endpoints
 from trilake.errors import TrilakeError
 from trilake.lake import DataSet, Window
 from trilake.lake.data_set import EXPORTS_BUCKET
-from trilake.postgres import connect
+from trilake.postgres.connection import connect
 from trilake.spark import postgres
 from trilake.spark.clickhouse import PREFIX, ClickHouseReader
 from trilake.spark.postgres import write_postgres

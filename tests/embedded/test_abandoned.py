@@ -15,13 +15,14 @@ from kubernetes_api import await_true
 from running_platform import Platform
 from transfer_task import connect_airflow, context
 
-from trilake import postgres, s3
+from trilake import s3
+from trilake.postgres import locks
 from trilake.endpoints import Endpoints
 from trilake.errors import UnreachableError
 from trilake.operators.abandoned import RemoveAbandonedOperator
-from trilake.postgres import alive, connect, stay_alive, unless_alive
-from trilake.spark.clickhouse import SESSION_LOCKS
-from trilake.spark.postgres import STAGING, STAGING_LOCKS
+from trilake.postgres.connection import connect
+from trilake.postgres.locks import LockSpace, hold_lock, keep_lock, try_lock
+from trilake.spark.postgres import STAGING
 
 
 def clear(**options: Any) -> dict[str, Any]:
@@ -65,9 +66,9 @@ def test_what_killed_jobs_left_goes_though_no_other_one_comes_and_what_somebody_
         for name in (f"{STAGING}{dead}", f"{STAGING}{living}", mart):
             cursor.execute(f'CREATE UNLOGGED TABLE "{schema}".{name} (k int)')
     prefixes = {session: exported(endpoints, session) for session in (dead, living)}
-    with ExitStack() as at_work:
-        at_work.enter_context(alive(endpoints.oltp, STAGING_LOCKS, living))
-        at_work.enter_context(alive(endpoints.lake, SESSION_LOCKS, living))
+    with ExitStack() as held:
+        held.enter_context(hold_lock(endpoints.oltp, LockSpace.MART_STAGING, living))
+        held.enter_context(hold_lock(endpoints.lake, LockSpace.SPARK_SESSION, living))
         told = clear()
         assert told["staging"] == [f"{schema}.{STAGING}{dead}"]
         assert told["sessions"] == [dead]
@@ -98,16 +99,16 @@ def test_an_export_that_a_task_has_named_spark_is_no_dead_session(
 def test_who_is_at_work_is_known_again_when_the_server_has_lost_the_session(
     endpoints: Endpoints, monkeypatch: pytest.MonkeyPatch, shared: bool
 ) -> None:
-    monkeypatch.setattr(postgres, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(locks, "RENEW_SECONDS", 0.2)
     space, name = 0x7400 + secrets.randbelow(64), secrets.token_hex(6)
 
     def is_free() -> bool:
-        with unless_alive(endpoints.lake, space, name) as free:
+        with try_lock(endpoints.lake, space, name) as free:
             return free
 
-    with ExitStack() as at_work:
+    with ExitStack() as held:
         for _ in range(1 + shared):
-            at_work.enter_context(stay_alive(endpoints.lake, space, name, shared=shared))
+            held.enter_context(keep_lock(endpoints.lake, space, name, shared=shared))
         assert not is_free()
         with connect(endpoints.lake) as connection, connection.cursor() as cursor:
             cursor.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE classid = %s", (space,))
@@ -118,7 +119,7 @@ def test_who_is_at_work_is_known_again_when_the_server_has_lost_the_session(
 
 def test_who_cannot_be_known_as_alive_is_told_why(endpoints: Endpoints) -> None:
     away = replace(endpoints.lake, port=9)
-    with pytest.raises(UnreachableError, match=r"127\.0\.0\.1:9"), stay_alive(away, 0x7400, "somebody"):
+    with pytest.raises(UnreachableError, match=r"127\.0\.0\.1:9"), keep_lock(away, 0x7400, "somebody"):
         pass
 
 

@@ -19,14 +19,14 @@ from running_platform import Platform
 from transfer_task import connect_airflow, context, make
 
 from trilake import s3
-from trilake.arrivals import Arrivals, again, overdue
 from trilake.endpoints import Endpoints
 from trilake.errors import ConfigurationError
 from trilake.lake import DataSet
+from trilake.lake.arrivals import Arrivals, again, overdue
 from trilake.lake.data_set import RAW_BUCKET
 from trilake.lake.objects import ObjectError, plan_objects, read_objects
 from trilake.operators.arrivals import TakeArrivalsOperator
-from trilake.postgres import connect
+from trilake.postgres.connection import connect
 from trilake.s3 import S3Error
 from trilake.spark.inputs import pin
 from trilake.transfers.source_to_s3 import SourceToS3Operator

@@ -17,10 +17,10 @@ from running_platform import PROJECT, Platform
 from trilake import s3
 from trilake.cli.airflow_api import FINAL_STATES, AirflowApi
 from trilake.cli.lifecycle import administrator
-from trilake.clickhouse.ledger import Ledger
+from trilake.clickhouse.publication.ledger import Ledger
 from trilake.lake import DataSet, Window
 from trilake.lake.data_set import RAW_BUCKET
-from trilake.postgres import connect
+from trilake.postgres.connection import connect
 from trilake.sources import nycflights13
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]

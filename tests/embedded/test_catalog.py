@@ -7,10 +7,11 @@ import threading
 
 from running_platform import Platform
 
-from trilake.embedded import postgres
 from trilake.endpoints import Endpoints, PostgresEndpoint
 from trilake.lake.catalog import ensure_namespace, open_catalog
-from trilake.postgres import connect, make_databases
+from trilake.platform.embedded import postgres
+from trilake.postgres.connection import connect
+from trilake.postgres.databases import make_databases
 
 
 def test_a_catalog_that_several_open_for_the_first_time_at_once_opens_for_all_of_them(platform: Platform) -> None:

@@ -22,7 +22,7 @@ from airflow_task import Store
 from clickhouse_gateway import PASSWORD, USER, RunningGateway, wait_until
 from tcp_proxy import Fault, TcpProxy, http_error
 
-from trilake import patience
+from trilake import retry
 from trilake.clickhouse.cluster import ClickHouseError, Cluster, ClusterError, Statement
 from trilake.endpoints import ClickHouseEndpoint, ClickHouseShard
 from trilake.errors import UnreachableError
@@ -238,7 +238,7 @@ def test_an_answer_that_is_lost_is_not_sent_again_by_the_next_try(
 def test_a_statement_that_was_never_sent_for_want_of_a_server_is_sent_by_the_next_try(
     gateway: RunningGateway, proxy: TcpProxy, table: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patience, "RESTART_S", 1.0)
+    monkeypatch.setattr(retry, "RESTART_S", 1.0)
     task = Task(f"INSERT INTO {table} SELECT number, 'once' FROM numbers(10)")
     proxy.refuse()
     with pytest.raises(UnreachableError):

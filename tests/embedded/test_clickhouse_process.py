@@ -267,8 +267,8 @@ def test_one_line_says_why_it_cannot_start(gateway: RunningGateway, tmp_path: Pa
 
 def test_the_pieces_of_an_answer_do_not_wait_for_each_other(tmp_path: Path) -> None:
     """With Nagle's algorithm on, each SELECT takes the 40 ms of a delayed acknowledgement."""
-    from trilake.embedded.clickhouse.config import GatewayConfig
-    from trilake.embedded.clickhouse.server import listen
+    from trilake.platform.embedded.clickhouse.config import GatewayConfig
+    from trilake.platform.embedded.clickhouse.server import listen
 
     config = GatewayConfig("127.0.0.1", 0, tmp_path, {})
     with listen(config) as listener, socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:

@@ -21,10 +21,10 @@ from running_platform import Platform
 
 from trilake import s3
 from trilake.clickhouse.cluster import Cluster, Statement
-from trilake.embedded.status import status
 from trilake.lake import DataSet, Window
 from trilake.lake.catalog import COUNTS_PROPERTY, load_table, open_catalog, plan, snapshot_summary
-from trilake.postgres import connect
+from trilake.platform.embedded.status import status
+from trilake.postgres.connection import connect
 from trilake.sources import nycflights13
 
 YEAR = Window.parse("month", "2013-01", "2013-12")

@@ -14,8 +14,8 @@ from airflow_task import ObjectStore, object_store
 
 from trilake.cli.deploy import check
 from trilake.errors import TrilakeError
-from trilake.hosts import deploy as module
-from trilake.hosts.deploy import DeployError, deploy
+from trilake.platform.hosts import deploy as module
+from trilake.platform.hosts.deploy import DeployError, deploy
 from trilake.spark import versions
 
 PROJECT = Path(__file__).resolve().parents[2]

@@ -17,8 +17,8 @@ from running_platform import PROJECT, Platform
 
 from trilake.cli.airflow_api import AirflowApi
 from trilake.cli.lifecycle import administrator
-from trilake.embedded.postgres import endpoint
-from trilake.postgres import connect
+from trilake.platform.embedded.postgres import endpoint
+from trilake.postgres.connection import connect
 
 EXAMPLES = PROJECT / "tests" / "dags" / "examples"
 NAMES = sorted(file.stem for file in (EXAMPLES / "dags").glob("*.py"))

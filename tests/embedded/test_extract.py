@@ -27,9 +27,9 @@ from transfer_task import connect_airflow, context, make
 from trilake import s3
 from trilake.endpoints import Endpoints
 from trilake.errors import ConfigurationError, CountMismatchError
-from trilake.extract import Extracted, ExtractError, Format, extract, one_moment
 from trilake.lake import DataSet
-from trilake.postgres import PostgresError, connect
+from trilake.postgres.connection import PostgresError, connect
+from trilake.postgres.extract import Extracted, ExtractError, Format, extract, one_moment
 from trilake.s3 import PART_BYTES, ObjectWriter, S3Error
 from trilake.transfers.postgres_to_s3 import PostgresToS3Operator
 
@@ -178,14 +178,14 @@ def test_what_cannot_be_written_is_an_error_and_the_earlier_object_stays(
 
 
 def test_rows_are_counted_against_postgresqls(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trilake.extract._with_binary", lambda table, *_: table.slice(1))
+    monkeypatch.setattr("trilake.postgres.extract._with_binary", lambda table, *_: table.slice(1))
     with pytest.raises(CountMismatchError, match=r"PostgreSQL sent 10 rows .* 9 were written"):
         target.extract("SELECT x FROM generate_series(1, 10) x")
     assert not target.listed()
 
 
 def test_rows_are_whole_wherever_a_block_ends(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trilake.extract.BLOCK_BYTES", 7)
+    monkeypatch.setattr("trilake.postgres.extract.BLOCK_BYTES", 7)
     done = target.extract("""SELECT x, E'a"\\n,"b\\n' AS t, NULL::text n FROM generate_series(1, 50) x""")
     assert done.rows == 50
     assert target.table().to_pylist() == [{"x": x, "t": 'a"\n,"b\n', "n": None} for x in range(1, 51)]
@@ -211,7 +211,7 @@ _EXTRACT = """
 import os, sys
 from trilake import s3
 from trilake.endpoints import Endpoints
-from trilake.extract import extract, one_moment
+from trilake.postgres.extract import extract, one_moment
 from trilake.postgres import connect
 endpoints = Endpoints.from_environment()
 def memory():

@@ -22,7 +22,7 @@ from trilake.clickhouse.cluster import Cluster, Statement
 from trilake.endpoints import Endpoints
 from trilake.lake.catalog import open_catalog
 from trilake.lake.data_set import BUCKETS, RAW_BUCKET
-from trilake.postgres import connect
+from trilake.postgres.connection import connect
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +62,7 @@ def project(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Ite
     shutil.rmtree(folder / "sql" / "clickhouse" / NAME, ignore_errors=True)
 
 
-def rehearse(platform: Platform, *arguments: str, month: str = MONTH) -> dict[str, Any]:
+def dry_run(platform: Platform, *arguments: str, month: str = MONTH) -> dict[str, Any]:
     done = platform.trilake("run", JOB, "--partition", month, "--json", *arguments, timeout=TIMEOUT_S)
     assert done.stdout, done.stderr
     return {**json.loads(done.stdout), "exit_code": done.returncode}
@@ -105,10 +105,10 @@ def test_the_generated_tests_pass_as_they_are(platform: Platform, project: Path)
 
 
 @pytest.mark.timeout(2 * TIMEOUT_S)
-def test_a_rehearsal_tells_what_became_of_every_line_and_leaves_nothing(platform: Platform, project: Path) -> None:
+def test_a_dry_run_tells_what_became_of_every_line_and_leaves_nothing(platform: Platform, project: Path) -> None:
     assert project
     before = state(platform)
-    told = rehearse(platform)
+    told = dry_run(platform)
     assert told["counts"] == {MONTH: {"rows_in": 6, "curated": 2, "quarantined": 3, "duplicates": 1}}
     refused = {one["reason"]: one for one in told["refused"]}
     assert {reason: one["rows"] for reason, one in refused.items()} == {
@@ -191,7 +191,7 @@ def test_a_job_that_writes_past_its_commit_is_refused_by_the_catalog(platform: P
 
 @pytest.mark.timeout(RUN_TIMEOUT_S + 3 * TIMEOUT_S)
 @pytest.mark.full
-def test_what_was_written_runs_through_the_scheduler_and_a_rehearsal_tells_the_difference(
+def test_what_was_written_runs_through_the_scheduler_and_a_dry_run_tells_the_difference(
     platform: Platform, project: Path
 ) -> None:
     up = platform.trilake("up", timeout=300)
@@ -214,16 +214,16 @@ def test_what_was_written_runs_through_the_scheduler_and_a_rehearsal_tells_the_d
     ]
 
     # the same code over the same input changes nothing; a job that computes otherwise, and a table that does not fit it
-    same = rehearse(platform)["difference"]
+    same = dry_run(platform)["difference"]
     assert (same["both"], same["only_here"], same["only_there"]) == (2, 0, 0)
     job = project / "spark_jobs" / f"{JOB}.py"
     text = job.read_text()
     try:
         job.write_text(text.replace('"amount", "note"', '(F.col("amount") * 2).alias("amount"), "note"'))
-        other = rehearse(platform)["difference"]
-        sample = rehearse(platform, "--limit", "1")
+        other = dry_run(platform)["difference"]
+        sample = dry_run(platform, "--limit", "1")
         job.write_text(text.replace('"amount",', 'F.col("amount").cast("int").alias("amount"),'))
-        unfit = rehearse(platform)
+        unfit = dry_run(platform)
     finally:
         job.write_text(text)
     assert (other["both"], other["only_here"], other["only_there"]) == (1, 1, 1)

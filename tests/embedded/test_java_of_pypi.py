@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from running_platform import PROJECT
 
-from trilake.embedded import jars, java
+from trilake.platform.embedded import jars, java
 
 
 def test_a_machine_without_java_gets_one_that_starts_with_sparks_options(tmp_path: Path) -> None:

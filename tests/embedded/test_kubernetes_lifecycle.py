@@ -15,7 +15,7 @@ import httpx
 import pytest
 from kubernetes_api import SECRET_TEXT, KubernetesServer, await_true, kubernetes_server
 
-from trilake.embedded.kubernetes.driver_process import session_members
+from trilake.platform.embedded.kubernetes.driver_process import session_members
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trilake.embedded.kubernetes import manifests, objects
-from trilake.embedded.kubernetes.selectors import _FIELDS, field_selector
-from trilake.embedded.kubernetes.status import StatusError
-from trilake.embedded.kubernetes.submission import SubmissionError, memory_bytes
+from trilake.platform.embedded.kubernetes import manifests, objects
+from trilake.platform.embedded.kubernetes.selectors import _FIELDS, field_selector
+from trilake.platform.embedded.kubernetes.status import StatusError
+from trilake.platform.embedded.kubernetes.submission import SubmissionError, memory_bytes
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=10)
 NAMES = st.from_regex(r"[a-z0-9]([-a-z0-9.]{0,6}[a-z0-9])?", fullmatch=True)

@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trilake.embedded.kubernetes import driver_process, patches
-from trilake.embedded.kubernetes.driver_log import LogQuery, read_log
-from trilake.embedded.kubernetes.driver_process import TimedLog
-from trilake.embedded.kubernetes.selectors import label_selector
-from trilake.embedded.kubernetes.status import StatusError
-from trilake.embedded.kubernetes.submission import SubmissionError, _escape, memory_bytes
+from trilake.platform.embedded.kubernetes import driver_process, patches
+from trilake.platform.embedded.kubernetes.driver_log import LogQuery, read_log
+from trilake.platform.embedded.kubernetes.driver_process import TimedLog
+from trilake.platform.embedded.kubernetes.selectors import label_selector
+from trilake.platform.embedded.kubernetes.status import StatusError
+from trilake.platform.embedded.kubernetes.submission import SubmissionError, _escape, memory_bytes
 
 documents = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 5) | st.text(max_size=3),

@@ -355,7 +355,7 @@ def test_a_log_that_cannot_be_had_is_refused(server: KubernetesServer, logged: s
 
 
 def run(config: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "trilake.embedded.kubernetes", "--config", str(config)]
+    command = [sys.executable, "-m", "trilake.platform.embedded.kubernetes", "--config", str(config)]
     environment = {"PYTHONPATH": str(PROJECT / "plugins"), "PATH": "/usr/bin"}
     return subprocess.run(command, capture_output=True, text=True, timeout=30, env=environment, check=False)
 

@@ -13,13 +13,15 @@ import pytest
 import spark_session
 from kubernetes_api import await_true
 from running_platform import Platform
+from trilake.lake.plan import ICEBERG_TABLE
 
-from trilake.clickhouse.ledger import Claim, Ledger
+from trilake.clickhouse.publication.ledger import Claim, Ledger
 from trilake.endpoints import Endpoints
 from trilake.lake import DataSet
-from trilake.lake.catalog import ICEBERG_TABLE, load_table, open_catalog
-from trilake.postgres import connect
-from trilake.spark.turns import WORK_LOCKS, at_work, unless_at_work
+from trilake.lake.catalog import load_table, open_catalog
+from trilake.postgres.connection import connect
+from trilake.postgres.locks import LockSpace
+from trilake.spark.locks import job_lock, try_maintenance_lock
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(spark_session.TIMEOUT_S)]
 COMMITS = 6
@@ -75,13 +77,13 @@ def test_a_job_that_begins_while_files_are_rewritten_waits_and_others_do_not(end
     begun = threading.Event()
 
     def begin() -> None:
-        with at_work(endpoints, one):
+        with job_lock(endpoints, one):
             begun.set()
 
     job = threading.Thread(target=begin)
-    with unless_at_work(endpoints, one.quarantine) as free:
+    with try_maintenance_lock(endpoints, one.quarantine) as free:
         assert free
-        with at_work(endpoints, other), at_work(endpoints, other):
+        with job_lock(endpoints, other), job_lock(endpoints, other):
             job.start()
             assert await_true(lambda: waiting(endpoints), 60)
         assert not begun.is_set()
@@ -91,7 +93,7 @@ def test_a_job_that_begins_while_files_are_rewritten_waits_and_others_do_not(end
 
 def waiting(endpoints: Endpoints) -> int:
     with connect(endpoints.lake) as connection, connection.cursor() as cursor:
-        cursor.execute("SELECT count(*) FROM pg_locks WHERE classid = %s AND NOT granted", (WORK_LOCKS,))
+        cursor.execute("SELECT count(*) FROM pg_locks WHERE classid = %s AND NOT granted", (LockSpace.JOB,))
         return int((cursor.fetchone() or [0])[0])
 
 

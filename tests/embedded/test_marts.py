@@ -20,7 +20,9 @@ from trilake.clickhouse.cluster import Cluster
 from trilake.endpoints import Endpoints
 from trilake.errors import ConfigurationError, CountMismatchError
 from trilake.lake import DataSet
-from trilake.postgres import MART_LOCKS, DuplicateKeyError, PostgresError, connect, merge_rows, replace_rows
+from trilake.postgres.connection import PostgresError, connect
+from trilake.postgres.locks import LockSpace
+from trilake.postgres.marts import DuplicateKeyError, merge_rows, replace_rows
 from trilake.transfers import clickhouse_to_postgres as transfer
 from trilake.transfers.clickhouse_to_postgres import ClickHouseToPostgresOperator
 
@@ -213,7 +215,7 @@ def test_of_two_runs_that_meet_the_one_whose_query_saw_less_is_not_the_last_to_w
 
 def waits_for_a_mart(endpoints: Endpoints) -> bool:
     with connect(endpoints.oltp) as connection, connection.cursor() as cursor:
-        cursor.execute("SELECT 1 FROM pg_locks WHERE classid = %s AND NOT granted", (MART_LOCKS,))
+        cursor.execute("SELECT 1 FROM pg_locks WHERE classid = %s AND NOT granted", (LockSpace.MART,))
         return bool(cursor.fetchall())
 
 

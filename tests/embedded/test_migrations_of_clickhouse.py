@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from trilake import migrations
 from trilake.clickhouse.cluster import Cluster, Statement
 from trilake.endpoints import ClickHouseShard, Endpoints
-from trilake.migrations import Step
+from trilake.schema import migrations
+from trilake.schema.migrations import Step
 
 TABLE = Step("clickhouse/t/table.sql", "t", "clickhouse", "CREATE TABLE t (a Int32) ENGINE = MergeTree ORDER BY a")
 COLUMN = Step("clickhouse/t/001_b.sql", "t", "clickhouse", "ALTER TABLE t ADD COLUMN IF NOT EXISTS b Int32")

@@ -17,12 +17,12 @@ from airflow.sdk.exceptions import AirflowRescheduleException, AirflowSensorTime
 from running_platform import Platform
 from transfer_task import connect_airflow, context, make
 
-from trilake.clickhouse.ledger import Claim, Ledger
+from trilake.clickhouse.publication.ledger import Claim, Ledger
 from trilake.endpoints import Endpoints
 from trilake.errors import ConfigurationError
 from trilake.lake import DataSet
 from trilake.lake.catalog import open_catalog
-from trilake.postgres import connect
+from trilake.postgres.connection import connect
 from trilake.sensors.clickhouse import ClickHousePartitionSensor, NotPublishedError
 from trilake.triggers.publication import PartitionsPublishedTrigger
 

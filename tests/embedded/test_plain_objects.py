@@ -17,18 +17,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from airflow.sdk import DAG
+from trilake.lake.plan import LoadPlan, PartitionPlan
 
 from trilake import s3
 from trilake.clickhouse.cluster import ClickHouseError, Cluster, Statement
-from trilake.clickhouse.ledger import Ledger, SourceChangedError
-from trilake.clickhouse.publication import Publisher
+from trilake.clickhouse.publication.ledger import Ledger, SourceChangedError
+from trilake.clickhouse.publication.publisher import Publisher
 from trilake.endpoints import Endpoints
 from trilake.errors import ConfigurationError, TrilakeError
 from trilake.lake import DataSet
-from trilake.lake.catalog import PartitionPlan, SnapshotPlan
 from trilake.lake.objects import ObjectError
 from trilake.operators.project import ProjectOperator
-from trilake.postgres import connect
+from trilake.postgres.connection import connect
 from trilake.transfers.s3_to_clickhouse import S3ToClickHouseOperator
 
 MONTH, NEXT = "2013-01", "2013-02"
@@ -325,9 +325,9 @@ def test_a_version_may_be_a_number_or_a_moment(table: Table) -> None:
         table.publish({MONTH: {old: 1}}, version="yesterday")
 
 
-def snapshot(table: Table, number: int, uuid: str) -> SnapshotPlan:
+def snapshot(table: Table, number: int, uuid: str) -> LoadPlan:
     """An empty month of an Iceberg table."""
-    return SnapshotPlan(table.data_set, number, number, 2, (PartitionPlan(MONTH),), source=f"Iceberg table {uuid}")
+    return LoadPlan(table.data_set, number, number, 2, (PartitionPlan(MONTH),), source=f"Iceberg table {uuid}")
 
 
 def test_rows_of_another_source_are_replaced_only_by_force(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,13 +20,13 @@ from running_platform import Platform
 
 from trilake import s3
 from trilake.clickhouse.cluster import Cluster
-from trilake.embedded import platform as lifecycle
-from trilake.embedded import processes
-from trilake.embedded.home import LOOPBACK, SERVICES
-from trilake.embedded.postgres import DATABASES
-from trilake.embedded.status import status
 from trilake.lake.data_set import BUCKETS
-from trilake.postgres import connect
+from trilake.platform.embedded import platform as lifecycle
+from trilake.platform.embedded import processes
+from trilake.platform.embedded.home import LOOPBACK, SERVICES
+from trilake.platform.embedded.postgres import DATABASES
+from trilake.platform.embedded.status import status
+from trilake.postgres.connection import connect
 
 AIRFLOW = [service for service in SERVICES if service.startswith("airflow")]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from running_platform import run_trilake
 
-from trilake.embedded import platform as lifecycle
-from trilake.embedded import processes
-from trilake.embedded.home import LOOPBACK, Home
+from trilake.platform.embedded import platform as lifecycle
+from trilake.platform.embedded import processes
+from trilake.platform.embedded.home import LOOPBACK, Home
 
 
 def refused(home: Path, *arguments: str, **environ: str) -> str:
@@ -84,8 +84,8 @@ def test_commands_that_need_a_platform_say_that_there_is_none(fresh_home: Home) 
 
 
 def test_queries_to_a_platform_that_is_down_say_how_to_start_it(fresh_home: Home) -> None:
-    from trilake.embedded import connections
-    from trilake.embedded.java import Java
+    from trilake.platform.embedded import connections
+    from trilake.platform.embedded.java import Java
 
     fresh_home.prepare()
     connections.write(fresh_home, Java(Path("/usr"), 17), Path("/nowhere"))

@@ -16,22 +16,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from running_platform import Platform
+from trilake.lake.plan import DataFile, LoadPlan, PartitionPlan
 
 from trilake import s3
-from trilake.clickhouse import publication as publication_module
-from trilake.clickhouse import sources as sources_module
-from trilake.clickhouse.checks import Check, CheckFailedError
 from trilake.clickhouse.cluster import ClickHouseError, Cluster, Statement
-from trilake.clickhouse.ledger import ATTEMPT_LOCKS, AttemptLostError, Ledger, Publication
-from trilake.clickhouse.publication import AuditError, Publisher, SwitchIncompleteError
+from trilake.clickhouse.publication import publisher as publication_module
+from trilake.clickhouse.publication import pull as sources_module
+from trilake.clickhouse.publication.checks import Check, CheckFailedError
+from trilake.clickhouse.publication.ledger import AttemptLostError, Ledger, Publication
+from trilake.clickhouse.publication.publisher import AuditError, Publisher, SwitchIncompleteError
 from trilake.endpoints import ClickHouseShard, Endpoints
 from trilake.errors import UnreachableError
 from trilake.lake import DataSet
-from trilake.lake.catalog import DataFile, PartitionPlan, SnapshotPlan, load_table, open_catalog
+from trilake.lake.catalog import load_table, open_catalog
 from trilake.lake.catalog import plan as plan_snapshot
-from trilake.lake.whole import replace_table
+from trilake.lake.dimensions import replace_table
 from trilake.operators.publications import FinishPublicationsOperator
-from trilake.postgres import connect, lock_key
+from trilake.postgres.connection import connect
+from trilake.postgres.locks import LockSpace, lock_key
 
 MONTH = "2013-01"
 
@@ -84,10 +86,10 @@ class Table:
         self.s3.put_object(Bucket="lake", Key=key, Body=content.getvalue())
         return DataFile(key, len(rows) if claimed is None else claimed, content.tell(), bucket)
 
-    def plan(self, *files: DataFile, partition: str = MONTH, sequence: int | None = None) -> SnapshotPlan:
+    def plan(self, *files: DataFile, partition: str = MONTH, sequence: int | None = None) -> LoadPlan:
         self.snapshots += 1
         sequence = self.snapshots if sequence is None else sequence
-        return SnapshotPlan(self.data_set, 1000 + sequence, sequence, 2, (PartitionPlan(partition, files),))
+        return LoadPlan(self.data_set, 1000 + sequence, sequence, 2, (PartitionPlan(partition, files),))
 
     def seen(self) -> list[tuple[Any, ...]]:
         """(shard, k, note) of what readers see."""
@@ -387,7 +389,7 @@ def test_a_decided_publication_whose_staging_is_lost_says_so(table: Table, monke
 def lose_connection(table: Table, attempt: str) -> None:
     """What a restart of PostgreSQL does to an attempt at work: its connection, and so its lock, is gone."""
     held = "FROM pg_locks WHERE locktype = 'advisory' AND classid = %s AND objid = %s"
-    lock = (ATTEMPT_LOCKS, lock_key(attempt) & 0xFFFFFFFF)
+    lock = (LockSpace.PUBLICATION_ATTEMPT, lock_key(attempt) & 0xFFFFFFFF)
     with connect(table.endpoints.lake, autocommit=True) as connection, connection.cursor() as cursor:
         cursor.execute(f"SELECT pg_terminate_backend(pid) {held}", lock)
         assert cursor.fetchall() == [(True,)]

@@ -14,13 +14,13 @@ from running_platform import Platform
 from tcp_proxy import Fault, TcpProxy, http_error
 from test_publication import DAY, MONTH, Table
 
-from trilake.clickhouse import publication as publication_module
 from trilake.clickhouse.cluster import ClickHouseError, Cluster, ClusterError
-from trilake.clickhouse.ledger import Ledger
-from trilake.clickhouse.publication import Publisher
-from trilake.embedded import processes
+from trilake.clickhouse.publication import publisher as publication_module
+from trilake.clickhouse.publication.ledger import Ledger
+from trilake.clickhouse.publication.publisher import Publisher
 from trilake.endpoints import Endpoints
 from trilake.errors import TrilakeError
+from trilake.platform.embedded import processes
 
 OLD = [(1, 9, "before")]
 NEW = [(1, 1, "a"), (2, 2, "b")]

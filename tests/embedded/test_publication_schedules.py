@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 from schedules import Actor, Fate, Stage, Step
 from test_publication import Table
+from trilake.lake.plan import LoadPlan
 
-from trilake.clickhouse.ledger import _COLUMNS, Publication, _publication
-from trilake.clickhouse.publication import Publisher
+from trilake.clickhouse.publication.ledger import _COLUMNS, Publication, _publication
+from trilake.clickhouse.publication.publisher import Publisher
 from trilake.endpoints import Endpoints
-from trilake.lake.catalog import SnapshotPlan
 
 JANUARY, FEBRUARY = "2013-01", "2013-02"
 # Rows of each snapshot, by partition and bucket. Some have the same counts: those must not be taken for each other.
@@ -48,7 +48,7 @@ class World:
 
     stage: Stage
     table: Table
-    plans: list[SnapshotPlan]
+    plans: list[LoadPlan]
     tally: Counter[str] = field(default_factory=Counter)
 
     def begin(self) -> None:
@@ -203,10 +203,10 @@ class World:
 class ScheduledTable(Table):
     """With plans that are made once."""
 
-    def plans(self) -> list[SnapshotPlan]:
+    def plans(self) -> list[LoadPlan]:
         return [self._plan(number, by_partition) for number, by_partition in enumerate(SNAPSHOTS, start=1)]
 
-    def _plan(self, number: int, by_partition: Mapping[str, tuple[int, int]]) -> SnapshotPlan:
+    def _plan(self, number: int, by_partition: Mapping[str, tuple[int, int]]) -> LoadPlan:
         plans = []
         for partition, counts in by_partition.items():
             day = date.fromisoformat(f"{partition}-05")

@@ -16,7 +16,7 @@ from trilake.clickhouse.cluster import Cluster, Statement
 from trilake.errors import UnreachableError
 from trilake.lake import DataSet
 from trilake.lake.data_set import RAW_BUCKET
-from trilake.postgres import connect
+from trilake.postgres.connection import connect
 from trilake.s3 import client as s3_client
 from trilake.sources import nycflights13
 

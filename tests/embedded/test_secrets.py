@@ -19,14 +19,14 @@ from airflow_task import Store
 from running_platform import Platform
 from tcp_proxy import Fault, TcpProxy, http_error
 
-from trilake import patience
-from trilake.embedded import processes
+from trilake import retry
 from trilake.hooks.clickhouse import ClickHouseHook
 from trilake.hooks.lake import LakeHook
 from trilake.lake import DataSet
 from trilake.operators.arrivals import TakeArrivalsOperator
 from trilake.operators.clickhouse import ClickHouseOperator
 from trilake.operators.report import ClickHouseReportOperator
+from trilake.platform.embedded import processes
 from trilake.transfers.clickhouse_to_postgres import ClickHouseToPostgresOperator
 from trilake.transfers.iceberg_to_clickhouse import IcebergToClickHouseOperator
 from trilake.transfers.postgres_to_iceberg import PostgresToIcebergOperator
@@ -45,7 +45,7 @@ def connections(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> dict[str
     """The platform's own, for a test to break."""
     documents = {name: json.loads(platform.env[f"AIRFLOW_CONN_{name.upper()}"]) for name in IDS}
     monkeypatch.setenv("TRILAKE_PROJECT", str(platform.home.project))
-    monkeypatch.setattr(patience, "RESTART_S", 0.0)  # nothing comes back here
+    monkeypatch.setattr(retry, "RESTART_S", 0.0)  # nothing comes back here
     plant(monkeypatch, documents)
     return documents
 

@@ -15,8 +15,9 @@ from kubernetes_api import await_true
 from running_platform import Platform
 
 from trilake.endpoints import Endpoints
-from trilake.postgres import alive, connect
-from trilake.spark.postgres import STAGING, STAGING_LOCKS, remove_abandoned
+from trilake.postgres.connection import connect
+from trilake.postgres.locks import LockSpace, hold_lock
+from trilake.spark.postgres import STAGING, remove_abandoned
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(spark_session.TIMEOUT_S)]
 
@@ -136,7 +137,7 @@ def test_of_two_writers_none_removes_the_others_staging(endpoints: Endpoints, sc
     with connect(endpoints.oltp) as connection, connection.cursor() as cursor:
         for attempt in ("0" * 12, "1" * 12):
             cursor.execute(f"CREATE UNLOGGED TABLE {schema}.{STAGING}{attempt} (k int)")
-    with alive(endpoints.oltp, STAGING_LOCKS, "0" * 12):
+    with hold_lock(endpoints.oltp, LockSpace.MART_STAGING, "0" * 12):
         assert remove_abandoned(endpoints.oltp, schema) == [f"{schema}.{STAGING}{'1' * 12}"]
     assert remove_abandoned(endpoints.oltp, schema) == [f"{schema}.{STAGING}{'0' * 12}"]
 

@@ -12,9 +12,9 @@ import pytest
 from airflow_task import Lines, ObjectStore, Task, object_store
 from kubernetes_api import PROJECT, KubernetesServer, await_true, kubernetes_server
 
-from trilake.embedded import jars, java
-from trilake.embedded.kubernetes.driver_process import session_members
 from trilake.operators.spark import SparkApplicationError
+from trilake.platform.embedded import jars, java
+from trilake.platform.embedded.kubernetes.driver_process import session_members
 from trilake.spark import versions
 from trilake.triggers.spark import SparkApplicationTrigger
 

@@ -20,10 +20,11 @@ from transfer_task import connect_airflow, context, make
 
 from trilake import s3
 from trilake.errors import ConfigurationError, RefusedError, UnreachableError
-from trilake.lake import DataSet, whole
+from trilake.lake import DataSet, dimensions
 from trilake.lake.catalog import RUN_PROPERTY, files_of, load_table, open_catalog, plan, snapshot_summary
-from trilake.lake.whole import replace_table
-from trilake.postgres import MART_LOCKS, connect
+from trilake.lake.dimensions import replace_table
+from trilake.postgres.connection import connect
+from trilake.postgres.locks import LockSpace
 from trilake.transfers.clickhouse_to_postgres import ClickHouseToPostgresOperator
 from trilake.transfers.postgres_to_iceberg import PostgresToIcebergOperator
 from trilake.transfers.source_to_s3 import SourceToS3Operator
@@ -246,7 +247,7 @@ def test_of_two_that_replace_a_dimension_at_once_the_one_that_read_earlier_is_no
     platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connect_airflow(monkeypatch, platform.env)
-    dimension, read = DataSet(f"t_{secrets.token_hex(4)}"), whole.read_postgres
+    dimension, read = DataSet(f"t_{secrets.token_hex(4)}"), dimensions.read_postgres
     source = f"marts.{dimension.name}"
 
     def oltp(sql: str) -> list[tuple[Any, ...]]:
@@ -261,16 +262,16 @@ def test_of_two_that_replace_a_dimension_at_once_the_one_that_read_earlier_is_no
 
     def reading(*given: Any) -> Any:
         rows = read(*given)
-        monkeypatch.setattr(whole, "read_postgres", read)
+        monkeypatch.setattr(dimensions, "read_postgres", read)
         oltp(f"UPDATE {source} SET k = 2")
         second.start()
-        waiting = f"SELECT 1 FROM pg_locks WHERE classid = {MART_LOCKS} AND NOT granted"
+        waiting = f"SELECT 1 FROM pg_locks WHERE classid = {LockSpace.MART} AND NOT granted"
         await_true(lambda: not second.is_alive() or oltp(waiting), 60)
         return rows
 
     oltp(f"CREATE TABLE {source} (k int)")
     oltp(f"INSERT INTO {source} VALUES (1)")
-    monkeypatch.setattr(whole, "read_postgres", reading)
+    monkeypatch.setattr(dimensions, "read_postgres", reading)
     catalog = open_catalog(platform.endpoints.lake, platform.endpoints.s3)
     try:
         replace_it()

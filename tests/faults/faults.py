@@ -16,10 +16,10 @@ import psutil
 from schedule import Schedule
 from tcp_proxy import TcpProxy
 
-from trilake.embedded import platform as lifecycle
-from trilake.embedded import processes
-from trilake.embedded.home import LOOPBACK, Home, free_port
-from trilake.embedded.processes import NEVER_STARTED, Supervisor
+from trilake.platform.embedded import platform as lifecycle
+from trilake.platform.embedded import processes
+from trilake.platform.embedded.home import LOOPBACK, Home, free_port
+from trilake.platform.embedded.processes import NEVER_STARTED, Supervisor
 
 # Services that have a proxy before them; ClickHouse reads S3 through one, too.
 PROXIED = ("postgres", "s3", "clickhouse", "kubernetes")

@@ -16,8 +16,8 @@ from state import MONTH, Holdings
 from tcp_proxy import TcpProxy
 
 from faults import Faults, ProxiedHome, proxies, small_disks
-from trilake.embedded.connections import connections
 from trilake.endpoints import Endpoints, as_environment
+from trilake.platform.embedded.connections import connections
 
 # What a DAG is triggered with
 CONF = {"flights": {"start": MONTH}}

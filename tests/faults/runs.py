@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 
 from trilake.cli.airflow_api import FINAL_STATES, AirflowApi, Task
 from trilake.cli.lifecycle import administrator
-from trilake.embedded import platform as lifecycle
-from trilake.embedded import postgres
-from trilake.embedded.home import SERVICES, Home
-from trilake.embedded.processes import Supervisor
 from trilake.errors import TrilakeError
-from trilake.postgres import connect
+from trilake.platform.embedded import platform as lifecycle
+from trilake.platform.embedded import postgres
+from trilake.platform.embedded.home import SERVICES, Home
+from trilake.platform.embedded.processes import Supervisor
+from trilake.postgres.connection import connect
 
 T = TypeVar("T")
 
@@ -77,8 +77,8 @@ class Runs:
             )
             return rows[0] if rows and rows[0][1] is not None else None
 
-        identity, at_work = self._await(begun, RUN_S, f"{dag_id}.{task_id} of {run_id} to begin")
-        time.sleep(max(0.0, seconds - float(at_work)))
+        identity, job_lock = self._await(begun, RUN_S, f"{dag_id}.{task_id} of {run_id} to begin")
+        time.sleep(max(0.0, seconds - float(job_lock)))
         return str(identity), str(self._ask("SELECT state FROM task_instance WHERE id = %s", (identity,))[0][0])
 
     def await_end(self, dag_id: str, run_id: str, seconds: float = RUN_S) -> str:

@@ -13,18 +13,18 @@ import psutil
 from data_sets import AIRLINES, AIRPORTS, FLIGHTS, PLANES, WEATHER
 
 from trilake import s3
-from trilake.arrivals import again, overdue
 from trilake.clickhouse.cluster import Cluster, Statement
-from trilake.clickhouse.ledger import Ledger
-from trilake.clickhouse.publication import Publisher
-from trilake.embedded import processes
-from trilake.embedded.home import Home
+from trilake.clickhouse.publication.ledger import Ledger
+from trilake.clickhouse.publication.publisher import Publisher
 from trilake.endpoints import Endpoints
 from trilake.errors import ConfigurationError
 from trilake.lake import Window
+from trilake.lake.arrivals import again, overdue
 from trilake.lake.catalog import TableNotFoundError, load_table, open_catalog, plan
 from trilake.lake.data_set import BUCKETS, EXPORTS_BUCKET, LAKE_BUCKET
-from trilake.postgres import connect
+from trilake.platform.embedded import processes
+from trilake.platform.embedded.home import Home
+from trilake.postgres.connection import connect
 from trilake.sources import nycflights13
 from trilake.spark.postgres import STAGING
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from trilake.embedded.home import write_private
 from trilake.errors import UnreachableError
+from trilake.platform.embedded.home import write_private
 from trilake.spark.application import IMAGE, NAMESPACE
 
 K8S = Path(__file__).parents[2] / "k8s"

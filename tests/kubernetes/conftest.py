@@ -21,8 +21,8 @@ from tcp_proxy import TcpProxy
 
 from trilake.cli.airflow_api import AirflowApi, AirflowError
 from trilake.cli.lifecycle import administrator
-from trilake.embedded.connections import KUBECONFIG_VARIABLE
 from trilake.endpoints import Endpoints
+from trilake.platform.embedded.connections import KUBECONFIG_VARIABLE
 
 # Port of the hosts -> the embedded service behind it
 RELAYS = {7070: "s3", 5432: "postgres", 8123: "clickhouse", 8124: "clickhouse"}

@@ -11,7 +11,7 @@ from airflow_run import Airflow, Run
 from cluster import Cluster, await_true
 from running_platform import Platform
 
-from trilake.embedded.status import status
+from trilake.platform.embedded.status import status
 
 
 def service_pid(platform: Platform, service: str) -> int:

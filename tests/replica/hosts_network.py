@@ -12,8 +12,8 @@ from pathlib import Path
 
 from flows import HOSTS, PROJECT, table
 
-from trilake.hosts import environment
-from trilake.hosts.vpn import Vpn
+from trilake.platform.hosts import environment
+from trilake.platform.hosts.vpn import Vpn
 
 HOST_IMAGE = "trilake/host:0.1.0"
 VPN_IMAGE = "trilake/openvpn:0.1.0"

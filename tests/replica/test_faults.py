@@ -35,8 +35,8 @@ def begin(replica: Replica, task: str) -> str:
     # two drivers on a small node can keep each other's executors out
     await_true(lambda: not replica.left_in_kubernetes(), HEALTHY_S, "an earlier run to leave Kubernetes")
     run = replica.start(FLIGHTS, MONTH)
-    at_work = ("running", "deferred")
-    await_true(lambda: replica.task(FLIGHTS, run, task) in at_work, 600, f"{task} of {run} to be at work")
+    job_lock = ("running", "deferred")
+    await_true(lambda: replica.task(FLIGHTS, run, task) in job_lock, 600, f"{task} of {run} to be at work")
     if task == "curate":
         await_true(lambda: any("pod" in name for name in replica.left_in_kubernetes()), 300, "its driver")
     return run

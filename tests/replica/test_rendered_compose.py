@@ -12,7 +12,7 @@ from compose_rules import problems_of_rendered
 from flows import PROJECT
 from hosts_network import why_no_docker
 
-from trilake.hosts import environment
+from trilake.platform.hosts import environment
 
 # What somebody needs who comes in, and no host.
 OF_NO_HOST = {v.name for v in environment.VARIABLES if not v.hosts}

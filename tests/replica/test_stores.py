@@ -15,8 +15,8 @@ from flows import PROJECT
 from hosts_network import why_no_docker
 from whole_replica import INSIDE, Replica
 
-from trilake.hosts.producers import ProducerError, Producers
-from trilake.hosts.store import RIGHTS
+from trilake.platform.hosts.producers import ProducerError, Producers
+from trilake.platform.hosts.s3_admin import RIGHTS
 
 
 @pytest.fixture(scope="module")

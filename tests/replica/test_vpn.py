@@ -18,7 +18,7 @@ from flows import HOSTS, PROJECT, ROLES
 from hosts_network import PROBE, VPN_IMAGE, Container, Network, await_true, docker
 from vpn_client import Client, profile_of
 
-from trilake.hosts.vpn import VpnError
+from trilake.platform.hosts.vpn import VpnError
 
 NOBODY = 65534
 KILLS = 5

@@ -16,7 +16,7 @@ from hosts_network import HOST_IMAGE, await_true, docker
 
 from trilake.cli.airflow_api import FINAL_STATES, AirflowApi, AirflowError
 from trilake.errors import TrilakeError
-from trilake.hosts import environment
+from trilake.platform.hosts import environment
 
 INSIDE = Path(__file__).parent / "inside"
 REFERENCE, FLIGHTS, REPORT = "reference_snapshot", "flights", "flights_report"
@@ -85,7 +85,16 @@ class Replica:
 
     def run_inside(self, program: str) -> str:
         """What a program of tests/replica/inside prints, run in Airflow's image with Airflow's connections."""
-        command = ("exec", "-T", "airflow-triggerer", "python", "-m", "trilake.hosts.run", "python", "-")
+        command = (
+            "exec",
+            "-T",
+            "airflow-triggerer",
+            "python",
+            "-m",
+            "trilake.platform.hosts.entrypoint",
+            "python",
+            "-",
+        )
         return self.compose(*command, stdin=(INSIDE / f"{program}.py").read_text())
 
     def held(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from flights_curate import FLIGHTS_CSV, WEATHER_CSV, curate
 from pyspark.sql import SparkSession
 
-from trilake.embedded.local_table import misfits
+from trilake.platform.embedded.local_table import misfits
 
 SQL = Path(__file__).resolve().parents[2] / "sql"
 PLANES = "tailnum string, year int, manufacturer string, model string, seats int"

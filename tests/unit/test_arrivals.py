@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trilake.arrivals import Listing, Object, digest, partition_of
 from trilake.assets import arrivals
 from trilake.errors import ConfigurationError
 from trilake.lake import DataSet
+from trilake.lake.arrivals import Listing, Object, digest, partition_of
 from trilake.lake.window import Grain, partition_name
 
 ORDERS = DataSet("orders", grain="month", date="d", shard_by="k")

@@ -11,10 +11,10 @@ import pytest
 
 from trilake.clickhouse.export import EXPORTS_COLLECTION
 from trilake.endpoints import ClickHouseEndpoint
-from trilake.hosts.connections import SHARDS
-from trilake.hosts.environment import VARIABLES
 from trilake.lake.data_set import BACKUPS_BUCKET, LAKE_BUCKET, RAW_BUCKET
-from trilake.migrations import Step, overall_ddl
+from trilake.platform.hosts.connections import SHARDS
+from trilake.platform.hosts.environment import VARIABLES
+from trilake.schema.migrations import Step, overall_ddl
 
 FOLDER = Path(__file__).resolve().parents[2] / "docker" / "vps_3"
 USERS = (FOLDER / "users.d" / "trilake.xml").read_text()

@@ -19,9 +19,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trilake.embedded.clickhouse import wire
-from trilake.embedded.clickhouse.config import GatewayConfig
-from trilake.embedded.clickhouse.protocol import (
+from trilake.errors import ConfigurationError
+from trilake.platform.embedded.clickhouse import wire
+from trilake.platform.embedded.clickhouse.config import GatewayConfig
+from trilake.platform.embedded.clickhouse.protocol import (
     QueryError,
     Session,
     body_is_lz4,
@@ -31,8 +32,7 @@ from trilake.embedded.clickhouse.protocol import (
     parse_request,
     quoted,
 )
-from trilake.embedded.clickhouse.statement import GATEWAY_DATABASE, QUERY_ID, read_head, tokens, understand
-from trilake.errors import ConfigurationError
+from trilake.platform.embedded.clickhouse.statement import GATEWAY_DATABASE, QUERY_ID, read_head, tokens, understand
 
 TEXT = st.text(st.characters(codec="utf-8"))
 WORDS = [

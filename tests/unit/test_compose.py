@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from compose_rules import FILES, PROJECT, problems, read, variables
 
-from trilake.hosts.containers import PROJECT as PROJECT_NAME
-from trilake.hosts.environment import VARIABLES, host_settings, replica_settings
+from trilake.platform.hosts.containers import PROJECT as PROJECT_NAME
+from trilake.platform.hosts.environment import VARIABLES, host_settings, replica_settings
 
 GOOD = """
 services:

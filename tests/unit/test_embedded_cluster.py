@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from trilake.embedded.kubernetes.cluster import Cluster
+from trilake.platform.embedded.kubernetes.cluster import Cluster
 
 # As a driver does that is just being started: it comes to run if it can link its name to the attempt's folder.
 _LATE = """

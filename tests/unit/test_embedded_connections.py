@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from trilake.embedded.connections import KUBECONFIG_VARIABLE, connections
 from trilake.errors import ConfigurationError
+from trilake.platform.embedded.connections import KUBECONFIG_VARIABLE, connections
 
 WHOLE = """
 clusters: [{name: c, cluster: {server: "https://vps-2:6443", certificate-authority-data: Q0E=}}]

@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 from supervisor.options import ServerOptions
 
-from trilake.embedded import postgres, processes
-from trilake.embedded.home import Home
-from trilake.embedded.processes import HOME_MARKER, SERVICE_MARKER, Program
+from trilake.platform.embedded import postgres, processes
+from trilake.platform.embedded.home import Home
+from trilake.platform.embedded.processes import HOME_MARKER, SERVICE_MARKER, Program
 
 PROJECT = Path(__file__).parents[2]
 AWKWARD = ["/bin/echo", "a b", "50%", "%(here)s", "it's", '"quoted"', "semi;colon", "back\\slash", "#", ""]

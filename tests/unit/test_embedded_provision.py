@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from trilake.embedded import jars, java
-from trilake.embedded.cache import cache_folder, filled_atomically
+from trilake.platform.embedded import jars, java
+from trilake.platform.embedded.cache import cache_folder, filled_atomically
 
 PROJECT = Path(__file__).parents[2]
 

@@ -11,8 +11,8 @@ from cryptography.fernet import Fernet
 
 from trilake.endpoints import Endpoints, as_environment
 from trilake.errors import TrilakeError
-from trilake.hosts import connections, environment, run
-from trilake.hosts.environment import EnvironmentFileError
+from trilake.platform.hosts import connections, entrypoint, environment
+from trilake.platform.hosts.environment import EnvironmentFileError
 
 
 @pytest.fixture
@@ -122,17 +122,17 @@ def test_airflow_and_spark_enter_s3_as_themselves_and_know_the_same_hosts(values
 def test_a_process_is_given_settings_and_connections_only_where_its_container_has_the_secrets(
     values: dict[str, str],
 ) -> None:
-    assert run.environment({"PATH": "/bin"}) == {}
-    made = run.environment({**values, "TRILAKE_CONNECTIONS": "airflow"})
+    assert entrypoint.environment({"PATH": "/bin"}) == {}
+    made = entrypoint.environment({**values, "TRILAKE_CONNECTIONS": "airflow"})
     assert made["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"].endswith("@127.0.0.1:5433/airflow")
     assert made["AIRFLOW__API__HOST"] == values["VPS_1_ADDRESS"]
     assert "LocalDagBundle" in made["AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST"]
     assert "AIRFLOW_CONN_AWS_DEFAULT" in made
     del values["DAG_BUNDLE"]
-    assert "GitDagBundle" in run.environment(values)["AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST"]
+    assert "GitDagBundle" in entrypoint.environment(values)["AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST"]
     del values["AIRFLOW_DB_PASSWORD"]
     with pytest.raises(TrilakeError, match="AIRFLOW_DB_PASSWORD is not set"):
-        run.environment(values)
+        entrypoint.environment(values)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_a_container_that_is_given_a_secret_that_is_none_says_so_in_one_line_and
     """Also where `docker compose up` was called, which looks at no value."""
     for variable, value in {**values, name: wrong}.items():
         monkeypatch.setenv(variable, value)
-    assert run.main(["false"]) == 1
+    assert entrypoint.main(["false"]) == 1
     told = capsys.readouterr().err
     assert says in told
     assert told.count("\n") == 1

@@ -10,7 +10,7 @@ import schedule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trilake.embedded.home import SERVICES
+from trilake.platform.embedded.home import SERVICES
 
 ROUNDS = st.integers(0, 500).map(lambda number: number * schedule.ROUND)
 

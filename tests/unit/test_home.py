@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trilake.embedded import home as homes
-from trilake.embedded.home import (
+from trilake.errors import ConfigurationError
+from trilake.platform.embedded import home as homes
+from trilake.platform.embedded.home import (
     PORT_NAMES,
     Home,
     find_project,
@@ -22,7 +23,6 @@ from trilake.embedded.home import (
     read_environment,
     write_private,
 )
-from trilake.errors import ConfigurationError
 
 PROJECT = Path(__file__).parents[2]
 

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from trilake.clickhouse.types import cuts, fits
-from trilake.embedded.local_table import compare, found_by_check, misfits, missing_values, table_columns
+from trilake.clickhouse.publication.types import cuts, fits
 from trilake.errors import ConfigurationError
+from trilake.platform.embedded.local_table import compare, found_by_check, misfits, missing_values, table_columns
 
 DDL = """-- CREATE TABLE in a comment is none
 CREATE TABLE t (id Int64, name LowCardinality(Nullable(String)), day Date, twice Int64 MATERIALIZED id * 2)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from trilake.endpoints import ClickHouseEndpoint, ClickHouseShard
-from trilake.migrations import MigrationError, Step, local_ddl, overall_ddl, read_steps
+from trilake.schema.migrations import MigrationError, Step, local_ddl, overall_ddl, read_steps
 
 SQL = Path(__file__).resolve().parents[2] / "sql"
 ONE_SERVER = ClickHouseEndpoint(

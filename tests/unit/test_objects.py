@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from trilake.lake.plan import DataFile
 
 from trilake.errors import ConfigurationError
 from trilake.lake import DataSet
-from trilake.lake.catalog import DataFile
 from trilake.lake.objects import _digest, _format, is_plain_key, read_objects
 
 MONTHLY = DataSet("orders", grain="month", date="d", shard_by="k")

@@ -9,9 +9,9 @@ import pytest
 
 from trilake.endpoints import Endpoints
 from trilake.errors import ConfigurationError
-from trilake.hosts import environment
-from trilake.hosts.environment import EnvironmentFileError
-from trilake.hosts.overlay import write_overlay
+from trilake.platform.hosts import environment
+from trilake.platform.hosts.environment import EnvironmentFileError
+from trilake.platform.hosts.overlay import write_overlay
 
 K8S = Path(__file__).parents[2] / "k8s"
 

@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trilake import extract
 from trilake.clickhouse.export import Export, ExportedObject
 from trilake.clickhouse.sql import has_result, parameter_names, split_statements
 from trilake.errors import ConfigurationError
-from trilake.hosts import environment
-from trilake.hosts.environment import EnvironmentFileError
 from trilake.lake import DataSet
 from trilake.lake.objects import read_objects
+from trilake.platform.hosts import environment
+from trilake.platform.hosts.environment import EnvironmentFileError
+from trilake.postgres import extract
 from trilake.spark.event_log import Metrics, summarise
 
 TEXT = st.text(st.characters(codec="utf-8"))

@@ -10,9 +10,9 @@ import pytest
 
 from trilake.cli import producer as command
 from trilake.errors import ConfigurationError
-from trilake.hosts import store
-from trilake.hosts.producers import ProducerError, Producers
-from trilake.hosts.store import StoreError
+from trilake.platform.hosts import s3_admin
+from trilake.platform.hosts.producers import ProducerError, Producers
+from trilake.platform.hosts.s3_admin import StoreError
 
 
 class Kept(Producers):
@@ -89,10 +89,10 @@ def test_what_a_killed_add_left_does_not_replace_the_secret_of_a_later_one(tmp_p
 
 
 def test_the_gateway_is_not_asked_to_replace_a_producers_secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "_identities", lambda _root: {"flights.acme"})
-    monkeypatch.setattr(store, "_administer", lambda *_: pytest.fail("it was asked"))
+    monkeypatch.setattr(s3_admin, "_identities", lambda _root: {"flights.acme"})
+    monkeypatch.setattr(s3_admin, "_administer", lambda *_: pytest.fail("it was asked"))
     with pytest.raises(StoreError, match=r"a producer flights\.acme already"):
-        store.add_producer(store.root_of("root"), "flights.acme", "another")
+        s3_admin.add_producer(s3_admin.root_of("root"), "flights.acme", "another")
 
 
 def test_the_secret_of_a_revoked_key_never_comes_back(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_job_whose_container_was_cleared_away_is_no_error(monkeypatch: pytest.
         ran.append(arguments)
         return "[]"
 
-    monkeypatch.setattr("trilake.hosts.containers.docker", docker)
-    monkeypatch.setattr("trilake.hosts.producers.docker", docker)
+    monkeypatch.setattr("trilake.platform.hosts.containers.docker", docker)
+    monkeypatch.setattr("trilake.platform.hosts.producers.docker", docker)
     assert Producers("p", "root").list() == []
     assert "sha256:of-airflow" in ran[0]

@@ -15,15 +15,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trilake import report
 from trilake.cli.declared import data_sets, find_task
-from trilake.embedded.local_table import Column
+from trilake.clickhouse import report
 from trilake.endpoints import ClickHouseShard, Endpoints
 from trilake.errors import ConfigurationError, TrilakeError
-from trilake.hosts import environment
-from trilake.hosts.overlay import write_overlay
 from trilake.lake import DataSet
-from trilake.migrations import Step, _read, local_ddl
+from trilake.platform.embedded.local_table import Column
+from trilake.platform.hosts import environment
+from trilake.platform.hosts.overlay import write_overlay
+from trilake.schema.migrations import Step, _read, local_ddl
 from trilake.spark import versions
 
 PROJECT = Path(__file__).parents[2]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trilake.report import Query, Result, render
+from trilake.clickhouse.report import Query, Result, render
 
 
 @pytest.mark.parametrize("chart", ["bar", "line"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trilake.clickhouse.types import bare, cuts, fits
+from trilake.clickhouse.publication.types import bare, cuts, fits
 from trilake.errors import ConfigurationError
 from trilake.spark.clickhouse import _spark_type
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from trilake.embedded import s3
-from trilake.embedded.home import Home
+from trilake.platform.embedded import s3
+from trilake.platform.embedded.home import Home
 from trilake.s3 import is_unfinished
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from trilake.hosts.containers import project_name
-from trilake.hosts.vpn import VpnError, _write
+from trilake.platform.hosts.containers import project_name
+from trilake.platform.hosts.vpn import VpnError, _write
 
 PROJECT = Path(__file__).parents[2]
 

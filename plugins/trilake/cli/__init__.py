@@ -15,8 +15,8 @@ import typer
 from trilake.errors import TrilakeError
 
 if TYPE_CHECKING:
-    from trilake.embedded.home import Home
     from trilake.endpoints import Endpoints
+    from trilake.platform.embedded.home import Home
 
 DEBUG = "--debug"
 
@@ -79,7 +79,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _home() -> Home:
-    from trilake.embedded.home import Home
+    from trilake.platform.embedded.home import Home
 
     return Home.locate()
 
@@ -186,7 +186,7 @@ def run(
     data_set: Annotated[str, typer.Option(help="What the job makes, where the DAGs do not say it.")] = "",
     json: Json = False,
 ) -> None:
-    """Rehearse a Spark job here: what it would commit, and what that changes. Exit code 1 if it would not fit."""
+    """Dry run of a Spark job here: what it would commit, and what would change. Exit code 1 if it would not fit."""
     from trilake.cli.run import run
     from trilake.endpoints import Endpoints
 
@@ -205,7 +205,7 @@ def put(
 ) -> None:
     """Put files into a partition of s3://raw/, as a producer does. One of the same name is replaced."""
     from trilake.cli.put import put
-    from trilake.embedded.home import find_project
+    from trilake.platform.embedded.home import find_project
 
     put(find_project(), _endpoints(), data_set, partition, files, as_json=json)
 
@@ -218,7 +218,7 @@ def migrate(
 ) -> None:
     """Apply the files of sql/ to PostgreSQL and to every shard of ClickHouse."""
     from trilake.cli import ledger
-    from trilake.embedded.home import find_project
+    from trilake.platform.embedded.home import find_project
 
     ledger.migrate(_endpoints(), find_project() / "sql", dry_run=plan, wait=wait, as_json=json)
 
@@ -283,8 +283,8 @@ def overlay(
     """Write k8s/ with the hosts' addresses and the jobs' connections of .env, for `kubectl apply -k` on vps_2."""
     import os
 
-    from trilake.hosts import environment
-    from trilake.hosts.overlay import write_overlay
+    from trilake.platform.hosts import environment
+    from trilake.platform.hosts.overlay import write_overlay
 
     print(write_overlay(k8s, name, environment.read(file) if file else os.environ, into))
 
@@ -296,7 +296,7 @@ def deploy(
     """Push the jobs' code and make the project's DAGs and SQL live under the same version. All or nothing."""
     from trilake.cli.deploy import check as look_at
     from trilake.cli.deploy import deploy as put_live
-    from trilake.embedded.home import find_project
+    from trilake.platform.embedded.home import find_project
 
     if check:
         look_at(find_project())
@@ -311,7 +311,7 @@ def replica(
     """Start the three hosts' replica in Docker, or what of it does not run, and wait until all is well."""
     from trilake.cli.replica import down as end
     from trilake.cli.replica import up as start
-    from trilake.embedded.home import find_project
+    from trilake.platform.embedded.home import find_project
 
     (end if down else start)(find_project())
 
@@ -344,7 +344,7 @@ def setup_airflow() -> None:
 def jobs_push() -> None:
     """Put the jobs' code into S3 and make it the current version, for runs that start from now on."""
     from trilake import s3
-    from trilake.embedded.home import find_project
+    from trilake.platform.embedded.home import find_project
     from trilake.spark import versions
 
     print(versions.push(s3.client(_endpoints().s3), find_project()))
@@ -362,7 +362,7 @@ def new_dataset(
 ) -> None:
     """Write a data set's DAG, job, table, check and tests, which run as they are. Nothing is overwritten."""
     from trilake.cli.new import show
-    from trilake.embedded.home import find_project
+    from trilake.platform.embedded.home import find_project
 
     show(find_project(), name, grain)
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trilake.embedded.rehearsal import Task
 from trilake.errors import ConfigurationError
 from trilake.lake import DataSet
+from trilake.platform.embedded.dry_run import Task
 
 _OPERATOR = "SparkApplicationOperator"
 # What else of a call is asked for, and what it has to be where it is written out.

@@ -15,7 +15,7 @@ from trilake.clickhouse.cluster import Cluster, Statement
 from trilake.endpoints import Endpoints
 from trilake.errors import CountMismatchError
 from trilake.lake import Window
-from trilake.postgres import connect
+from trilake.postgres.connection import connect
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -9,11 +9,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from trilake import migrations
 from trilake.endpoints import Endpoints
-from trilake.hosts.airflow import REPOSITORY
-from trilake.hosts.deploy import DeployError, missing_jobs
-from trilake.hosts.deploy import deploy as put_live
+from trilake.platform.hosts.airflow import REPOSITORY
+from trilake.platform.hosts.deploy import DeployError, missing_jobs
+from trilake.platform.hosts.deploy import deploy as put_live
+from trilake.schema import migrations
 
 _PARSE_TIMEOUT_S = 600
 # In a process of its own, with a home of its own: nothing of a running Airflow is read or changed.

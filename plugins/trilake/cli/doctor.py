@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from trilake.embedded import jars, java, platform, postgres
-from trilake.embedded.home import SERVICES, Home, port_is_free
-from trilake.embedded.status import status
 from trilake.errors import TrilakeError
+from trilake.platform.embedded import jars, java, platform, postgres
+from trilake.platform.embedded.home import SERVICES, Home, port_is_free
+from trilake.platform.embedded.status import status
 
 _GIB = 1024**3
 # The platform, a year of flights in three stores, logs.

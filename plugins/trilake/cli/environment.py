@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from trilake.hosts import environment
+from trilake.platform.hosts import environment
 
 
 def write(path: Path, *, hosts: Sequence[str], subnet: str) -> None:

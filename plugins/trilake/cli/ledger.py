@@ -10,10 +10,10 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-import trilake.arrivals
+import trilake.lake.arrivals
 from trilake.clickhouse.cluster import Cluster
-from trilake.clickhouse.ledger import Ledger
-from trilake.clickhouse.publication import Publisher
+from trilake.clickhouse.publication.ledger import Ledger
+from trilake.clickhouse.publication.publisher import Publisher
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,10 +53,10 @@ def arrivals(endpoints: Endpoints, *, hours: float, again: str, as_json: bool) -
     """Show what a run took in hand longer ago and no job has committed; or have one partition taken anew."""
     if again:
         data_set, _, partition = again.partition("/")
-        trilake.arrivals.again(endpoints.lake, data_set, partition)
+        trilake.lake.arrivals.again(endpoints.lake, data_set, partition)
         print(f"{again} is due again, if files lie there", file=sys.stderr)
         return
-    rows = [asdict(one) for one in trilake.arrivals.overdue(endpoints.lake, timedelta(hours=hours))]
+    rows = [asdict(one) for one in trilake.lake.arrivals.overdue(endpoints.lake, timedelta(hours=hours))]
     _print(("data_set", "partition", "run", "taken_at"), rows, as_json=as_json)
     if rows:
         print(
@@ -71,8 +71,8 @@ def migrate(endpoints: Endpoints, sql_folder: Path, *, dry_run: bool, wait: int 
 
     :param wait: seconds to wait for ClickHouse's hosts to answer; other hosts than ours may be coming up.
     """
-    from trilake import migrations
     from trilake.clickhouse.cluster import Cluster
+    from trilake.schema import migrations
 
     if wait:
         # nobody answers: its client would say so twice a second, and not which host it is

@@ -8,9 +8,9 @@ import threading
 import time
 from dataclasses import asdict
 
-from trilake.embedded import airflow, platform
-from trilake.embedded.home import Home
-from trilake.embedded.status import status
+from trilake.platform.embedded import airflow, platform
+from trilake.platform.embedded.home import Home
+from trilake.platform.embedded.status import status
 
 _MIB = 1024**2
 _PIPE_COLUMNS = 200

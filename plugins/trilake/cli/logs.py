@@ -6,10 +6,10 @@ import os
 import time
 from pathlib import Path
 
-from trilake.embedded.airflow import MIGRATION
-from trilake.embedded.home import SERVICES, Home
-from trilake.embedded.processes import last_lines
 from trilake.errors import ConfigurationError
+from trilake.platform.embedded.airflow import MIGRATION
+from trilake.platform.embedded.home import SERVICES, Home
+from trilake.platform.embedded.processes import last_lines
 
 # Besides the services: what starts them, and what brings Airflow's database to its version.
 OTHER_LOGS = ("supervisord", MIGRATION)

@@ -82,7 +82,7 @@ def postgres(endpoint: PostgresEndpoint, query: str, *, as_json: bool) -> None:
     :raises UnreachableError: PostgreSQL does not answer.
     :raises QueryError: it refused the query.
     """
-    from trilake.postgres import PostgresError, connect
+    from trilake.postgres.connection import PostgresError, connect
 
     try:
         with connect(endpoint) as connection:

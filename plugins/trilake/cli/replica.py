@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trilake.errors import TrilakeError
-from trilake.hosts import environment
-from trilake.hosts.containers import project_name
-from trilake.hosts.vpn import Vpn
+from trilake.platform.hosts import environment
+from trilake.platform.hosts.containers import project_name
+from trilake.platform.hosts.vpn import Vpn
 
 READY_TIMEOUT_S = 900
 PROFILE = "laptop"

@@ -15,12 +15,12 @@ from urllib.parse import urlsplit
 
 from trilake.cli.declared import find_task
 from trilake.clickhouse.cluster import UNKNOWN_TABLE, ClickHouseError, Cluster, quote_name
-from trilake.embedded import local_table, rehearsal
-from trilake.embedded.home import Home
-from trilake.embedded.local_table import Column, Difference
 from trilake.endpoints import Endpoints
 from trilake.errors import CountMismatchError, UnreachableError
 from trilake.lake import DataSet, Window
+from trilake.platform.embedded import dry_run, local_table
+from trilake.platform.embedded.home import Home
+from trilake.platform.embedded.local_table import Column, Difference
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
@@ -34,13 +34,13 @@ _PIPE_COLUMNS = 160
 
 @dataclass(frozen=True)
 class Report:
-    """What a rehearsal found.
+    """What a dry run found.
 
     :param trouble: why it would not be committed or published, a line each; empty if it would.
     :param difference: to what is published; None if ClickHouse has no such table yet.
     """
 
-    result: rehearsal.Result
+    result: dry_run.Result
     columns: Sequence[Column]
     trouble: Sequence[str]
     difference: Difference | None
@@ -58,7 +58,7 @@ def run(
     data_set: str = "",
     as_json: bool = False,
 ) -> bool:
-    """Rehearse the job and print what came of it. Whether it could be committed and published.
+    """Run the job without a commit and print the result. Gives whether it could be committed and published.
 
     :raises TrilakeError: no such job, data set or window, the platform is down, or the job raised.
     """
@@ -66,11 +66,11 @@ def run(
     task = find_task(home.project, job, data_set)
     window = task.data_set.window(start, end)
     _check_up(endpoints)
-    with rehearsal.scratch(home) as folder:
+    with dry_run.scratch(home) as folder:
         published = folder / "published.native"
         with ThreadPoolExecutor(1) as beside:  # what Spark's start leaves time for
             fetched = beside.submit(_fetch, endpoints, task.data_set, window, published)
-            result = rehearsal.run(home, endpoints, task, window, folder, limit=limit)
+            result = dry_run.run(home, endpoints, task, window, folder, limit=limit)
             known = fetched.result()
         report = _examine(result, task.data_set, home.project / "sql", published if known else None, began)
     title = f"{task.job}: {task.data_set.name} {window}"
@@ -113,7 +113,7 @@ def _fetch(endpoints: Endpoints, data_set: DataSet, window: Window, path: Path) 
             shutil.copyfileobj(rows, file)
 
     try:
-        with Cluster(endpoints.clickhouse, comment={"rehearsal": data_set.name}) as cluster:
+        with Cluster(endpoints.clickhouse, comment={"dry-run": data_set.name}) as cluster:
             cluster.any_host(stream)
     except ClickHouseError as e:
         if e.code != UNKNOWN_TABLE:
@@ -123,7 +123,7 @@ def _fetch(endpoints: Endpoints, data_set: DataSet, window: Window, path: Path) 
 
 
 def _examine(
-    result: rehearsal.Result, data_set: DataSet, sql_folder: Path, published: Path | None, began: float
+    result: dry_run.Result, data_set: DataSet, sql_folder: Path, published: Path | None, began: float
 ) -> Report:
     trouble = []
     for partition, count in result.counts.items():
@@ -172,7 +172,7 @@ def _print(report: Report, title: str, data_set: DataSet, limit: int) -> None:
     console = Console(highlight=False, markup=False)
     console.width = console.width if console.is_terminal else _PIPE_COLUMNS
     sample = f" A sample: the first {limit:,} lines of each partition." if limit else ""
-    console.print(f"{title}, rehearsed in {report.seconds} s. Nothing was committed.{sample}\n")
+    console.print(f"{title}, dry run of {report.seconds} s. Nothing was committed.{sample}\n")
     for table in (
         _rows(report.result, data_set),
         _refused(report.result.refused),
@@ -185,7 +185,7 @@ def _print(report: Report, title: str, data_set: DataSet, limit: int) -> None:
     console.print("It would not be published like this." if report.trouble else "It fits.")
 
 
-def _rows(result: rehearsal.Result, data_set: DataSet) -> Table:
+def _rows(result: dry_run.Result, data_set: DataSet) -> Table:
     table = _table("Rows", str(data_set.grain), "in", "curated", "quarantined", "duplicates")
     for partition, count in result.counts.items():
         table.add_row(partition, *(f"{value:,}" for value in asdict(count).values()))

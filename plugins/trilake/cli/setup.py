@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 
 from trilake.endpoints import PostgresEndpoint
-from trilake.hosts.airflow import metadata
-from trilake.hosts.connections import POSTGRES_PORT, required
-from trilake.postgres import make_databases
+from trilake.platform.hosts.airflow import metadata
+from trilake.platform.hosts.connections import POSTGRES_PORT, required
+from trilake.postgres.databases import make_databases
 
 
 def databases() -> None:
@@ -22,15 +22,15 @@ def databases() -> None:
 
 def store() -> None:
     """Identities, buckets, policies."""
-    from trilake.hosts import store
+    from trilake.platform.hosts import s3_admin
 
-    store.set_up(os.environ)
-    print(f"S3 knows {', '.join(store.IDENTITIES)}, and the buckets {', '.join(store.RIGHTS)}.")
+    s3_admin.set_up(os.environ)
+    print(f"S3 knows {', '.join(s3_admin.IDENTITIES)}, and the buckets {', '.join(s3_admin.RIGHTS)}.")
 
 
 def airflow() -> None:
     """Airflow's tables and admin."""
-    from trilake.hosts import airflow
+    from trilake.platform.hosts import airflow
 
     airflow.set_up(os.environ)
     print(f"Airflow's database is up to date, its user {airflow.ADMIN} has the password of .env.")

@@ -18,13 +18,13 @@ from urllib.parse import quote, urlencode
 from airflow.providers.clickhousedb.hooks.clickhouse import ClickHouseHook as OfficialClickHouseHook
 from airflow.sdk import get_current_context
 
-from trilake import patience
+from trilake import retry
 from trilake.clickhouse import queries
 from trilake.clickhouse.cluster import STATEMENT_TIMEOUT_S, ClickHouseError, Cluster, error_of
 from trilake.endpoints import CLICKHOUSE_CONNECTION, ClickHouseEndpoint, is_on
 from trilake.errors import ConfigurationError, TrilakeError
 from trilake.hooks.clickhouse_cursor import IdentifiedConnection
-from trilake.patience import patiently
+from trilake.retry import patiently
 
 if TYPE_CHECKING:
     import pandas
@@ -156,7 +156,7 @@ class ClickHouseHook(OfficialClickHouseHook):
         """
         cluster = Cluster(self.endpoint, comment=log_comment(context or self.context))
         try:
-            cluster.await_hosts(patience.RESTART_S)
+            cluster.await_hosts(retry.RESTART_S)
         except TrilakeError:
             cluster.close()
             raise

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from airflow.sdk import BaseHook
 
 from trilake import s3
-from trilake.arrivals import SETTLE_SECONDS, Arrivals
-from trilake.clickhouse.ledger import Ledger
+from trilake.clickhouse.publication.ledger import Ledger
 from trilake.endpoints import LAKE_CONNECTION, S3_CONNECTION, PostgresEndpoint, S3Endpoint
 from trilake.lake import DataSet
+from trilake.lake.arrivals import SETTLE_SECONDS, Arrivals
 from trilake.lake.catalog import open_catalog
-from trilake.patience import patiently
-from trilake.postgres import await_answer
+from trilake.postgres.connection import await_answer
+from trilake.retry import patiently
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

@@ -238,7 +238,7 @@ class SparkApplicationHook(AsyncKubernetesHook):
         :raises TrilakeError: one still is after `seconds`.
         """
 
-        async def at_work() -> list[str]:
+        async def unfinished_deletions() -> list[str]:
             return [
                 pod.metadata.name
                 for pod in await self.pods(selector)
@@ -246,7 +246,7 @@ class SparkApplicationHook(AsyncKubernetesHook):
                 and pod.metadata.labels.get(_APPLICATION_LABEL) != others_than
             ]
 
-        await self._await_nothing(at_work, time.monotonic() + seconds)
+        await self._await_nothing(unfinished_deletions, time.monotonic() + seconds)
 
     async def _left_of(self, name: str) -> list[str]:
         application = [f"SparkApplication {name}"] if await self.get(name) is not None else []

@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import date, timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from trilake.endpoints import PostgresEndpoint, S3Endpoint
-from trilake.errors import ConfigurationError, TrilakeError, UnreachableError
+from trilake.errors import TrilakeError, UnreachableError
 from trilake.lake.data_set import LAKE_BUCKET, WHOLE, DataSet
+from trilake.lake.plan import ICEBERG_TABLE, DataFile, LoadPlan, PartitionPlan
 from trilake.lake.window import Grain, partition_name
 
 if TYPE_CHECKING:
@@ -31,11 +31,6 @@ WAREHOUSE = f"s3a://{LAKE_BUCKET}/warehouse"
 RUN_PROPERTY = "trilake.run"
 COUNTS_PROPERTY = "trilake.counts"
 
-# What rows come from, as the ledger says it: this and the table's UUID (the UUID is missing in rows of old), or this.
-ICEBERG_TABLE = "Iceberg table"
-PLAIN_OBJECTS = "plain objects"
-PlainFormat = Literal["Parquet", "CSVWithNames"]
-
 
 class TableNotFoundError(TrilakeError):
     """The data set has no Iceberg table yet."""
@@ -47,78 +42,6 @@ class SnapshotNotFoundError(TrilakeError):
 
 class UnpublishableSnapshotError(TrilakeError):
     """The snapshot holds something that cannot be pulled file by file."""
-
-
-@dataclass(frozen=True)
-class DataFile:
-    """One Parquet file of a snapshot, or a plain object. `key` is below the plan's bucket of S3.
-
-    :param bucket: the one bucket of Iceberg's that its rows lie in; None: it is not split by shard.
-    :param etag: what was pinned, without quotes; empty for files of Iceberg, which never change.
-    """
-
-    key: str
-    rows: int
-    size: int
-    bucket: int | None
-    etag: str = ""
-
-
-@dataclass(frozen=True)
-class PartitionPlan:
-    """The files that one partition consists of at one snapshot.
-
-    :param digest: of plain objects, what stands for exactly these; None: the snapshot does.
-    """
-
-    partition: str
-    files: tuple[DataFile, ...] = ()
-    digest: int | None = None
-
-    @property
-    def rows(self) -> int:
-        return sum(file.rows for file in self.files)
-
-    def of_shard(self, number: int) -> tuple[DataFile, ...]:
-        """The files that shard `number` (from 1) reads: those of its bucket, and those that are not split."""
-        return tuple(file for file in self.files if file.bucket is None or file.bucket == number - 1)
-
-
-@dataclass(frozen=True)
-class SnapshotPlan:
-    """What is to be published: partitions of one snapshot of an Iceberg table, or of plain objects.
-
-    :param snapshot_id: Iceberg's; of plain objects their version.
-    :param sequence_number: Iceberg's, or the version; a larger one is a later state of the same source.
-    :param buckets: how many shards the table was written for; None when unsharded.
-    :param source: what the rows come from, see `ICEBERG_TABLE`; two states of different sources have no order.
-    :param bucket: of S3, where the files are.
-    :param plain: the format of plain objects; None: Parquet files of Iceberg.
-    :param types: Iceberg's type of each column at that snapshot; empty where nobody knows.
-    """
-
-    data_set: DataSet
-    snapshot_id: int
-    sequence_number: int
-    buckets: int | None
-    partitions: tuple[PartitionPlan, ...]
-    source: str = ICEBERG_TABLE
-    bucket: str = LAKE_BUCKET
-    plain: PlainFormat | None = None
-    types: Mapping[str, str] = field(default_factory=dict, compare=False)
-
-    @property
-    def rows(self) -> int:
-        return sum(partition.rows for partition in self.partitions)
-
-    @property
-    def mixed(self) -> bool:
-        """Whether each file holds rows of every shard."""
-        return self.plain is not None and self.data_set.grain is not None
-
-    def state_of(self, partition: PartitionPlan) -> int:
-        """What tells two states of a partition with one sequence number apart: the snapshot, or a digest."""
-        return self.snapshot_id if partition.digest is None else partition.digest
 
 
 def open_catalog(lake: PostgresEndpoint, s3: S3Endpoint) -> SqlCatalog:
@@ -242,7 +165,7 @@ def _no_snapshot(table: Table, snapshot_id: int) -> SnapshotNotFoundError:
     )
 
 
-def plan(table: Table, data_set: DataSet, partitions: Iterable[str], snapshot_id: int | None = None) -> SnapshotPlan:
+def plan(table: Table, data_set: DataSet, partitions: Iterable[str], snapshot_id: int | None = None) -> LoadPlan:
     """The files of `partitions` at a snapshot (the current one by default), with their record counts.
 
     A partition without a file is part of the plan: it is empty, and publishing it empties it.
@@ -270,7 +193,7 @@ def plan(table: Table, data_set: DataSet, partitions: Iterable[str], snapshot_id
         partition, file = _data_file(table, data_set, task)
         if partition in files:
             files[partition].append(file)
-    return SnapshotPlan(
+    return LoadPlan(
         data_set=data_set,
         snapshot_id=snapshot.snapshot_id,
         sequence_number=snapshot.sequence_number or 0,
@@ -365,12 +288,3 @@ def _partition_of(grain: Grain, value: Any) -> str:
     if grain == "month":
         return partition_name(grain, date(1970 + value // 12, value % 12 + 1, 1))
     return partition_name(grain, date(1970, 1, 1) + timedelta(days=value))
-
-
-def check_shards(plan: SnapshotPlan, shards: int) -> None:
-    """:raises ConfigurationError: the table was written for another number of shards."""
-    if plan.buckets not in (None, shards):
-        raise ConfigurationError(
-            f"Data set {plan.data_set.name} was written for {plan.buckets} shards, the cluster has {shards}.",
-            hint="Reload it for the new number of shards.",
-        )

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from trilake.errors import ConfigurationError, TrilakeError
-from trilake.lake.catalog import PLAIN_OBJECTS, DataFile, PartitionPlan, PlainFormat, SnapshotPlan
 from trilake.lake.data_set import WHOLE, DataSet
+from trilake.lake.plan import PLAIN_OBJECTS, DataFile, LoadPlan, PartitionPlan, PlainFormat
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -78,7 +78,7 @@ def plan_objects(
     *,
     version: int,
     file_format: str | None = None,
-) -> SnapshotPlan:
+) -> LoadPlan:
     """Objects as they are now, pinned by ETag. A partition without an object is published empty.
 
     :param version: orders the loads of a partition: a lower one does not replace a higher one.
@@ -95,7 +95,7 @@ def plan_objects(
             )
     with ThreadPoolExecutor(_HEADS) as pool:
         pinned = {file.key: file for file in pool.map(lambda file: _pin(client, bucket, file), files)}
-    return SnapshotPlan(
+    return LoadPlan(
         data_set,
         version,
         version,

@@ -14,7 +14,7 @@ from trilake.errors import TrilakeError
 from trilake.hooks.clickhouse import ClickHouseHook
 from trilake.hooks.lake import LakeHook
 from trilake.lake.data_set import ARTIFACTS_BUCKET, EXPORTS_BUCKET, LOGS_BUCKET, RAW_BUCKET
-from trilake.postgres import await_answer
+from trilake.postgres.connection import await_answer
 from trilake.spark import clickhouse, postgres
 from trilake.spark.maintenance import ORPHANS_STAY
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowSkipException
 
-from trilake.arrivals import SETTLE_SECONDS
 from trilake.hooks.lake import LakeHook
+from trilake.lake.arrivals import SETTLE_SECONDS
 from trilake.lake.window import partition_name
 from trilake.operators.window import WindowedOperator, run_name
 
@@ -28,7 +28,7 @@ class TakeArrivalsOperator(WindowedOperator):
     run with the param ``start`` takes that window instead, due or not.
 
     What a run took is its own: if a later task fails, clear it. `trilake arrivals` lists what was never committed. See
-    `trilake.arrivals`.
+    `trilake.lake.arrivals`.
 
     XCom has ``start`` and ``end``, the first and the last partition.
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 
 from trilake.assets import published
-from trilake.clickhouse.checks import read_checks
-from trilake.clickhouse.publication import Publisher
+from trilake.clickhouse.publication.checks import read_checks
+from trilake.clickhouse.publication.publisher import Publisher
 from trilake.endpoints import CLICKHOUSE_CONNECTION
 from trilake.errors import TrilakeError
 from trilake.hooks.clickhouse import ClickHouseHook
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from trilake.lake import DataSet
-    from trilake.lake.catalog import SnapshotPlan
+    from trilake.lake.plan import LoadPlan
 
 
 class PublishOperator(WindowedOperator, ProjectOperator):
     """Write, audit, publish: ClickHouse pulls what `plan` names (no row passes through Airflow), the data set's checks
-    run on what was pulled, and readers see it. See `trilake.clickhouse.publication`.
+    run on what was pulled, and readers see it. See `trilake.clickhouse.publication.publisher`.
 
     Emits one asset event a partition. XCom has the `PublicationReport`: partitions ``published`` and ``current``,
     ``rows`` by partition and shard, ``total_rows``, ``warnings``, and of the loads ``query_ids``, ``read_rows``,
@@ -50,15 +50,16 @@ class PublishOperator(WindowedOperator, ProjectOperator):
         self.clickhouse_conn_id = clickhouse_conn_id
 
     @abstractmethod
-    def plan(self, context: Context, lake: LakeHook) -> SnapshotPlan:
+    def plan(self, context: Context, lake: LakeHook) -> LoadPlan:
         """What is to be published."""
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Gives the `PublicationReport` as a dictionary.
 
-        :raises trilake.clickhouse.publication.AuditError: ClickHouse did not get what the source holds.
-        :raises trilake.clickhouse.checks.CheckFailedError: a blocking check found rows.
-        :raises trilake.clickhouse.ledger.SourceChangedError: readers see rows of another source, and no `force`.
+        :raises trilake.clickhouse.publication.publisher.AuditError: ClickHouse did not get what the source holds.
+        :raises trilake.clickhouse.publication.checks.CheckFailedError: a blocking check found rows.
+        :raises trilake.clickhouse.publication.ledger.SourceChangedError: readers see rows of another source.
+            No `force` was given.
         """
         data_set, lake, began = self.data_set, LakeHook(), time.time()
         planned = self.plan(context, lake)

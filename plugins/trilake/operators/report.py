@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from trilake.clickhouse.report import Query, Result, read_queries, render
 from trilake.endpoints import CLICKHOUSE_CONNECTION
 from trilake.errors import ConfigurationError
 from trilake.hooks.clickhouse import ClickHouseHook
@@ -12,7 +13,6 @@ from trilake.hooks.lake import LakeHook
 from trilake.lake.data_set import ARTIFACTS_BUCKET
 from trilake.operators.project import ProjectOperator
 from trilake.operators.window import WindowedOperator
-from trilake.report import Query, Result, read_queries, render
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -23,7 +23,7 @@ class ClickHouseReportOperator(WindowedOperator, ProjectOperator):
 
     Queries are bound ``{start:Date}`` and ``{stop:Date}``: the window's first day, and the first day after it.
 
-    :param folder: below ``sql/``, such as ``clickhouse/flights/report``; see `trilake.report` for its files.
+    :param folder: below ``sql/``, such as ``clickhouse/flights/report``; see `trilake.clickhouse.report` for its files.
     :param key: of the report, below ``reports/``; templated.
     """
 

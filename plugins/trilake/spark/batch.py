@@ -50,7 +50,7 @@ def read_batch(
 
     :param fields: of a line; what is not nullable has to be there.
     :param date: how a row's date follows from its columns; by default the column that `data_set` names.
-    :param sample: given the lines and the header, those that a rehearsal works on.
+    :param sample: given the lines and the header, those that a dry run works on.
     """
     from pyspark.sql import functions as F
 

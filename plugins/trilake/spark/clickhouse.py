@@ -26,11 +26,11 @@ from trilake.clickhouse.export import (
     remove_attempts,
     table_sources,
 )
-from trilake.clickhouse.types import bare
+from trilake.clickhouse.publication.types import bare
 from trilake.endpoints import Endpoints, PostgresEndpoint
 from trilake.errors import ConfigurationError, CountMismatchError, TrilakeError
 from trilake.lake.data_set import EXPORTS_BUCKET, WHOLE, DataSet
-from trilake.postgres import stay_alive, unless_alive
+from trilake.postgres.locks import LockSpace, keep_lock, try_lock
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# The first half of the advisory locks' keys, beside the ledger's (trilake.clickhouse.ledger).
-SESSION_LOCKS = 0x7474
 PREFIX = "spark"
 
 # ClickHouse's type -> Spark's, as Parquet carries the one to the other without a change of any value.
@@ -74,7 +72,7 @@ class ClickHouseReader:
         try:
             comment = {"by": "spark", "run": run_id, "session": self.session}
             self._cluster = self._opened.enter_context(Cluster(endpoints.clickhouse, comment=comment))
-            self._opened.enter_context(stay_alive(endpoints.lake, SESSION_LOCKS, self.session))
+            self._opened.enter_context(keep_lock(endpoints.lake, LockSpace.SPARK_SESSION, self.session))
             remove_abandoned(self._cluster, self._s3, endpoints.lake)
         except BaseException:
             self._opened.close()
@@ -148,7 +146,7 @@ def remove_abandoned(cluster: Cluster, client: S3Client, lake: PostgresEndpoint)
     """Remove what sessions have exported that nobody is behind any more. Gives their names."""
     removed = []
     for session in sorted(filter(_SESSION.fullmatch, attempts_below(client, PREFIX)[0])):
-        with unless_alive(lake, SESSION_LOCKS, session) as free:
+        with try_lock(lake, LockSpace.SPARK_SESSION, session) as free:
             # looked at again: it may have ended, and removed it, in between
             if free and attempts_below(client, f"{PREFIX}/{session}")[0] and _remove(cluster, client, session):
                 removed.append(session)

@@ -22,30 +22,31 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, cast
 
 from trilake import s3
-from trilake.arrivals import Arrivals, Look, Object
 from trilake.endpoints import Endpoints
 from trilake.errors import ConfigurationError, CountMismatchError
 from trilake.lake import DataSet, Window
+from trilake.lake.arrivals import Arrivals, Look, Object
 from trilake.lake.catalog import CATALOG, COUNTS_PROPERTY, load_table, open_catalog, plan
 from trilake.spark import inputs
 from trilake.spark.batch import Batch, read_batch
 from trilake.spark.clickhouse import ClickHouseReader
 from trilake.spark.counts import Counts, count_rows, totals
 from trilake.spark.delimited import REASON, header_of
+from trilake.spark.dry_run import DryRun, DryRunEnded
+from trilake.spark.locks import job_lock, partition_lock
+from trilake.spark.overwrite import current_snapshot, replace, snapshot_of
 from trilake.spark.postgres import Written, write_postgres
 from trilake.spark.publish import publish
-from trilake.spark.rehearsal import Rehearsal, Rehearsed
 from trilake.spark.result import write_result
 from trilake.spark.session import build_session
 from trilake.spark.tables import create_curated, create_quarantine
-from trilake.spark.turns import at_work, current_snapshot, replace, snapshot_of, turn
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
     from pyspark.sql.types import StructType
 
     from trilake.clickhouse.export import Source
-    from trilake.clickhouse.publication import PublicationReport
+    from trilake.clickhouse.publication.publisher import PublicationReport
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class Job:
     """One run of one job. A context manager: leaving it stops Spark.
 
     :param arguments: the command line: ``--data-set JSON --start 2013-01 --end 2013-12 --run ID [--result s3://...]``;
-        with ``--rehearse FOLDER [--limit N]`` it ends where it would commit (`trilake.spark.rehearsal`).
+        with ``--dry-run FOLDER [--limit N]`` it ends where it would commit (`trilake.spark.dry_run`).
     :param endpoints: by default those of the environment.
     :param spark: by default a new session.
     """
@@ -80,7 +81,7 @@ class Job:
         self.window: Window = self.data_set.window(options.start, options.end or None)
         self.run_id: str = options.run
         self._result: str = options.result
-        self.rehearsal = Rehearsal(options.rehearse, options.limit) if options.rehearse else None
+        self.dry_run = DryRun(options.dry_run, options.limit) if options.dry_run else None
         self.endpoints = endpoints or Endpoints.from_environment()
         self._own_session = spark is None
         self._started = time.monotonic()
@@ -94,10 +95,10 @@ class Job:
         self._committed: Commit | None = None
         self._opened = ExitStack()
         self._told: dict[str, Any] = {}
-        if not self.rehearsal:
-            self._opened.enter_context(at_work(self.endpoints, self.data_set))
+        if not self.dry_run:
+            self._opened.enter_context(job_lock(self.endpoints, self.data_set))
         # before any input is pinned: a run that pinned a shorter list may not replace one that knew more
-        self._base = None if self.rehearsal else current_snapshot(self.endpoints, self.data_set.curated)
+        self._base = None if self.dry_run else current_snapshot(self.endpoints, self.data_set.curated)
         # of the quarantine tables alike, by name
         self._quarantine_bases: dict[str, int | None] = {}
 
@@ -110,7 +111,7 @@ class Job:
         finally:
             if self._own_session:
                 self.spark.stop()
-        return kind is Rehearsed
+        return kind is DryRunEnded
 
     @cached_property
     def _s3(self) -> Any:
@@ -130,14 +131,14 @@ class Job:
 
         fields = cast("StructType", StructType.fromDDL(schema)) if isinstance(schema, str) else schema
         data_set = data_set or self.data_set
-        if not self.rehearsal and data_set.quarantine not in self._quarantine_bases:
+        if not self.dry_run and data_set.quarantine not in self._quarantine_bases:
             if data_set != self.data_set:
-                self._opened.enter_context(at_work(self.endpoints, data_set))
+                self._opened.enter_context(job_lock(self.endpoints, data_set))
             self._quarantine_bases[data_set.quarantine] = current_snapshot(self.endpoints, data_set.quarantine)
         pinned = self._pin(data_set)
         inputs.check_header(self._s3, pinned, header_of(fields))
-        if self.rehearsal and data_set == self.data_set:
-            sample = partial(self.rehearsal.sample, partitions=self.window.partitions)
+        if self.dry_run and data_set == self.data_set:
+            sample = partial(self.dry_run.sample, partitions=self.window.partitions)
             batch = read_batch(self.spark, data_set, pinned, fields, date=date, sample=sample)
         else:
             batch = read_batch(self.spark, data_set, pinned, fields, date=date)
@@ -146,7 +147,7 @@ class Job:
         return batch
 
     def _pin(self, data_set: DataSet) -> tuple[inputs.Input, ...]:
-        if self.rehearsal or data_set != self.data_set or self._seen:
+        if self.dry_run or data_set != self.data_set or self._seen:
             return inputs.pin(self._s3, data_set, self.window)
         # what this run commits has no need to start another one for its arrival: of several reads, what the first saw.
         # Asked before it looks: who takes a partition after that may have seen more
@@ -217,26 +218,29 @@ class Job:
         the job's window; or rows are merged by `key`. See `trilake.spark.postgres.write_postgres`.
 
         What was read and not committed is verified first, as `commit` does, whatever the rows are made of. Rows
-        are replaced in this window's turn: a run that was overtaken since its commit does not replace the other one's.
+        are replaced under this window's partition lock: a run that another run overtook since its commit replaces none
+        of the other run's rows.
 
         The result has the counts below ``postgres``, by the table's name.
 
         :raises trilake.spark.inputs.InputError: an input changed, or a line is too long; or lines were refused, and no
             commit has quarantined them. Nothing was written.
-        :raises trilake.spark.turns.OvertakenError: another run has committed since. Nothing was written.
-        :raises ConfigurationError: of a rehearsal, which writes nothing.
+        :raises trilake.spark.locks.OvertakenError: another run has committed since. Nothing was written.
+        :raises ConfigurationError: of a dry run, which writes nothing.
         """
-        if self.rehearsal:
+        if self.dry_run:
             raise ConfigurationError(
-                f"Run {self.run_id} writes to PostgreSQL ({table}) before its commit, where a rehearsal ends.",
-                hint="Call commit first: what comes after it is not rehearsed.",
+                f"Run {self.run_id} writes to PostgreSQL ({table}) before its commit, where a dry run ends.",
+                hint="Call commit first: a dry run ends there.",
             )
         window = self.window if date else None
         with ExitStack() as until_written:
 
             def check() -> None:
                 self._check_unsettled()
-                until_written.enter_context(turn(self.endpoints, self.data_set, self.window, self.run_id, self._base))
+                until_written.enter_context(
+                    partition_lock(self.endpoints, self.data_set, self.window, self.run_id, self._base)
+                )
 
             written = write_postgres(frame, table, date=date, window=window, key=key, check=check)
         log.warning("Wrote %s rows to %s", written.rows, table)
@@ -247,28 +251,28 @@ class Job:
         """Replace the window's partitions of the job's Iceberg table by `curated`, in one snapshot.
 
         Refused rows of everything read go to the quarantine tables first: two tables do not commit together, and both
-        are replaced by partition, so a run that dies in between is put right by the next one (`trilake.spark.turns`).
+        are replaced by partition, so a run that dies in between is put right by the next one (`trilake.spark.locks`).
 
         :param batch: what `curated` was made of, row for row. Then every row is accounted for.
         :raises CountMismatchError: rows were lost or made on the way. Nothing was committed.
         :raises trilake.spark.inputs.InputError: an input changed, or a line is too long. Nothing was committed; or the
             error names the snapshot, and another run of the window replaces it.
-        :raises trilake.spark.turns.OvertakenError: another run was quicker. Nothing was committed.
+        :raises trilake.spark.locks.OvertakenError: another run was quicker. Nothing was committed.
         """
         data_set = self.data_set
         if data_set.grain is None or data_set.date is None:
             raise ConfigurationError(f"Data set {data_set.name} has no grain: write it whole, without a job.")
         curated = curated.persist()
         counts = count_rows(data_set, self.window, curated, batch)
-        if self.rehearsal:
-            if self.rehearsal.whole:
+        if self.dry_run:
+            if self.dry_run.whole:
                 self._check_inputs(self._batches)
-            self.rehearsal.end(curated, counts, self._batches)
+            self.dry_run.end(curated, counts, self._batches)
         for partition, count in counts.items():
             if batch is not None:
                 count.check(f"{data_set.name} {partition}")
         self._check_inputs(self._batches)
-        with turn(self.endpoints, data_set, self.window, self.run_id, self._base):
+        with partition_lock(self.endpoints, data_set, self.window, self.run_id, self._base):
             commit = self._replace(curated, counts)
         if self._seen:
             self._arrivals.committed(self._pinned, self._seen, self.run_id)
@@ -407,6 +411,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--end", default="", help="the last partition; by default the first")
     parser.add_argument("--run", default="by hand", help="the run that the snapshot's properties name, such as DAG/RUN")
     parser.add_argument("--result", default="", help="s3:// address for what was committed, as JSON")
-    parser.add_argument("--rehearse", default="", help="commit nothing: leave what would be committed in this folder")
-    parser.add_argument("--limit", type=int, default=0, help="of a rehearsal: lines of each partition; 0: all")
+    parser.add_argument("--dry-run", default="", help="commit nothing: leave what would be committed in this folder")
+    parser.add_argument("--limit", type=int, default=0, help="of a dry run: lines of each partition; 0: all")
     return parser

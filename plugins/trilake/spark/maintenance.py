@@ -4,8 +4,8 @@ Of each table, in this order: small files are rewritten into larger ones, snapsh
 that no snapshot knows are removed. Each step is safe to be killed in, and to be done again:
 
 - A rewrite replaces files and no row. It and a job's commit to the same files cannot both be had: whoever is later is
-  refused. The files of a table that a job is at work on (`trilake.spark.turns.at_work`), or that was written to a short
-  while ago, are therefore left for another day; a job that begins while they are rewritten waits.
+  refused. So files of a table are left for another day if a job uses the table (`trilake.spark.locks.job_lock`), or if
+  it was written a short time ago. A job that begins while files are rewritten waits.
 - A snapshot stays as long as it is current, was so a short while ago (a job may be at work that began from it), or is
   the one that a partition of ClickHouse shows or is about to show.
 - What no snapshot knows may be what a job is just writing: it goes when it is older than any job may run. So do uploads
@@ -23,14 +23,15 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from trilake.clickhouse.ledger import Ledger, Publication
+from trilake.clickhouse.publication.ledger import Ledger, Publication
 from trilake.endpoints import Endpoints
 from trilake.errors import TrilakeError
-from trilake.lake.catalog import CATALOG, ICEBERG_TABLE, load_table, open_catalog
+from trilake.lake.catalog import CATALOG, load_table, open_catalog
+from trilake.lake.plan import ICEBERG_TABLE
 from trilake.s3 import abort_uploads, client
+from trilake.spark.locks import try_maintenance_lock
 from trilake.spark.result import write_result
 from trilake.spark.session import build_session
-from trilake.spark.turns import unless_at_work
 
 if TYPE_CHECKING:
     from pyiceberg.table import Table
@@ -158,7 +159,7 @@ def _call(spark: SparkSession, procedure: str, name: str, arguments: str) -> lis
 
 def _rewrite(spark: SparkSession, endpoints: Endpoints, name: str) -> tuple[int | None, str]:
     """How many files were rewritten; or None, and why not."""
-    with unless_at_work(endpoints, name) as free:
+    with try_maintenance_lock(endpoints, name) as free:
         if not free:
             return None, "A job is at work on it."
         try:

@@ -24,7 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 from trilake.endpoints import OLTP_CONNECTION, EnvironmentConnection, PostgresEndpoint
 from trilake.errors import ConfigurationError, CountMismatchError
-from trilake.postgres import PostgresError, alive, connect, listed, merge_from, replace_from, unless_alive
+from trilake.postgres.connection import PostgresError, connect, listed
+from trilake.postgres.locks import LockSpace, hold_lock, try_lock
+from trilake.postgres.marts import merge_from, replace_from
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,8 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# As the ledger's in database lake: the first half of the advisory locks' keys (trilake.clickhouse.ledger).
-STAGING_LOCKS = 0x7473
+# As the ledger's in database lake: the first half of the advisory locks' keys (trilake.clickhouse.publication.ledger).
 STAGING = "trilake_staging_"
 # The column of staging that says which transaction brought a row.
 COPY = "trilake_copy"
@@ -110,7 +111,7 @@ def write_postgres(
     remove_abandoned(endpoint, schema)
     attempt = secrets.token_hex(_ATTEMPT_BYTES)
     staging = f"{schema}.{STAGING}{attempt}"
-    with alive(endpoint, STAGING_LOCKS, attempt) as connection:
+    with hold_lock(endpoint, LockSpace.MART_STAGING, attempt) as connection:
         try:
             _create(connection, staging, table, columns)
             copies = _stage(prepared, table, _copier(conn_id, staging, columns))
@@ -150,7 +151,7 @@ def remove_abandoned(endpoint: PostgresEndpoint, schema: str | None = None) -> l
         removed = []
         for inside, name in cursor.fetchall():
             staging = f"{listed([inside])}.{name}"
-            with unless_alive(endpoint, STAGING_LOCKS, name.removeprefix(STAGING)) as free:
+            with try_lock(endpoint, LockSpace.MART_STAGING, name.removeprefix(STAGING)) as free:
                 # looked for again: its writer may have ended, and dropped it, in between
                 if free and _is_there(connection, staging) and _drop(connection, staging):
                     removed.append(f"{inside}.{name}")

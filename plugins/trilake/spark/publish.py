@@ -13,10 +13,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trilake.clickhouse.checks import Check, read_checks
 from trilake.clickhouse.cluster import Cluster
-from trilake.clickhouse.ledger import Ledger
-from trilake.clickhouse.publication import PublicationReport, Publisher
+from trilake.clickhouse.publication.checks import Check, read_checks
+from trilake.clickhouse.publication.ledger import Ledger
+from trilake.clickhouse.publication.publisher import PublicationReport, Publisher
 from trilake.errors import ConfigurationError
 from trilake.lake.catalog import load_table, open_catalog, plan
 from trilake.spark.session import JOBS_ZIP

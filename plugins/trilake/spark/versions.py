@@ -25,19 +25,17 @@ if TYPE_CHECKING:
 
 CURRENT_KEY = "jobs/current"
 
-# What a driver needs of the package: the layers that do not know Airflow.
+# What a driver needs of the package: the layers of pyproject.toml below `hooks`, which do not import Airflow.
 CORE = (
     "__init__.py",
-    "arrivals.py",
+    "clickhouse",
     "endpoints.py",
     "errors.py",
-    "extract.py",
-    "migrations.py",
-    "patience.py",
-    "postgres.py",
-    "s3.py",
-    "clickhouse",
     "lake",
+    "postgres",
+    "retry.py",
+    "s3.py",
+    "schema",
     "sources",
     "spark",
 )
@@ -48,7 +46,7 @@ DATA_SETS = "data_sets.py"
 # At the root of a deployed bundle of DAGs: the version of the jobs' code that belongs to it.
 VERSION_FILE = "JOBS_VERSION"
 
-# Below sql/: see trilake.clickhouse.checks.
+# Below sql/: see trilake.clickhouse.publication.checks.
 CHECKS = "clickhouse/*/checks/*.sql"
 
 _VERSION = re.compile(r"[0-9a-f]{16}")

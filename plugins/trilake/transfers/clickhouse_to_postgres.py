@@ -12,7 +12,9 @@ from trilake.hooks.clickhouse import ClickHouseHook
 from trilake.lake import DataSet
 from trilake.operators.project import ProjectOperator
 from trilake.operators.window import WindowedOperator
-from trilake.postgres import ROWS_PER_BLOCK, await_answer, connect, merge_rows, replace_rows, take_turn
+from trilake.postgres.connection import await_answer, connect
+from trilake.postgres.locks import lock_mart
+from trilake.postgres.marts import ROWS_PER_BLOCK, merge_rows, replace_rows
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -79,7 +81,7 @@ class ClickHouseToPostgresOperator(WindowedOperator, ProjectOperator):
         bound = {"start": window.start, "stop": window.stop} if window else {}
         result: dict[str, Any] = {"table": self.table}
         with connect(postgres) as connection, hook.client() as client:
-            take_turn(connection, self.table)
+            lock_mart(connection, self.table)
             # What is left of the task's time is asked after the wait. And rows are Python's objects here: no more of
             # them at once than PostgreSQL is sent at once.
             settings = hook.identify({"max_block_size": ROWS_PER_BLOCK})

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from trilake.errors import ConfigurationError
-from trilake.lake.catalog import SnapshotPlan, load_table, plan
+from trilake.lake.catalog import load_table, plan
+from trilake.lake.plan import LoadPlan
 from trilake.operators.publications import PublishOperator
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class IcebergToClickHouseOperator(PublishOperator):
         super().__init__(**kwargs)
         self.snapshot_id = snapshot_id
 
-    def plan(self, context: Context, lake: LakeHook) -> SnapshotPlan:
+    def plan(self, context: Context, lake: LakeHook) -> LoadPlan:
         """:raises trilake.lake.catalog.SnapshotNotFoundError: no such snapshot."""
         data_set = self.data_set
         partitions = self.window(context).partitions if data_set.grain else []

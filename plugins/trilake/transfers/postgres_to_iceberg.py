@@ -10,9 +10,10 @@ from trilake.endpoints import OLTP_CONNECTION, PostgresEndpoint
 from trilake.errors import ConfigurationError
 from trilake.hooks.lake import LakeHook
 from trilake.lake import DataSet
-from trilake.lake.whole import replace_table
+from trilake.lake.dimensions import replace_table
 from trilake.operators.window import run_name
-from trilake.postgres import await_answer, connect, take_turn
+from trilake.postgres.connection import await_answer, connect
+from trilake.postgres.locks import lock_mart
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -55,7 +56,7 @@ class PostgresToIcebergOperator(BaseOperator):
         catalog = lake.catalog()
         try:
             with connect(source) as connection:
-                take_turn(connection, self.data_set.curated)
+                lock_mart(connection, self.data_set.curated)
                 snapshot_id, rows = replace_table(
                     catalog, self.data_set, connection, self.table, run_id=run_name(context)
                 )

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from trilake.assets import landed
 from trilake.endpoints import OLTP_CONNECTION, PostgresEndpoint
 from trilake.errors import ConfigurationError
-from trilake.extract import Format, extract, one_moment
 from trilake.hooks.lake import LakeHook
 from trilake.lake import DataSet
 from trilake.lake.data_set import RAW_BUCKET
 from trilake.operators.project import ProjectOperator
 from trilake.operators.window import WindowedOperator, run_name
-from trilake.postgres import await_answer, connect
+from trilake.postgres.connection import await_answer, connect
+from trilake.postgres.extract import Format, extract, one_moment
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -64,7 +64,7 @@ class PostgresToS3Operator(WindowedOperator, ProjectOperator):
     def execute(self, context: Context) -> dict[str, dict[str, Any]]:
         """Gives, per partition, what was written: key, ETag, rows and bytes.
 
-        :raises trilake.extract.ExtractError: a value that its column's type in Parquet cannot hold.
+        :raises trilake.postgres.extract.ExtractError: a value that its column's type in Parquet cannot hold.
         :raises CountMismatchError: what was written is not what PostgreSQL sent.
         :raises trilake.postgres.PostgresError: PostgreSQL refused the query.
         """

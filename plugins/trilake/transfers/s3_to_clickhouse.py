@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from trilake.hooks.lake import LakeHook
-    from trilake.lake.catalog import SnapshotPlan
+    from trilake.lake.plan import LoadPlan
 
 _1970 = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -60,7 +60,7 @@ class S3ToClickHouseOperator(PublishOperator):
         self.file_format = file_format
         self.version = version
 
-    def plan(self, context: Context, lake: LakeHook) -> SnapshotPlan:
+    def plan(self, context: Context, lake: LakeHook) -> LoadPlan:
         """:raises trilake.lake.objects.ObjectError: an object is missing, or is not the one that was counted.
         :raises ConfigurationError: `objects` or `version` cannot be read, or are not those of the window.
         """

@@ -12,8 +12,8 @@ from airflow.sdk import BaseHook
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 from trilake import s3
-from trilake.arrivals import POLL_SECONDS, SETTLE_SECONDS, Arrivals, Overdue, overdue
 from trilake.endpoints import LAKE_CONNECTION, S3_CONNECTION, PostgresEndpoint, S3Endpoint
+from trilake.lake.arrivals import POLL_SECONDS, SETTLE_SECONDS, Arrivals, Overdue, overdue
 from trilake.lake.data_set import DataSet
 
 # What was told and not taken is told again: its run may have been deleted, or may have died before it took anything.
@@ -24,7 +24,7 @@ REMIND_SECONDS = 900.0
 class ArrivalsTrigger(BaseEventTrigger):
     """Fires when partitions are due: each time that others are, and as a reminder while nobody takes them.
 
-    It remembers nothing that it could lose: `trilake.arrivals` tells what is due. After a restart it fires for
+    It remembers nothing that it could lose: `trilake.lake.arrivals` tells what is due. After a restart it fires for
     what is due by then, which may be a second time; the run that comes second finds nothing left to take.
 
     :param data_set: as `DataSet.to_json` tells it.

@@ -11,7 +11,7 @@ from typing import Any
 from airflow.sdk import BaseHook
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from trilake.clickhouse.ledger import Ledger
+from trilake.clickhouse.publication.ledger import Ledger
 from trilake.endpoints import LAKE_CONNECTION, PostgresEndpoint
 from trilake.errors import UnreachableError
 

@@ -9,7 +9,7 @@ from trilake.clickhouse.cluster import Cluster, Statement
 from trilake.endpoints import Endpoints
 from trilake.lake import DataSet, Window
 from trilake.lake.catalog import load_table, open_catalog, plan
-from trilake.postgres import connect
+from trilake.postgres.connection import connect
 
 FLIGHTS = DataSet("flights", grain="month", date="flight_date", shard_by="flight")
 YEAR = Window.parse("month", "2013-01", "2013-12")

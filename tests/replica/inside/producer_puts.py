@@ -6,7 +6,7 @@ import os
 from trilake import s3
 from trilake.endpoints import S3Endpoint
 from trilake.errors import RefusedError
-from trilake.hosts import store
+from trilake.platform.hosts import s3_admin
 
 own = s3.client(S3Endpoint("http://vps-1:7070", KEY, SECRET))  # noqa: F821
 found = []
@@ -18,6 +18,8 @@ for data_set in ("flights", "weather"):
     else:
         found.append(data_set)
 s3.remove(
-    s3.client(store.root_of(store.secret(os.environ, "root"))), "raw", [f"{data_set}/rights" for data_set in found]
+    s3.client(s3_admin.root_of(s3_admin.secret(os.environ, "root"))),
+    "raw",
+    [f"{data_set}/rights" for data_set in found],
 )
 print(json.dumps(found))

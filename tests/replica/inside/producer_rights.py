@@ -15,7 +15,7 @@ from botocore.exceptions import ClientError
 from trilake import s3
 from trilake.endpoints import S3Endpoint
 from trilake.errors import RefusedError
-from trilake.hosts import store
+from trilake.platform.hosts import s3_admin
 
 RAW = {"Bucket": "raw"}
 THEIRS = {**RAW, "Key": "weather/2013-02/theirs.csv"}
@@ -43,7 +43,7 @@ def put_at(path: str) -> bool:
     return connection.getresponse().status < 300
 
 
-root = s3.client(store.root_of(store.secret(os.environ, "root")))
+root = s3.client(s3_admin.root_of(s3_admin.secret(os.environ, "root")))
 own = s3.client(S3Endpoint("http://vps-1:7070", KEY, SECRET))  # noqa: F821
 root.put_object(**THEIRS, Body=b"theirs")
 grown = root.create_multipart_upload(**{**OWN, "Key": "flights/2013-02/roots.csv"})["UploadId"]
@@ -83,14 +83,14 @@ found = {
     "copies its own elsewhere": may(own.copy_object, **THEIRS, CopySource=OWN),
     "opens its own to all": may(own.put_object_acl, **OWN, ACL="public-read"),
     "tags its own": may(own.put_object_tagging, **OWN, Tagging={"TagSet": [{"Key": "a", "Value": "b"}]}),
-    "changes the policy": may(own.put_bucket_policy, **RAW, Policy=json.dumps(store.policy("raw"))),
+    "changes the policy": may(own.put_bucket_policy, **RAW, Policy=json.dumps(s3_admin.policy("raw"))),
     "reads the policy": may(own.get_bucket_policy, **RAW),
     "makes a bucket": may(own.create_bucket, Bucket="own"),
     "has a wrong secret": may(s3.client(S3Endpoint("http://vps-1:7070", KEY, "x" * 48)).put_object, **OWN, Body=b"x"),  # noqa: F821
 }
 found |= {
     f"puts into {bucket}": may(own.put_object, Bucket=bucket, Key="flights/2013-02/x.csv", Body=b"x")
-    for bucket in store.BUCKETS
+    for bucket in s3_admin.BUCKETS
     if bucket != "raw"
 }
 ways = ("flights/../weather/2013-02/w.csv", "flights/2013-02/../../weather/2013-02/w.csv", "flights/./../weather/w.csv")
@@ -99,7 +99,7 @@ for way in ways:
         found[f"climbs by {path}"] = put_at(path)
 found["climbs into another bucket"] = put_at("flights/../../lake/w.csv") or put_at("flights/%2e%2e/%2e%2e/lake/w.csv")
 
-held = {bucket: s3.list_keys(root, bucket, "") for bucket in store.BUCKETS}
+held = {bucket: s3.list_keys(root, bucket, "") for bucket in s3_admin.BUCKETS}
 beyond = [f"{b}/{k}" for b, keys in held.items() for k in keys if k.rsplit("/", 1)[-1] in ("w.csv", "x.csv")]
 theirs = root.get_object(**THEIRS)["Body"].read().decode()
 s3.abort_uploads(root, "raw", "flights/")

@@ -8,13 +8,13 @@ from typing import Any
 from trilake import s3
 from trilake.endpoints import S3Endpoint
 from trilake.errors import RefusedError
-from trilake.hosts import store
+from trilake.platform.hosts import s3_admin
 
 KEY = "rights/of-all"
 
 
 def client(identity: str, secret: str = "") -> Any:
-    return s3.client(S3Endpoint("http://vps-1:7070", identity, secret or store.secret(os.environ, identity)))
+    return s3.client(S3Endpoint("http://vps-1:7070", identity, secret or s3_admin.secret(os.environ, identity)))
 
 
 def may(ask: Callable[..., Any], **what: Any) -> bool:
@@ -42,14 +42,14 @@ def letters(own: Any, identity: str, bucket: str) -> str:
 
 def beyond(own: Any, identity: str) -> list[str]:
     """What it can do that nobody may."""
-    policy = json.dumps(store.policy("raw"))
+    policy = json.dumps(s3_admin.policy("raw"))
     found = {
         "makes a bucket": may(own.create_bucket, Bucket=f"own-{identity}"),
         "removes a bucket": may(own.delete_bucket, Bucket="backups"),
         "changes a policy": may(own.put_bucket_policy, Bucket="raw", Policy=policy),
         "opens a bucket": may(own.put_bucket_acl, Bucket="lake", ACL="public-read"),
     }
-    if "r" not in store.RIGHTS["logs"].get(identity, ""):
+    if "r" not in s3_admin.RIGHTS["logs"].get(identity, ""):
         source = {"Bucket": "logs", "Key": KEY}
         found["copies what it may not read"] = may(
             own.copy_object, Bucket="exports", Key=f"rights/of-{identity}", CopySource=source
@@ -58,16 +58,16 @@ def beyond(own: Any, identity: str) -> list[str]:
 
 
 root = client("root")
-for bucket in store.BUCKETS:
+for bucket in s3_admin.BUCKETS:
     root.put_object(Bucket=bucket, Key=KEY, Body=b"1")
-by_identity = {identity: client(identity) for identity in store.IDENTITIES}
-tried = {bucket: {who: letters(own, who, bucket) for who, own in by_identity.items()} for bucket in store.BUCKETS}
+by_identity = {identity: client(identity) for identity in s3_admin.IDENTITIES}
+tried = {bucket: {who: letters(own, who, bucket) for who, own in by_identity.items()} for bucket in s3_admin.BUCKETS}
 found = {
     "rights": {bucket: {who: text for who, text in rights.items() if text} for bucket, rights in tried.items()},
     "beyond": [what for who, own in by_identity.items() for what in beyond(own, who)],
     "wrong_secret": may(client("airflow", "x" * 48).list_objects_v2, Bucket="raw"),
     "nobody": may(client("nobody", "x" * 48).list_objects_v2, Bucket="raw"),
 }
-for bucket in store.BUCKETS:
+for bucket in s3_admin.BUCKETS:
     s3.remove(root, bucket, s3.list_keys(root, bucket, "rights/"))
 print(json.dumps(found))

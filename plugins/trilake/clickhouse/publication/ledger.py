@@ -1,0 +1,353 @@
+"""The ledger of publications: which state of a partition ClickHouse shows, or is on its way to show.
+
+It lies in PostgreSQL, database ``lake``. Each publication that was decided is a row of ``publications``, numbered per
+partition by its fence; the row with the highest fence is the one that holds. A publisher is registered in
+``publication_attempts`` before it makes its first staging table, and holds an advisory lock for as long as it lives: an
+attempt whose lock can be taken has nobody behind it.
+
+A row says what its rows came from (an Iceberg table by its UUID, or plain objects) and in which state: Iceberg's
+sequence number and snapshot, or the version of a load of plain objects and a digest of the objects. Only states of one
+source have an order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+from trilake.endpoints import PostgresEndpoint
+from trilake.errors import TrilakeError
+from trilake.lake.data_set import WHOLE
+from trilake.lake.plan import ICEBERG_TABLE
+from trilake.postgres.connection import connect
+from trilake.postgres.locks import LockSpace, hold_lock, lock_key, try_lock
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection
+
+State = Literal["switching", "done", "superseded"]
+
+
+class AttemptLostError(TrilakeError):
+    """The attempt lost the connection that shows it is alive: from then on anybody may clean up after it."""
+
+
+class SourceChangedError(TrilakeError):
+    """The partition shows rows of another source: nothing says which are newer."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A registered attempt and the connection that holds its lock."""
+
+    name: str
+    table: str
+    run_id: str
+    connection: Connection = field(repr=False)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the connection was found closed. What it did last may or may not have been committed."""
+        return bool(self.connection.closed)
+
+
+@dataclass(frozen=True)
+class Publication:
+    """A row of the ledger.
+
+    :param fence: counts the publications of this partition; a higher one makes all lower ones history.
+    :param snapshot_id: Iceberg's, or a digest of plain objects.
+    :param sequence_number: Iceberg's, or the version of the load.
+    :param rows: rows by shard number.
+    :param source: what the rows came from, as `trilake.lake.catalog.LoadPlan` says it.
+    """
+
+    table: str
+    partition: str
+    fence: int
+    state: State
+    attempt: str
+    snapshot_id: int
+    sequence_number: int
+    rows: Mapping[int, int]
+    run_id: str
+    decided_at: datetime
+    done_at: datetime | None
+    source: str = ICEBERG_TABLE
+
+    @property
+    def total_rows(self) -> int:
+        return total_rows(self.partition, self.rows)
+
+    def stands_against(self, snapshot_id: int, sequence_number: int, source: str) -> bool:
+        """Whether this is that state already, or a later one. Two of one sequence number that differ have no order:
+        the one that comes replaces the other.
+
+        :raises SourceChangedError: that state is of another source.
+        """
+        sources = {self.source, source}
+        if len(sources) > 1 and not (ICEBERG_TABLE in sources and all(s.startswith(ICEBERG_TABLE) for s in sources)):
+            raise SourceChangedError(
+                f"Partition {self.partition} of {self.table} shows rows of {self.source} (run {self.run_id}), and is "
+                f"to show those of {source}: nothing says which are newer.",
+                hint="Nothing was published. If these are to replace those, publish once with force.",
+            )
+        return (self.sequence_number, self.snapshot_id) == (sequence_number, snapshot_id) or (
+            self.sequence_number > sequence_number
+        )
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What one partition's publisher wants to write into the ledger; see `Publication`."""
+
+    partition: str
+    snapshot_id: int
+    sequence_number: int
+    rows: Mapping[int, int]
+    source: str = ICEBERG_TABLE
+
+
+def total_rows(partition: str, rows: Mapping[int, int]) -> int:
+    """The rows of a partition, of those by shard: a dimension table stands whole on each and counts once."""
+    return max(rows.values(), default=0) if partition == WHOLE else sum(rows.values())
+
+
+_COLUMNS = (
+    "table_name, partition, fence, state, attempt, snapshot_id, sequence_number, rows, run_id, decided_at, done_at, "
+    "source"
+)
+
+
+class Ledger:
+    """The ledger of one lake. Each method is one transaction of its own."""
+
+    def __init__(self, endpoint: PostgresEndpoint) -> None:
+        self.endpoint = endpoint
+
+    @contextmanager
+    def attempt(self, attempt: str, table: str, run_id: str) -> Iterator[Attempt]:
+        """Register an attempt, and be known as alive for the length of the `with` block.
+
+        The row stays when the block ends: `forget` takes it, once nothing of the attempt is left in ClickHouse.
+        """
+        with (
+            hold_lock(self.endpoint, LockSpace.PUBLICATION_ATTEMPT, attempt) as connection,
+            connection.cursor() as cursor,
+        ):
+            cursor.execute(
+                "INSERT INTO publication_attempts (attempt, table_name, run_id) VALUES (%s, %s, %s)",
+                (attempt, table, run_id),
+            )
+            yield Attempt(attempt, table, run_id, connection)
+
+    def forget(self, attempt: str) -> None:
+        """Nothing of this attempt is left in ClickHouse."""
+        with connect(self.endpoint) as connection, connection.cursor() as cursor:
+            cursor.execute("DELETE FROM publication_attempts WHERE attempt = %s", (attempt,))
+
+    def claim(
+        self, attempt: Attempt, claims: Sequence[Claim], *, force: bool = False
+    ) -> tuple[list[Publication], list[Publication]]:
+        """Move the ledger forward for each partition, in one transaction.
+
+        Gives the publications that this attempt won, and those that stand in the way of the rest: at the same or a
+        later state already. With `force`, all are won.
+
+        :raises AttemptLostError: the connection of the attempt is gone.
+        :raises SourceChangedError: a partition shows rows of another source; nothing was decided.
+        """
+        import psycopg2
+
+        try:
+            # On the connection that holds the attempt's lock: whoever gets that lock knows that nothing is decided in
+            # its name any more, and may drop its staging tables.
+            attempt.connection.autocommit = False
+            with attempt.connection:
+                return self._claim(attempt, claims, force=force)
+        except psycopg2.Error as e:
+            if not attempt.lost:
+                raise
+            raise AttemptLostError(
+                f"Publication attempt {attempt.name} of {attempt.table} lost its connection to PostgreSQL "
+                f"({type(e).__name__}).",
+                hint="Run the task again.",
+            ) from None
+
+    def _claim(
+        self, attempt: Attempt, claims: Sequence[Claim], *, force: bool
+    ) -> tuple[list[Publication], list[Publication]]:
+        won: list[Publication] = []
+        standing: list[Publication] = []
+        table = attempt.table
+        with attempt.connection.cursor() as cursor:
+            for claim in sorted(claims, key=lambda claim: claim.partition):  # one order: no deadlock
+                cursor.execute(
+                    "SELECT pg_advisory_xact_lock(%s, %s)",
+                    (LockSpace.PUBLISHED_PARTITION, lock_key(f"{table}/{claim.partition}")),
+                )
+                current = _current(attempt.connection, table, claim.partition)
+                asked = claim.snapshot_id, claim.sequence_number, claim.source
+                if current and not force and current.stands_against(*asked):
+                    standing.append(current)
+                    continue
+                cursor.execute(
+                    "UPDATE publications SET state = 'superseded' "
+                    "WHERE table_name = %s AND partition = %s AND state = 'switching'",
+                    (table, claim.partition),
+                )
+                cursor.execute(
+                    "INSERT INTO publications (table_name, partition, fence, state, attempt, snapshot_id, "
+                    "sequence_number, rows, run_id, source) VALUES (%s, %s, %s, 'switching', %s, %s, %s, %s, %s, %s) "
+                    f"RETURNING {_COLUMNS}",
+                    (
+                        table,
+                        claim.partition,
+                        (current.fence if current else 0) + 1,
+                        attempt.name,
+                        claim.snapshot_id,
+                        claim.sequence_number,
+                        _json(claim.rows),
+                        attempt.run_id,
+                        claim.source,
+                    ),
+                )
+                won.append(_publication(_one(cursor.fetchone())))
+        return won, standing
+
+    def done(self, publication: Publication) -> bool:
+        """The switch is complete on every shard. False: a higher fence has come, and it is not ours to say."""
+        with connect(self.endpoint) as connection, connection.cursor() as cursor:
+            cursor.execute(
+                "UPDATE publications SET state = 'done', done_at = now() "
+                "WHERE table_name = %s AND partition = %s AND fence = %s AND state IN ('switching', 'done')",
+                (publication.table, publication.partition, publication.fence),
+            )
+            return bool(cursor.rowcount)
+
+    # --- reading
+
+    def current(self, table: str, partition: str) -> Publication | None:
+        """The publication with the highest fence of this partition."""
+        with connect(self.endpoint) as connection:
+            return _current(connection, table, partition)
+
+    def publications(self, table: str | None = None) -> list[Publication]:
+        """The current publication of every partition, by table and partition."""
+        return self._select(
+            f"SELECT DISTINCT ON (table_name, partition) {_COLUMNS} FROM publications "
+            "WHERE table_name = coalesce(%s, table_name) ORDER BY table_name, partition, fence DESC",
+            (table,),
+        )
+
+    def missing(
+        self,
+        table: str,
+        partitions: Sequence[str],
+        *,
+        not_before: datetime | None = None,
+        sequence_number: int | None = None,
+    ) -> dict[str, str]:
+        """The partitions that readers do not see as asked, and why not; nothing where they see all.
+
+        :param not_before: the switch was complete then or later.
+        :param sequence_number: of the snapshot that is to be seen, or a later one.
+        """
+        current = {publication.partition: publication for publication in self.publications(table)}
+        missing = {}
+        for partition in partitions:
+            publication = current.get(partition)
+            if publication is None:
+                missing[partition] = "was never published"
+            elif publication.state != "done" or publication.done_at is None:
+                missing[partition] = f"is {publication.state} since {publication.decided_at:%Y-%m-%d %H:%M:%S}"
+            elif not_before and publication.done_at < not_before:
+                missing[partition] = (
+                    f"was published at {publication.done_at:%Y-%m-%d %H:%M:%S}, before {not_before:%Y-%m-%d %H:%M:%S}"
+                )
+            elif sequence_number is not None and publication.sequence_number < sequence_number:
+                missing[partition] = f"shows the earlier snapshot {publication.snapshot_id}"
+        return missing
+
+    def switching(self, table: str | None = None) -> list[Publication]:
+        """The publications that were decided and are not complete."""
+        return self._select(
+            f"SELECT {_COLUMNS} FROM publications WHERE state = 'switching' "
+            "AND table_name = coalesce(%s, table_name) ORDER BY table_name, partition",
+            (table,),
+        )
+
+    def lower_fences(self, publication: Publication) -> list[str]:
+        """The attempts that held this partition before, and are still registered."""
+        with connect(self.endpoint) as connection, connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT DISTINCT p.attempt FROM publications p JOIN publication_attempts a USING (attempt) "
+                "WHERE p.table_name = %s AND p.partition = %s AND p.fence < %s AND p.attempt <> %s",
+                (publication.table, publication.partition, publication.fence, publication.attempt),
+            )
+            return [attempt for (attempt,) in cursor.fetchall()]
+
+    def attempts(self, table: str | None = None) -> list[tuple[str, str]]:
+        """(attempt, table) of every registered attempt, alive or not."""
+        with connect(self.endpoint) as connection, connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT attempt, table_name FROM publication_attempts WHERE table_name = coalesce(%s, table_name) "
+                "ORDER BY started_at",
+                (table,),
+            )
+            return [(attempt, name) for attempt, name in cursor.fetchall()]
+
+    @contextmanager
+    def abandoned(self, attempt: str) -> Iterator[bool]:
+        """Whether nobody is behind an attempt. If so, nobody else can take it up for the length of the block."""
+        with try_lock(self.endpoint, LockSpace.PUBLICATION_ATTEMPT, attempt) as free:
+            yield free
+
+    def _select(self, sql: str, parameters: tuple[Any, ...]) -> list[Publication]:
+        with connect(self.endpoint) as connection, connection.cursor() as cursor:
+            cursor.execute(sql, parameters)
+            return [_publication(row) for row in cursor.fetchall()]
+
+
+def _current(connection: Connection, table: str, partition: str) -> Publication | None:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"SELECT {_COLUMNS} FROM publications WHERE table_name = %s AND partition = %s ORDER BY fence DESC LIMIT 1",
+            (table, partition),
+        )
+        row = cursor.fetchone()
+        return _publication(row) if row else None
+
+
+def _publication(row: tuple[Any, ...]) -> Publication:
+    table, partition, fence, state, attempt, snapshot_id, sequence_number, rows, run_id, decided_at, done_at, source = (
+        row
+    )
+    return Publication(
+        table=table,
+        partition=partition,
+        fence=fence,
+        state=state,
+        attempt=attempt,
+        snapshot_id=snapshot_id,
+        sequence_number=sequence_number,
+        rows={int(shard): int(count) for shard, count in rows.items()},
+        run_id=run_id,
+        decided_at=decided_at,
+        done_at=done_at,
+        source=source,
+    )
+
+
+def _one(row: tuple[Any, ...] | None) -> tuple[Any, ...]:
+    assert row is not None  # noqa: S101 - INSERT RETURNING and SELECT of a function always give a row
+    return row
+
+
+def _json(rows: Mapping[int, int]) -> Any:
+    from psycopg2.extras import Json
+
+    return Json({str(shard): count for shard, count in rows.items()})

@@ -1,5 +1,0 @@
-"""The three hosts, or their replica on one machine: their ``.env``, and what is set up on them from it."""
-
-from trilake.hosts.connections import connections
-
-__all__ = ["connections"]

@@ -1,0 +1,126 @@
+"""Airflow: its settings for one small machine, its database, its four processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+
+from trilake.endpoints import PostgresEndpoint
+from trilake.errors import TrilakeError
+from trilake.platform import airflow_settings
+from trilake.platform.embedded.home import LOOPBACK, Home, write_private
+from trilake.platform.embedded.processes import Program, last_lines
+
+ADMIN = "admin"
+API_SERVER = "airflow-api-server"
+# Service -> its command line. Logs are read from the folder they lie in, here as in S3: nobody need serve them.
+COMMANDS: Mapping[str, tuple[str, ...]] = {
+    "airflow-scheduler": ("scheduler", "--skip-serve-logs"),
+    "airflow-dag-processor": ("dag-processor",),
+    "airflow-triggerer": ("triggerer", "--skip-serve-logs"),
+    API_SERVER: ("api-server",),
+}
+# Those with a heartbeat in the database, and what the API server's health document calls them.
+HEALTH_NAMES = {
+    "airflow-scheduler": "scheduler",
+    "airflow-dag-processor": "dag_processor",
+    "airflow-triggerer": "triggerer",
+}
+MIGRATION = "airflow-migrate"
+_PASSWORDS = "airflow-passwords.json"
+_MIGRATE_TIMEOUT_S = 300
+
+
+class AirflowSetupError(TrilakeError):
+    """Airflow's database could not be brought to this version."""
+
+
+def url(port: int) -> str:
+    return f"http://{LOOPBACK}:{port}"
+
+
+def settings(home: Home, port: int, secrets: Mapping[str, str], database: PostgresEndpoint) -> dict[str, str]:
+    """Everything that Airflow is told, as environment variables."""
+    own: airflow_settings.Settings = {
+        "core": {
+            "dags_folder": home.project / "dags",
+            "plugins_folder": home.project / "plugins",
+            "fernet_key": secrets["airflow_fernet_key"],
+            "simple_auth_manager_users": f"{ADMIN}:admin",
+            "simple_auth_manager_passwords_file": home.config(_PASSWORDS),
+            "execution_api_server_url": f"{url(port)}/execution/",
+        },
+        "database": {"sql_alchemy_conn": database.uri},
+        "api": {
+            "host": LOOPBACK,
+            "port": port,
+            "base_url": url(port),
+            "secret_key": secrets["airflow_api_secret_key"],
+        },
+        "api_auth": {"jwt_secret": secrets["airflow_jwt_secret"]},
+        "logging": {
+            "base_log_folder": home.path / "logs" / "airflow",
+            "dag_processor_child_process_log_directory": home.path / "logs" / "airflow" / "dag_processor",
+        },
+        "scheduler": {"enable_health_check": False},
+    }
+    return {"AIRFLOW_HOME": str(home.data("airflow")), "NO_COLOR": "1", **airflow_settings.environment(own)}
+
+
+def write_configuration(home: Home, secrets: Mapping[str, str]) -> None:
+    """Airflow's folder and the file of its one user."""
+    home.data("airflow").mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_private(home.config(_PASSWORDS), json.dumps({ADMIN: secrets["airflow_admin"]}))
+
+
+def programs(home: Home) -> list[Program]:
+    """Airflow's processes. They read their settings, secrets among them, from ``connections.env`` by themselves."""
+    read = f'set -a && . "${{TRILAKE_HOME}}/{home.connections_file.name}" && exec "$0" "$@"'
+    return [
+        Program(
+            name,
+            ["/bin/sh", "-c", read, sys.executable, "-m", "airflow", *arguments],
+            # it ends its runner itself; one that is told to end by a second voice as well hangs
+            stop_group=name != "airflow-triggerer",
+        )
+        for name, arguments in COMMANDS.items()
+    ]
+
+
+def migrate(home: Home, environment: Mapping[str, str], database: PostgresEndpoint) -> bool:
+    """Bring Airflow's database to the installed version, once. False if it was.
+
+    :raises AirflowSetupError: `airflow db migrate` failed.
+    """
+    installed = version("apache-airflow")
+    stamp = home.data("airflow") / "migrated"
+    if stamp.exists() and stamp.read_text() == installed and _has_tables(database):
+        return False
+    log = home.log(MIGRATION)
+    with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        done = subprocess.run(
+            [sys.executable, "-m", "airflow", "db", "migrate"],
+            env=dict(environment),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            timeout=_MIGRATE_TIMEOUT_S,
+            check=False,
+        )
+    if done.returncode:
+        told = next((line for line in reversed(last_lines(log, 20)) if line.strip()), "")
+        raise AirflowSetupError(f"`airflow db migrate` failed: {told.strip()}", hint=f"See {log}.")
+    write_private(stamp, installed)
+    return True
+
+
+def _has_tables(database: PostgresEndpoint) -> bool:
+    from trilake.postgres.connection import connect
+
+    with connect(database) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT to_regclass('public.alembic_version') IS NOT NULL")
+        row = cursor.fetchone()
+    return bool(row and row[0])

@@ -1,0 +1,170 @@
+"""What the services are told (``config/``) and what everybody else is told about them (``connections.env``)."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trilake.endpoints import (
+    CLICKHOUSE_CONNECTION,
+    KUBERNETES_CONNECTION,
+    LAKE_CONNECTION,
+    OLTP_CONNECTION,
+    S3_CONNECTION,
+    ClickHouseEndpoint,
+    ClickHouseShard,
+    S3Endpoint,
+    as_environment,
+)
+from trilake.errors import ConfigurationError
+from trilake.platform.embedded import airflow, postgres, s3
+from trilake.platform.embedded.home import LOOPBACK, Home, format_environment, write_private
+from trilake.platform.embedded.java import Java
+from trilake.platform.embedded.processes import base_environment
+
+CLUSTER = "trilake"
+SHARDS = ("shard_1", "shard_2")
+ANALYTICS = "analytics"
+NAMESPACE = "spark"
+JOBS_SECRET = "trilake-jobs"  # noqa: S105  the Secret's name
+# Names a kubeconfig: Spark jobs then run on its cluster and not on the platform's own API server.
+KUBECONFIG_VARIABLE = "TRILAKE_KUBECONFIG"
+# What a kubeconfig may have in files of its own: a connection is one text.
+_IN_FILES = ("certificate-authority", "client-certificate", "client-key", "tokenFile", "exec", "auth-provider")
+_COLLECTIONS = ("lake", "raw", "artifacts", "exports")
+_CLICKHOUSE_MEMORY_BYTES = 1 << 30
+# Two drivers of this size and the services stay below 4 GiB.
+_DRIVERS = 2
+_DRIVER_MEMORY = "1g"
+
+
+def connections(
+    ports: Mapping[str, int], secrets: Mapping[str, str], environ: Mapping[str, str] = os.environ
+) -> dict[str, dict[str, Any]]:
+    """The platform's Airflow connections, by id.
+
+    :raises ConfigurationError: ``TRILAKE_KUBECONFIG`` names no kubeconfig that is whole by itself.
+    """
+    cluster, namespace = kubeconfig(ports, secrets), NAMESPACE
+    if file := environ.get(KUBECONFIG_VARIABLE):
+        cluster, namespace = read_kubeconfig(Path(file))
+
+    s3_endpoint = S3Endpoint(s3.url(ports["s3"]), secrets["s3_access_key_id"], secrets["s3_secret_access_key"])
+    shards = tuple(
+        ClickHouseShard(number, LOOPBACK, ports["clickhouse"], name) for number, name in enumerate(SHARDS, start=1)
+    )
+    clickhouse = ClickHouseEndpoint(shards, "trilake", secrets["clickhouse_trilake"], CLUSTER, ANALYTICS)
+    return {
+        S3_CONNECTION: s3_endpoint.connection(),
+        LAKE_CONNECTION: postgres.endpoint(ports["postgres"], secrets, "lake").connection(),
+        OLTP_CONNECTION: postgres.endpoint(ports["postgres"], secrets, "oltp").connection(),
+        CLICKHOUSE_CONNECTION: clickhouse.connection(),
+        KUBERNETES_CONNECTION: {
+            "conn_type": "kubernetes",
+            "extra": {"kube_config": json.dumps(cluster), "namespace": namespace},
+        },
+    }
+
+
+def read_kubeconfig(file: Path) -> tuple[dict[str, Any], str]:
+    """A cluster of somebody's own: its kubeconfig, and the namespace of the current context.
+
+    :raises ConfigurationError: it cannot be read, or needs other files or programs. Its text is not shown: a token.
+    """
+    import yaml
+
+    try:
+        document = yaml.safe_load(file.read_text())
+        context = next(c["context"] for c in document["contexts"] if c["name"] == document["current-context"])
+        parts = [part.get(kind) or {} for kind in ("cluster", "user") for part in document[f"{kind}s"]]
+    except (OSError, yaml.YAMLError, LookupError, TypeError, AttributeError, StopIteration) as e:
+        raise ConfigurationError(
+            f"{KUBECONFIG_VARIABLE} names {file}, which is no kubeconfig with a current context ({type(e).__name__}).",
+            hint="`kubectl config view --minify --flatten` writes one.",
+        ) from None
+    if needed := sorted(name for part in parts for name in _IN_FILES if name in part):
+        raise ConfigurationError(
+            f"{file} is not whole by itself: it names {', '.join(needed)}.",
+            hint="Put certificates and token into it (`kubectl config view --minify --flatten`).",
+        )
+    return document, str(context.get("namespace") or NAMESPACE)
+
+
+def kubeconfig(ports: Mapping[str, int], secrets: Mapping[str, str]) -> dict[str, Any]:
+    server = {"server": f"http://{LOOPBACK}:{ports['kubernetes']}"}
+    context = {"cluster": CLUSTER, "user": CLUSTER, "namespace": NAMESPACE}
+    return {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": CLUSTER, "cluster": server}],
+        "users": [{"name": CLUSTER, "user": {"token": secrets["kubernetes_token"]}}],
+        "contexts": [{"name": CLUSTER, "context": context}],
+        "current-context": CLUSTER,
+    }
+
+
+def write(home: Home, java: Java, spark_jars: Path) -> dict[str, str]:
+    """Write ``connections.env`` and the services' configurations.
+
+    :return: the environment that ``connections.env`` holds, complete for a process that knows nothing else.
+    :raises ConfigurationError: a file of the home is damaged, or no port is free.
+    """
+    ports, clients, secrets = home.ports(), home.client_ports(), home.secrets()
+    known = as_environment(connections(clients, secrets))
+    clickhouse = {
+        "host": LOOPBACK,
+        "port": ports["clickhouse"],
+        "data": str(home.data("clickhouse")),
+        "users": {"trilake": secrets["clickhouse_trilake"]},
+        "cluster": CLUSTER,
+        "shards": list(SHARDS),
+        "database": ANALYTICS,
+        "named_collections": {
+            bucket: {
+                "url": f"{s3.url(clients['s3'])}/{bucket}/",
+                "access_key_id": secrets["s3_access_key_id"],
+                "secret_access_key": secrets["s3_secret_access_key"],
+            }
+            for bucket in _COLLECTIONS
+        },
+        "max_memory_bytes": _CLICKHOUSE_MEMORY_BYTES,
+    }
+    spark = importlib.util.find_spec("pyspark")
+    kubernetes = {
+        "host": LOOPBACK,
+        "port": ports["kubernetes"],
+        "data": str(home.data("kubernetes")),
+        "token": secrets["kubernetes_token"],
+        "namespace": NAMESPACE,
+        "spark_home": str(Path(spark.origin).parent) if spark and spark.origin else "",
+        "java_home": str(java.home),
+        "jars": str(spark_jars),
+        "python": sys.executable,
+        "image_files": {"/opt/trilake/run_job.py": str(home.project / "docker/spark/run_job.py")},
+        "secrets": {
+            JOBS_SECRET: {name: text for name, text in known.items() if not name.endswith("KUBERNETES_DEFAULT")}
+        },
+        "max_running": _DRIVERS,
+        "driver_memory_cap": _DRIVER_MEMORY,
+    }
+    for name, document in (("clickhouse", clickhouse), ("kubernetes", kubernetes)):
+        home.data(name).mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_private(home.config(f"{name}.json"), json.dumps(document, indent=2) + "\n")
+    s3.write_configuration(home, ports["s3"], secrets)
+    airflow.write_configuration(home, secrets)
+    metadata = postgres.endpoint(clients["postgres"], secrets, "airflow")
+    environment = {
+        "TRILAKE_HOME": str(home.path),
+        "TRILAKE_PROJECT": str(home.project),
+        "JAVA_HOME": str(java.home),
+        "PYSPARK_PYTHON": sys.executable,
+        **airflow.settings(home, ports["airflow-api-server"], secrets, metadata),
+        **known,
+    }
+    write_private(home.connections_file, format_environment(environment))
+    return base_environment(home) | environment

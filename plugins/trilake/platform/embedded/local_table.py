@@ -1,0 +1,223 @@
+"""A table of sql/ on an engine of its own, in this process: what its columns are, and what of a job's rows fits them.
+
+The engine (chDB) reads the DDL as the servers do; no server is asked, and nothing is kept.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trilake.clickhouse.cluster import quote_name, quote_text
+from trilake.clickhouse.publication.checks import read_checks
+from trilake.clickhouse.publication.types import bare, fits
+from trilake.endpoints import ClickHouseShard
+from trilake.errors import ConfigurationError
+from trilake.lake import DataSet
+from trilake.schema.migrations import local_ddl, read_steps
+
+if TYPE_CHECKING:
+    from pyspark.sql.types import StructType
+
+_DATABASE = "local"
+# Differing rows that are shown of each side
+EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Column:
+    """:param required: whether rows that are published have to bring it (and not ALIAS or MATERIALIZED)."""
+
+    name: str
+    type: str
+    required: bool = True
+
+    @property
+    def bare(self) -> str:
+        """Its type without Nullable and LowCardinality."""
+        return bare(self.type)
+
+    @property
+    def nullable(self) -> bool:
+        return "Nullable(" in self.type
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Rows of two sets, a row as often as it stands there.
+
+    :param columns: that were compared.
+    :param examples: of ``only_here`` and ``only_there``: rows in the table's order, values by column.
+    """
+
+    columns: tuple[str, ...]
+    only_here: int
+    only_there: int
+    both: int
+    examples: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+
+def table_columns(sql_folder: Path, table: str) -> tuple[Column, ...]:
+    """The columns after ``table.sql`` and every later step.
+
+    :raises ConfigurationError: the table has no ``table.sql``, or a statement that ClickHouse refuses.
+    """
+    return _columns_and_order(sql_folder, table)[0]
+
+
+def misfits(schema: StructType | Mapping[str, str], table: str, sql_folder: Path) -> list[str]:
+    """What of a job's rows the table would not take, a line each; empty if all fits.
+
+    :param schema: Spark's, or the names and Spark's types of its columns.
+    :raises ConfigurationError: see `table_columns`.
+    """
+    made = (
+        schema
+        if isinstance(schema, Mapping)
+        else {column.name: column.dataType.simpleString() for column in schema.fields}
+    )
+    columns = {column.name: column for column in table_columns(sql_folder, table)}
+    found = [
+        f"{name}: the job makes {kind}, the table has {columns[name].type}"
+        for name, kind in made.items()
+        if name in columns and not fits(kind, columns[name].type)
+    ]
+    found += [f"{name}: the job makes it ({kind}), the table has no such column" for name, kind in made.items()
+              if name not in columns]  # fmt: skip
+    found += [
+        f"{column.name}: the table has it ({column.type}), the job does not make it"
+        for column in columns.values()
+        if column.required and column.name not in made
+    ]
+    return found
+
+
+def missing_values(rows: Path, columns: tuple[Column, ...]) -> dict[str, int]:
+    """Rows of a folder of Parquet files without a value where the table needs one, by column."""
+    source = _parquet(rows)
+    with _Engine() as engine:
+        there = {row["name"] for row in engine.rows(f"DESCRIBE TABLE {source}")}
+        strict = [c.name for c in columns if c.name in there and not c.nullable and not c.type.startswith("Array(")]
+        if not strict:
+            return {}
+        counted = ", ".join(f"countIf(isNull({quote_name(name)})) AS {quote_name(name)}" for name in strict)
+        (found,) = engine.rows(f"SELECT {counted} FROM {source}")
+    return {name: count for name, count in found.items() if count}
+
+
+def compare(rows: Path, published: Path, types: Mapping[str, str], sql_folder: Path, table: str) -> Difference:
+    """A job's rows against the published ones, by the values of all columns that both have.
+
+    :param rows: a folder of Parquet files.
+    :param published: a file in ClickHouse's Native format.
+    :param types: Spark's, of the job's columns. What does not fit a published column is not compared.
+    """
+    columns, order = _columns_and_order(sql_folder, table)
+    with _Engine() as engine:
+        there = f"file({quote_text(str(published))}, 'Native')"
+        if published.stat().st_size:
+            known = {row["name"]: row["type"] for row in engine.rows(f"DESCRIBE TABLE {there}")}
+        else:  # of no rows there is no block, and so no structure
+            known = {column.name: column.type for column in columns if column.required}
+            there = f"{_parquet(rows)} WHERE false"
+        common = [name for name, kind in known.items() if name in types and fits(types[name], kind)]
+        listed = ", ".join(map(quote_name, common))
+        # one type on both sides; NULL is a value here, whatever the table says of it
+        plain = {name: bare(known[name]) for name in common}
+        casts = ", ".join(
+            f"CAST({quote_name(n)} AS {t if t.startswith('Array(') else f'Nullable({t})'}) AS {quote_name(n)}"
+            for n, t in plain.items()
+        )
+        union = f"(SELECT {casts}, 1 AS _here FROM {_parquet(rows)} UNION ALL SELECT {casts}, 0 AS _here FROM {there})"
+        engine.run(
+            f"CREATE TEMPORARY TABLE differing ENGINE = Memory AS SELECT {listed}, toInt64(sum(_here)) AS _made, "
+            f"toInt64(count()) - _made AS _published FROM {union} GROUP BY {listed} HAVING _made != _published"
+        )
+        (total,) = engine.rows(f"SELECT sum(_here) AS made, count() - made AS published FROM {union}")
+        (differing,) = engine.rows(
+            "SELECT sum(greatest(_made - _published, 0)) AS here, sum(greatest(_published - _made, 0)) AS there "
+            "FROM differing"
+        )
+        sort = ", ".join([*(quote_name(name) for name in order if name in common), "ALL"][:-1]) or "1"
+        examples = {
+            side: engine.rows(f"SELECT {listed} FROM differing WHERE {where} ORDER BY {sort} LIMIT {EXAMPLES}")
+            for side, where in (("only_here", "_made > _published"), ("only_there", "_published > _made"))
+        }
+    here, gone = int(differing["here"]), int(differing["there"])
+    return Difference(tuple(common), here, gone, int(total["made"]) - here, examples)
+
+
+def found_by_check(check: str, rows: Sequence[Mapping[str, Any]], table: str, sql_folder: Path) -> int:
+    """How many rows a check of the table finds among these.
+
+    :param rows: by column; what is left out is as the DDL says.
+    :raises ConfigurationError: there is no such table or check.
+    """
+    checks = {known.name: known for known in read_checks(sql_folder, table)}
+    if check not in checks:
+        raise ConfigurationError(
+            f"The table {table} has no check {check}.", hint=f"There are {', '.join(checks) or 'none'}."
+        )
+    with _Engine() as engine:
+        name = engine.create(sql_folder, table)
+        for row in rows:
+            engine.run(f"INSERT INTO {name} FORMAT JSONEachRow {json.dumps(row)}")
+        (found,) = engine.rows(f"SELECT ({checks[check].on(name)}) AS rows")
+    return int(found["rows"])
+
+
+class _Engine:
+    """One connection to an engine in memory."""
+
+    def __enter__(self) -> _Engine:
+        import chdb
+
+        connect: Any = chdb.connect
+        self._connection = connect(":memory:")
+        self.run(f"DROP DATABASE IF EXISTS {_DATABASE}")
+        self.run(f"CREATE DATABASE {_DATABASE} ENGINE = Memory")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+    def run(self, sql: str) -> None:
+        self._connection.query(sql, "Null")
+
+    def create(self, sql_folder: Path, table: str) -> str:
+        """The table as its steps make it; gives its name, quoted."""
+        steps = [step for step in read_steps(sql_folder) if step.database == "clickhouse" and step.table == table]
+        if not steps:
+            raise ConfigurationError(
+                f"sql/clickhouse/{table}/table.sql does not exist.", hint="Write the table that the rows are for."
+            )
+        for step in steps:
+            statement = local_ddl(step, ClickHouseShard(1, "", 0, _DATABASE))
+            try:
+                self.run(statement)
+            except RuntimeError as e:
+                told = str(e).splitlines()[0][:400]
+                raise ConfigurationError(f"ClickHouse refuses sql/{step.path}: {told}") from None
+        return f"{quote_name(_DATABASE)}.{quote_name(DataSet(table).local_table)}"
+
+    def rows(self, sql: str) -> list[dict[str, Any]]:
+        settings = "SETTINGS output_format_json_quote_64bit_integers = 0"
+        answer = self._connection.query(f"{sql} {settings}" if sql.startswith("SELECT") else sql, "JSONEachRow")
+        return [json.loads(line) for line in answer.bytes().decode().splitlines()]
+
+
+def _columns_and_order(sql_folder: Path, table: str) -> tuple[tuple[Column, ...], list[str]]:
+    """The columns, and the names of the sorting key's."""
+    with _Engine() as engine:
+        name = engine.create(sql_folder, table)
+        described = engine.rows(f"DESCRIBE TABLE {name}")
+        (known,) = engine.rows(f"SELECT sorting_key FROM system.tables WHERE database = {quote_text(_DATABASE)}")
+    columns = tuple(Column(row["name"], row["type"], row["default_type"] in ("", "DEFAULT")) for row in described)
+    return columns, [word.strip() for word in known["sorting_key"].split(",")]
+
+
+def _parquet(folder: Path) -> str:
+    return f"file({quote_text(f'{folder}/*.parquet')}, 'Parquet')"

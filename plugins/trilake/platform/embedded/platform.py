@@ -1,0 +1,376 @@
+"""The platform's life: up and down."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import http.client
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from datetime import datetime
+from typing import IO, Any
+
+from trilake.endpoints import Endpoints
+from trilake.errors import TrilakeError
+from trilake.platform.embedded import airflow, connections, postgres, processes, s3
+from trilake.platform.embedded.home import LOOPBACK, SERVICES, Home, port_is_free, write_private
+from trilake.platform.embedded.processes import NEVER_STARTED, Program, Supervisor, last_lines
+from trilake.platform.embedded.provision import Progress, provision, quiet
+
+# A cold start takes half a minute on two cores; one that is not ready by then hangs.
+READY_TIMEOUT_S = 180
+_PROBE_TIMEOUT_S = 5
+_POLL_S = 0.1
+_LOG_LINES = 8
+# Who needs whom is ended first.
+_STOP_ORDER = (
+    ("airflow-api-server", "airflow-scheduler", "airflow-dag-processor", "airflow-triggerer"),
+    ("kubernetes", "clickhouse"),
+    ("s3", "postgres"),
+)
+
+
+class ServiceError(TrilakeError):
+    """A service did not come up."""
+
+
+class BusyError(TrilakeError):
+    """Another command is starting or ending the platform."""
+
+
+@contextmanager
+def exclusive(home: Home) -> Iterator[None]:
+    """One command at a time starts or ends services.
+
+    :raises BusyError: another is at it.
+    """
+    with open(os.open(home.lock_file, os.O_RDWR | os.O_CREAT, 0o600), "r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BusyError(
+                f"Another command (process {_read_pid(file)}) is starting or ending the platform in {home.path}.",
+                hint="Wait until it has ended.",
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _read_pid(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read(20).strip() or "unknown"
+
+
+def busy(home: Home) -> str:
+    """The process that is starting or ending the platform now; empty if none is."""
+    try:
+        with open(home.lock_file, "r+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return _read_pid(file)
+    except OSError:
+        pass
+    return ""
+
+
+# --- up
+
+
+def up(home: Home, progress: Progress = quiet) -> None:
+    """Start what does not run, wait until all of it is ready, apply the migrations and push the jobs' code.
+
+    Safe twice. What runs and was started with the same configuration is left alone.
+
+    :raises TrilakeError: what is in the way, and what to do about it.
+    """
+    home.prepare()
+    with exclusive(home):
+        _Start(home, progress).run()
+
+
+class _Start:
+    """One start of the platform."""
+
+    def __init__(self, home: Home, progress: Progress) -> None:
+        self._home = home
+        self._progress = progress
+        self._supervisor = Supervisor(home)
+        self._failed = threading.Event()
+
+    def run(self) -> None:
+        home = self._home
+        postgres.check_reachable(home)
+        java, spark_jars, s3_jars = provision(home, self._progress)
+        self._environment = connections.write(home, java, spark_jars)
+        self._ports, self._secrets = home.ports(), home.secrets()
+        programs = [
+            postgres.program(home, self._ports["postgres"]),
+            s3.program(home, java, s3_jars),
+            *(_own_server(home, name) for name in ("clickhouse", "kubernetes")),
+            *airflow.programs(home),
+        ]
+        self._start(self._supervise(programs))
+
+    def _supervise(self, programs: list[Program]) -> list[str]:
+        """Have a supervisord with these programs; gives the services that do not run.
+
+        :raises ServiceError: a service's port is in use by a stranger.
+        """
+        home, supervisor = self._home, self._supervisor
+        stamp = home.run / "configuration.sha256"
+        digest = _digest(home, programs)
+        if supervisor.pid is not None and not (stamp.exists() and stamp.read_text() == digest):
+            self._progress("configuration", "changed: starting anew")
+            _stop(home, supervisor, keep=processes.DRIVER)
+        if supervisor.pid is None:
+            # whoever outlived a supervisord that was killed; drivers are found again by the Kubernetes API
+            processes.end({p: s for p, s in processes.find(home).items() if s != processes.DRIVER})
+            self._check_ports(SERVICES)
+            supervisor.start_daemon(programs, processes.base_environment(home))
+            write_private(stamp, digest)
+            return list(SERVICES)
+        states = supervisor.states()
+        missing = [name for name in SERVICES if not states.get(name, NEVER_STARTED).running]
+        if "postgres" in missing:
+            # they do not outlive their database, and some take a while to find that out
+            supervisor.stop(airflow.HEALTH_NAMES)
+            missing = [name for name in SERVICES if name in missing or name in airflow.HEALTH_NAMES]
+        # what a service that died has left behind
+        processes.end({p: s for p, s in processes.find(home).items() if s in missing})
+        self._check_ports(missing)
+        return missing
+
+    def _check_ports(self, services: Collection[str]) -> None:
+        for service in services:
+            port = self._ports.get(service)
+            if port and not port_is_free(port):
+                raise ServiceError(
+                    f"Port {port}, which {service} has in {self._home.path}, is in use by {_listener(port)}.",
+                    hint=f'End that, or take "{service}" out of {self._home.config("ports.json")} and run `trilake up` '
+                    "again: it chooses another port.",
+                )
+
+    def _start(self, services: Collection[str]) -> None:
+        """Start them side by side, as far as one does not need another."""
+        # (what to do, what must have been done)
+        steps: dict[str, tuple[Callable[[], None], tuple[str, ...]]] = {
+            "postgres": (self._start_postgres, ()),
+            "s3": (self._start_s3, ()),
+            "airflow-database": (self._migrate_airflow, ("postgres",)),
+            "clickhouse": (lambda: self._bring_up("clickhouse", lambda: self._get("clickhouse", "/ping")), ()),
+            "kubernetes": (lambda: self._bring_up("kubernetes", lambda: self._get("kubernetes", "/readyz")), ()),
+            "airflow": (self._start_airflow, ("airflow-database",)),
+            "tables": (self._migrate_tables, ("postgres", "clickhouse", "s3")),
+            "jobs": (self._push_jobs, ("s3",)),
+        }
+        self._missing = set(services)
+        done: dict[str, Future[None]] = {}
+
+        def after(needed: tuple[str, ...], work: Callable[[], None]) -> None:
+            for name in needed:
+                done[name].result()
+            if not self._failed.is_set():
+                work()
+
+        with ThreadPoolExecutor(len(steps)) as pool:
+            for name, (work, needed) in steps.items():
+                done[name] = pool.submit(after, needed, work)
+            try:
+                ended, _ = wait(done.values(), return_when=FIRST_EXCEPTION)
+            finally:
+                self._failed.set()  # one has failed, or we are interrupted: whoever waits for a service gives up
+            errors = [error for future in ended if (error := future.exception())]
+        if errors:
+            raise errors[0]
+
+    def _start_postgres(self) -> None:
+        port, secrets = self._ports["postgres"], self._secrets
+        if not (self._home.data("postgres") / "PG_VERSION").exists():
+            self._progress("postgres", "making its folder")
+            postgres.initialise(self._home, secrets["postgres_superuser"])
+        if "postgres" in self._missing:
+            postgres.forget_the_dead(self._home)
+        self._bring_up("postgres", lambda: postgres.answers(port, secrets))
+        postgres.make_databases(port, secrets)
+
+    def _start_s3(self) -> None:
+        if "s3" in self._missing:
+            s3.remove_unfinished(self._home)
+        self._bring_up("s3", self._s3_answers)
+
+    def _migrate_airflow(self) -> None:
+        database = postgres.endpoint(self._ports["postgres"], self._secrets, "airflow")
+        self._progress("airflow-database", "starting")
+        airflow.migrate(self._home, self._environment, database)
+        self._progress("airflow-database", "ready")
+
+    def _start_airflow(self) -> None:
+        names = [name for name in airflow.COMMANDS if name in self._missing]
+        # the order they are started in is the order of COMMANDS; they import for seconds, side by side
+        for name in names:
+            self._progress(name, "starting")
+            self._supervisor.start(name)
+        # First the one that tells the others' health: it may have been killed a moment ago and have counted as running
+        # when we looked, and while it is awaited it is started anew.
+        for name in sorted(airflow.COMMANDS, key=lambda name: name != airflow.API_SERVER):
+            self._await(name, lambda name=name: self._airflow_is_healthy(name))  # type: ignore[misc]
+
+    def _airflow_is_healthy(self, service: str) -> bool:
+        health = _get_json(self._ports[airflow.API_SERVER], "/api/v2/monitor/health")
+        if health is None:
+            return False
+        if service == airflow.API_SERVER:
+            return True
+        part = health.get(airflow.HEALTH_NAMES[service]) or {}
+        beat = str(part.get(f"latest_{airflow.HEALTH_NAMES[service]}_heartbeat") or "")
+        # the heartbeat of one that was killed a moment ago counts as healthy for half a minute
+        started = self._supervisor.states()[service].started
+        return part.get("status") == "healthy" and beat != "" and datetime.fromisoformat(beat).timestamp() >= started
+
+    def _migrate_tables(self) -> None:
+        from trilake.schema import migrations
+
+        self._progress("tables", "starting")
+        migrations.migrate(Endpoints.from_environment(self._environment), self._home.project / "sql")
+        self._progress("tables", "ready")
+
+    def _push_jobs(self) -> None:
+        from trilake import s3 as store
+        from trilake.spark import versions
+
+        self._progress("jobs", "starting")
+        versions.push(store.client(Endpoints.from_environment(self._environment).s3), self._home.project)
+        self._progress("jobs", "ready")
+
+    def _bring_up(self, service: str, ready: Callable[[], bool]) -> None:
+        """Start a service unless it runs, and wait until it is ready."""
+        if service in self._missing:
+            self._progress(service, "starting")
+            self._supervisor.start(service)
+        self._await(service, ready)
+
+    def _await(self, service: str, ready: Callable[[], bool]) -> None:
+        """:raises ServiceError: it has ended, or is not ready in time; with the end of its log."""
+        until = time.monotonic() + READY_TIMEOUT_S
+        while not self._failed.is_set():
+            # its state first: one that dies after it answered is dead
+            state = self._supervisor.states().get(service, NEVER_STARTED)
+            if not state.running and service not in self._missing:
+                # it ran when we looked first; what it has left behind holds its port, or works on
+                processes.end({p: s for p, s in processes.find(self._home).items() if s == service})
+                self._missing.add(service)
+                self._progress(service, "starting")
+                self._supervisor.start(service)
+                continue
+            if not state.running:
+                raise self._error(service, f"ended with exit code {state.exit_status}")
+            if ready():
+                if service in self._missing:
+                    self._progress(service, "ready")
+                return
+            if time.monotonic() > until:
+                raise self._error(service, f"was not ready after {READY_TIMEOUT_S} s")
+            time.sleep(_POLL_S)
+
+    def _error(self, service: str, what: str) -> ServiceError:
+        told = [line for line in last_lines(self._home.log(service), _LOG_LINES) if line.strip()]
+        return ServiceError(
+            f"{service} {what}. Its log ends with:\n  " + "\n  ".join(told or ["(nothing)"]) + "\n",
+            hint=f"See `trilake logs {service}`.",
+        )
+
+    def _s3_answers(self) -> bool:
+        return _status(self._ports["s3"], "/") is not None
+
+    def _get(self, service: str, path: str) -> bool:
+        return _status(self._ports[service], path) == 200
+
+
+def _own_server(home: Home, name: str) -> Program:
+    import sys
+
+    module = [sys.executable, "-m", f"trilake.platform.embedded.{name}", "--config", str(home.config(f"{name}.json"))]
+    return Program(name, module, stop_group=False)
+
+
+def _digest(home: Home, programs: list[Program]) -> str:
+    """Of everything that running services have been told."""
+    told = hashlib.sha256(processes.configuration(home, programs).encode())
+    for path in (home.connections_file, *sorted(home.config("").iterdir())):
+        if path.is_file():
+            told.update(path.name.encode() + b"\0" + path.read_bytes())
+    return told.hexdigest()
+
+
+def _status(port: int, path: str) -> int | None:
+    """The HTTP status that a server answers; None if it does not."""
+    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=_PROBE_TIMEOUT_S)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
+
+
+def _get_json(port: int, path: str) -> dict[str, Any] | None:
+    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=_PROBE_TIMEOUT_S)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        document = json.loads(answer.read())
+        return document if answer.status == 200 and isinstance(document, dict) else None
+    except (OSError, ValueError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
+
+
+def _listener(port: int) -> str:
+    """Who listens there, as far as this user may know."""
+    import psutil
+
+    for process in psutil.process_iter(["name"]):
+        try:
+            for connection in process.net_connections("tcp"):
+                if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
+                    return f"{process.info['name']} (process {process.pid})"
+        except (psutil.Error, OSError):
+            continue
+    return "another program"
+
+
+# --- down
+
+
+def down(home: Home, progress: Progress = quiet) -> bool:
+    """End every process of the platform; its data is kept. False if there was none.
+
+    :raises BusyError: another command is at it.
+    """
+    if not home.run.is_dir():
+        return False
+    with exclusive(home):
+        supervisor = Supervisor(home)
+        running = supervisor.pid is not None or bool(processes.find(home))
+        if running:
+            _stop(home, supervisor, progress=progress)
+        return running
+
+
+def _stop(home: Home, supervisor: Supervisor, *, keep: str = "", progress: Progress = quiet) -> None:
+    for services in _STOP_ORDER:
+        for service in services:
+            progress(service, "ending")
+        supervisor.stop(services)
+    supervisor.shutdown()
+    processes.end({process: service for process, service in processes.find(home).items() if service != keep})

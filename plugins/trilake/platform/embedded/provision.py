@@ -1,0 +1,83 @@
+"""Java and jars: found on this machine, or fetched once for all projects.
+
+``python -m trilake.platform.embedded.provision`` fetches them in advance.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from trilake.errors import TrilakeError
+from trilake.platform.embedded import jars
+from trilake.platform.embedded import java as javas
+from trilake.platform.embedded.home import Home, find_project, write_private
+
+Progress = Callable[[str, str], None]
+"""Called with what is being done (a service, or a step) and how it stands (`starting`, `ready`); from any thread."""
+
+
+def quiet(_what: str, _how: str) -> None:
+    """Progress that nobody watches."""
+
+
+def provision(home: Home, progress: Progress = quiet) -> tuple[javas.Java, Path, Path]:
+    """Java, the folder of Spark's jars and that of S3Proxy's: found, or fetched once for all clones.
+
+    The Java is remembered: another shell may know another one, and that is no reason to start everything anew.
+
+    :raises TrilakeError: one of them is not to be had.
+    """
+    remembered = home.run.parent / "config" / "java.json"
+    java = _remembered_java(remembered)
+    if java is None:
+        progress("java", "looking for one")
+        java = javas.ensure(home.project)
+        remembered.parent.mkdir(parents=True, exist_ok=True)
+        write_private(remembered, json.dumps({"home": str(java.home), "version": java.version}) + "\n")
+    spark_jars, s3_jars = fetch_jars(home.project, java, progress)
+    return java, spark_jars, s3_jars
+
+
+def fetch_jars(project: Path, java: javas.Java, progress: Progress = quiet) -> tuple[Path, Path]:
+    """The folders of Spark's and of S3Proxy's jars.
+
+    :raises TrilakeError: one of them is not to be had.
+    """
+
+    def fetch(name: str) -> Path:
+        if not jars.folder_of(project, name).is_dir():
+            progress(f"{name} jars", "fetching")
+        return jars.ensure(project, name, lambda: java)
+
+    with ThreadPoolExecutor(2) as pool:
+        spark, s3proxy = pool.map(fetch, ("spark", "s3proxy"))
+    return spark, s3proxy
+
+
+def _remembered_java(path: Path) -> javas.Java | None:
+    try:
+        document = json.loads(path.read_text())
+        java = javas.Java(Path(document["home"]), int(document["version"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return java if os.access(java.executable, os.X_OK) else None
+
+
+def main() -> int:
+    """Exit code 1 and one line if something is not to be had."""
+    try:
+        project = find_project()
+        fetch_jars(project, javas.ensure(project), lambda what, how: print(f"  {what}: {how}", file=sys.stderr))
+    except TrilakeError as e:
+        print(f"setup: {e}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

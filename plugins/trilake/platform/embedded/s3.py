@@ -1,0 +1,69 @@
+"""S3: S3Proxy over a folder. A bucket is a folder below ``data/s3``, an object a file."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from trilake.lake.data_set import BUCKETS
+from trilake.platform.embedded.home import LOOPBACK, Home, write_private
+from trilake.platform.embedded.java import Java
+from trilake.platform.embedded.processes import HOME_MARKER, SERVICE_MARKER, Program
+from trilake.s3 import UNFINISHED
+
+SERVICE = "s3"
+_CONFIGURATION = "s3.properties"
+# The attribute that every whole object has
+_ETAG = "user.user.content-md5"
+# Objects are streamed; a multipart upload of Spark holds a few parts of 8 MiB at once.
+_HEAP = "192m"
+
+
+def url(port: int) -> str:
+    return f"http://{LOOPBACK}:{port}"
+
+
+def write_configuration(home: Home, port: int, secrets: Mapping[str, str]) -> None:
+    """Make the buckets, and tell S3Proxy where they are and who may enter."""
+    data = home.data(SERVICE)
+    for bucket in BUCKETS:
+        (data / bucket).mkdir(parents=True, exist_ok=True)
+    data.chmod(0o700)
+    properties = {
+        "s3proxy.endpoint": url(port),
+        "s3proxy.authorization": "aws-v2-or-v4",
+        "s3proxy.identity": secrets["s3_access_key_id"],
+        "s3proxy.credential": secrets["s3_secret_access_key"],
+        # the checksum headers of newer SDKs
+        "s3proxy.ignore-unknown-headers": "true",
+        # `filesystem` lists folders as objects
+        "jclouds.provider": "filesystem-nio2",
+        "jclouds.filesystem.basedir": str(data),
+    }
+    write_private(home.config(_CONFIGURATION), "".join(f"{name}={value}\n" for name, value in properties.items()))
+
+
+def remove_unfinished(home: Home) -> None:
+    """Remove what writes have left that failed (see `trilake.s3.is_unfinished`). To be called while nobody writes."""
+    if not hasattr(os, "getxattr"):  # as on macOS
+        return
+    for folder, _, names in os.walk(home.data(SERVICE)):
+        for name in filter(UNFINISHED.fullmatch, names):
+            path = Path(folder, name)
+            try:
+                os.getxattr(path, _ETAG)
+            except OSError as e:
+                # a file system without attributes says another error, and there no object has an ETag
+                if e.errno == errno.ENODATA:
+                    path.unlink()
+
+
+def program(home: Home, java: Java, jars: Path) -> Program:
+    """The server."""
+    clean = ["/usr/bin/env", "-i", f"{HOME_MARKER}={home.path}", f"{SERVICE_MARKER}={SERVICE}", "LC_ALL=C.UTF-8"]
+    machine = [str(java.executable), f"-Xmx{_HEAP}", "-Xss512k", "-XX:+UseSerialGC", "-XX:MaxMetaspaceSize=96m"]
+    machine += ["-Djava.awt.headless=true", f"-Dlogback.configurationFile={home.project}/docker/s3proxy/logback.xml"]
+    server = ["-cp", f"{jars}/*", "org.gaul.s3proxy.Main", "--properties", str(home.config(_CONFIGURATION))]
+    return Program(SERVICE, [*clean, *machine, *server])

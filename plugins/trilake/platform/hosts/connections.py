@@ -1,0 +1,64 @@
+"""The connections (``AIRFLOW_CONN_*``) of the three hosts, made of ``.env`` here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from trilake.endpoints import (
+    CLICKHOUSE_CONNECTION,
+    KUBERNETES_CONNECTION,
+    LAKE_CONNECTION,
+    OLTP_CONNECTION,
+    S3_CONNECTION,
+    ClickHouseEndpoint,
+    ClickHouseShard,
+    PostgresEndpoint,
+    S3Endpoint,
+)
+from trilake.platform.hosts.environment import EnvironmentFileError
+
+Who = Literal["airflow", "spark"]
+
+S3_PORT = 7070
+POSTGRES_PORT = 5432
+METADATA_PORT = 5433
+AIRFLOW_PORT = 8080
+# a server a shard, on one host
+SHARDS = (ClickHouseShard(1, "vps-3", 8123, "shard_1"), ClickHouseShard(2, "vps-3", 8124, "shard_2"))
+# Read when it is used: Kubernetes may come up after Airflow, and a token may be another tomorrow.
+KUBECONFIG = "/opt/trilake/kubernetes/config"
+NAMESPACE = "spark"
+
+
+def connections(env: Mapping[str, str], who: Who) -> dict[str, dict[str, Any]]:
+    """Connections by id, as `who` enters: Airflow's processes or Spark's pods.
+
+    :raises EnvironmentFileError: a secret is missing; names the variable.
+    """
+
+    def database(name: str) -> dict[str, Any]:
+        password = required(env, f"{name.upper()}_PASSWORD")
+        return PostgresEndpoint("vps-1", POSTGRES_PORT, database=name, user=name, password=password).connection()
+
+    s3 = S3Endpoint(f"http://vps-1:{S3_PORT}", who, required(env, f"S3_{who.upper()}_SECRET"))
+    clickhouse = ClickHouseEndpoint(SHARDS, "etl_writer", required(env, "CLICKHOUSE_ETL_PASSWORD"))
+    found = {
+        S3_CONNECTION: s3.connection(),
+        LAKE_CONNECTION: database("lake"),
+        OLTP_CONNECTION: database("oltp"),
+        CLICKHOUSE_CONNECTION: clickhouse.connection(),
+    }
+    if who == "airflow":
+        found[KUBERNETES_CONNECTION] = {
+            "conn_type": "kubernetes",
+            "extra": {"kube_config_path": KUBECONFIG, "namespace": NAMESPACE},
+        }
+    return found
+
+
+def required(env: Mapping[str, str], name: str) -> str:
+    """:raises EnvironmentFileError: it is not set."""
+    if not (value := env.get(name)):
+        raise EnvironmentFileError(f"{name} is not set.", hint="`trilake env --check` looks at .env.")
+    return value

@@ -1,0 +1,73 @@
+"""Health of one of Airflow's processes, for a container's health check.
+
+``python -m trilake.platform.hosts.healthcheck PROCESS`` exits with code 0 if the process is healthy.
+
+Those that listen are asked; those that do not write a heartbeat into the database, which is where `airflow jobs check`
+looks, too. This looks without loading Airflow, which takes seconds of a small host's CPU every time.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+
+from trilake.errors import TrilakeError
+from trilake.platform.hosts.airflow import SCHEDULER_HEALTH_PORT, metadata
+from trilake.platform.hosts.connections import AIRFLOW_PORT, required
+from trilake.postgres.connection import connect
+
+TIMEOUT_S = 5
+# Airflow's own thresholds (scheduler_health_check_threshold, triggerer_health_check_threshold)
+HEARTBEAT_S = 30
+JOBS = {"dag-processor": "DagProcessorJob", "triggerer": "TriggererJob"}
+
+
+def problem(process: str, env: Mapping[str, str]) -> str:
+    """Why the process is not healthy; empty if it is.
+
+    :raises TrilakeError: that cannot be told.
+    """
+    if process == "api-server":
+        return _problem_of_url(required(env, "VPS_1_ADDRESS"), AIRFLOW_PORT, "/api/v2/monitor/health")
+    if process == "scheduler":
+        return _problem_of_url("127.0.0.1", SCHEDULER_HEALTH_PORT, "/health")
+    with connect(metadata(env)) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT extract(epoch FROM now() - max(latest_heartbeat)) FROM job "
+            "WHERE job_type = %s AND state = 'running'",
+            (JOBS[process],),
+        )
+        row = cursor.fetchone()
+    if row is None or row[0] is None:
+        return f"no {process} has written a heartbeat"
+    return "" if row[0] < HEARTBEAT_S else f"the last heartbeat is {row[0]:.0f} s old"
+
+
+def _problem_of_url(host: str, port: int, path: str) -> str:
+    import http.client
+
+    connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)
+    try:
+        connection.request("GET", path)
+        status = connection.getresponse().status
+    except (OSError, http.client.HTTPException) as e:
+        return f"http://{host}:{port}{path}: {type(e).__name__}"
+    finally:
+        connection.close()
+    return "" if status == 200 else f"http://{host}:{port}{path} answers {status}"
+
+
+def main() -> int:
+    """Exit code 0 when it is healthy, else 1 and a line that says why."""
+    try:
+        found = problem(sys.argv[1], os.environ)
+    except TrilakeError as e:
+        found = str(e)
+    if found:
+        print(found, file=sys.stderr)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

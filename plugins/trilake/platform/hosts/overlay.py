@@ -1,0 +1,41 @@
+"""k8s/ for one deployment: the hosts' addresses and the jobs' connections in an overlay, for ``kubectl apply -k``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from trilake.endpoints import as_environment
+from trilake.errors import ConfigurationError
+from trilake.platform.hosts.connections import connections, required
+from trilake.platform.hosts.environment import HOSTS
+
+
+def write_overlay(k8s: Path, name: str, env: Mapping[str, str], into: Path) -> Path:
+    """Copy `k8s` to `into`, with ``hosts.env`` and ``jobs.env`` of the overlay `name` made of `env`; gives its folder.
+
+    What `into` was is replaced, when all of the new is there. ``jobs.env`` holds passwords: mode 600.
+
+    :raises ConfigurationError: there is no such overlay, or `into` holds something else.
+    :raises EnvironmentFileError: a variable is missing.
+    """
+    known = sorted(folder.name for folder in (k8s / "overlays").glob("*") if folder.is_dir())
+    if name not in known:
+        raise ConfigurationError(f"{k8s} has no overlay {name}.", hint=f"It has {', '.join(known) or 'none'}.")
+    if into.exists() and any(into.iterdir()) and not (into / "overlays").is_dir():
+        raise ConfigurationError(f"{into} holds something else than an overlay.", hint="Name a folder to be made.")
+    addresses = {host: required(env, f"{host.upper()}_ADDRESS") for host in HOSTS}
+    jobs = as_environment(connections(env, "spark"))
+    fresh = into.with_name(f".{into.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.copytree(k8s, fresh, ignore=shutil.ignore_patterns("jobs.env"))
+    overlay = fresh / "overlays" / name
+    (overlay / "hosts.env").write_text("".join(f"{host}={address}\n" for host, address in addresses.items()))
+    with open(os.open(overlay / "jobs.env", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.writelines(f"{variable}={value}\n" for variable, value in jobs.items())
+    if into.exists():
+        shutil.rmtree(into)
+    fresh.rename(into)
+    return into / "overlays" / name

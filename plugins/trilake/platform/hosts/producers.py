@@ -1,0 +1,162 @@
+"""Producers: who may put files below one data set's prefix of ``s3://raw/``, and nothing else.
+
+On vps_1 and in the replica alike: the gateway's administration answers on its host's loopback, so each request is made
+by a container of Airflow's image beside the gateway. Secrets go there and come back by its standard input and output.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from trilake.errors import TrilakeError, UnreachableError
+from trilake.lake.data_set import RAW_BUCKET
+from trilake.platform.hosts import s3_admin
+from trilake.platform.hosts.connections import S3_PORT
+from trilake.platform.hosts.containers import docker, find_container
+from trilake.platform.hosts.private import write_once
+
+_SECRET = re.compile(r"^AWS_SECRET_ACCESS_KEY=([0-9a-f]+)$", re.MULTILINE)
+
+
+class ProducerError(TrilakeError):
+    """What was not done about a producer, and why."""
+
+
+def key_of(name: str, data_set: str) -> str:
+    """:raises ProducerError: it would be no key."""
+    key = f"{data_set}.{name}"
+    if not s3_admin.PRODUCER.fullmatch(key):
+        raise ProducerError(
+            f"{name!r} cannot be a producer of {data_set!r}.",
+            hint="A producer is named by at most 30 small letters, digits and -; a data set as dags/ declares it.",
+        )
+    return key
+
+
+class Producers:
+    """The producers of the S3 gateway in a compose project on this machine.
+
+    :param project: the compose project's name.
+    :param root_secret: of S3's key root.
+    """
+
+    def __init__(self, project: str, root_secret: str) -> None:
+        self.project = project
+        self._root_secret = root_secret
+
+    def list(self) -> list[dict[str, str]]:
+        """``key, name, data_set`` of each."""
+        return [{"key": key, **_parts(key)} for key in self._ask("list")]
+
+    def add(self, name: str, data_set: str, file: Path) -> dict[str, str]:
+        """Make a key and write it, mode 600. The secret is kept nowhere else. Who was killed on the way calls again.
+
+        :raises ProducerError: the producer has a key already, or the file is there.
+        """
+        key = key_of(name, data_set)
+        if not file.absolute().parent.is_dir():
+            raise ProducerError(f"{file.absolute().parent} is no folder.", hint="Make it, or name another by --out.")
+        if file.exists():
+            # whoever has it may have lost it: an old secret never comes back
+            raise ProducerError(
+                f"{file} is there and is never written over.", hint="Remove it if its key is of no use any more."
+            )
+        begun = file.with_name(f"{file.name}.part")
+        secret = _secret_of(begun, key) if begun.exists() else ""
+        if not (secret and self._ask("resume", key, secret)):
+            # what was begun has no key, or that of a revoked one: its secret never comes back
+            if key in self._ask("list"):
+                raise ProducerError(
+                    f"{name} has a key for {data_set} already.", hint="Revoke it first, then add it again."
+                )
+            begun.unlink(missing_ok=True)
+            secret = secrets.token_hex(24)
+            # the file first: a key whose secret nobody has would have to be revoked
+            if not write_once(begun, _text(key, secret)):
+                raise ProducerError(f"Somebody else adds {begun} now.", hint="See to it that one does, and once more.")
+            self._ask("add", key, secret)
+        if not write_once(file, _text(key, secret)):
+            raise ProducerError(f"{file} is there since a moment ago.", hint=f"Move it: {name}'s key is in {begun}.")
+        begun.unlink(missing_ok=True)
+        return {"key": key, **_parts(key)}
+
+    def revoke(self, name: str, data_set: str) -> dict[str, str]:
+        """End its key at once; what it has put stays.
+
+        :raises ProducerError: there is no such producer.
+        """
+        key = key_of(name, data_set)
+        if key not in self._ask("list"):
+            raise ProducerError(f"{name} has no key for {data_set}.", hint="`trilake producer list` shows who has one.")
+        self._ask("revoke", key)
+        return {"key": key, **_parts(key)}
+
+    def _ask(self, verb: str, *arguments: str) -> Any:
+        inspected = docker("inspect", find_container(self.project, "s3"), error=ProducerError)
+        network = json.loads(inspected)[0]["HostConfig"]["NetworkMode"]
+        setup = docker("inspect", self._of_airflows_image(), error=ProducerError)
+        limits = ("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--log-driver=none")
+        command = ("--entrypoint=python", json.loads(setup)[0]["Image"], "-m", __name__)
+        request = json.dumps([self._root_secret, verb, *arguments])
+        told = docker(
+            "run", "--rm", "-i", f"--network={network}", *limits, *command, stdin=request, error=ProducerError
+        )
+        return json.loads(told)
+
+    def _of_airflows_image(self) -> str:
+        """A container of it. The job's has ended, and whoever clears such away (`docker container prune`) may."""
+        try:
+            return find_container(self.project, "setup-s3", ended=True)
+        except UnreachableError:
+            return find_container(self.project, "airflow-api-server", ended=True)
+
+
+def _parts(key: str) -> dict[str, str]:
+    data_set, _, name = key.partition(".")
+    return {"name": name, "data_set": data_set}
+
+
+def _secret_of(begun: Path, key: str) -> str:
+    """:raises ProducerError: it is no file of this key's."""
+    text = begun.read_text()
+    found = _SECRET.search(text)
+    if found is None or text != _text(key, found[1]):
+        raise ProducerError(f"{begun} is of something else.", hint="Remove it, or name another file by --out.")
+    return found[1]
+
+
+def _text(key: str, secret: str) -> str:
+    """As a shell, Docker and every AWS library read it."""
+    return (
+        f"# May put objects below s3://{RAW_BUCKET}/{key.partition('.')[0]}/<partition>/, and nothing else.\n"
+        f"AWS_ENDPOINT_URL_S3=http://vps-1:{S3_PORT}\nAWS_REGION=us-east-1\n"
+        f"AWS_ACCESS_KEY_ID={key}\nAWS_SECRET_ACCESS_KEY={secret}\n"
+    )
+
+
+def main() -> int:
+    """Beside the gateway: does what standard input asks for."""
+    root_secret, verb, *arguments = json.load(sys.stdin)
+    root = s3_admin.root_of(root_secret)
+    verbs: dict[str, Callable[..., Any]] = {
+        "list": s3_admin.producers,
+        "add": s3_admin.add_producer,
+        "resume": s3_admin.resume_producer,
+        "revoke": s3_admin.revoke_producer,
+    }
+    try:
+        print(json.dumps(verbs[verb](root, *arguments)))
+    except TrilakeError as e:
+        print(e, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,234 @@
+"""S3 on vps_1: its buckets, its identities, and who may do what in which bucket.
+
+The gateway (versitygw) knows users and bucket policies. A user without a policy may do nothing; `RIGHTS` is the whole
+of what each may, and docs/hosts.md shows it. Beside those there are producers, who may put objects below one data set's
+prefix of bucket raw and nothing else: the gateway's list of users is the list of producers, too. Identities are made by
+the gateway's administration interface, which listens on loopback alone.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit
+from xml.etree import ElementTree
+
+from trilake import s3
+from trilake.endpoints import S3Endpoint
+from trilake.errors import RefusedError, TrilakeError, UnreachableError
+from trilake.lake.data_set import (
+    ARTIFACTS_BUCKET,
+    BACKUPS_BUCKET,
+    BUCKETS,
+    EVENTS_BUCKET,
+    EXPORTS_BUCKET,
+    LAKE_BUCKET,
+    LOGS_BUCKET,
+    RAW_BUCKET,
+)
+from trilake.platform.hosts.connections import S3_PORT, required
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+ROOT = "root"
+# A producer's key is <data set>.<name>; no other key has a dot, and no name of a data set.
+PRODUCER = re.compile(r"(?P<data_set>[a-z][a-z0-9_]{0,39})\.(?P<name>[a-z0-9][a-z0-9-]{0,29})")
+IDENTITIES = ("airflow", "spark", "clickhouse", "agents")
+ADMINISTRATION_PORT = 7071
+_TIMEOUT_S = 10
+
+# read, write (what is there included), delete
+_OF_OBJECTS = {
+    "r": ("s3:GetObject",),
+    "w": ("s3:PutObject", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"),
+    "d": ("s3:DeleteObject",),
+}
+# What is there included: whoever may put an object may replace it. Parts of a large one come by the same right.
+_OF_PRODUCERS = ("s3:PutObject", "s3:AbortMultipartUpload")
+_OF_BUCKETS = {"r": ("s3:ListBucket", "s3:GetBucketLocation"), "w": ("s3:ListBucketMultipartUploads",), "d": ()}
+
+# Bucket -> identity -> rights. Nobody but root gets to a bucket that has no entry for it.
+RIGHTS: Mapping[str, Mapping[str, str]] = {
+    # what sources gave: Airflow ingests, everybody else reads
+    RAW_BUCKET: {"airflow": "rwd", "spark": "r", "clickhouse": "r"},
+    # Iceberg: Spark's and PyIceberg's commits, and what expiry takes away; ClickHouse pulls files
+    LAKE_BUCKET: {"airflow": "rwd", "spark": "rwd", "clickhouse": "r", "agents": "r"},
+    # job code, reports, results of runs
+    ARTIFACTS_BUCKET: {"airflow": "rwd", "spark": "rw", "agents": "r"},
+    LOGS_BUCKET: {"airflow": "rwd"},
+    # Spark renames a log when it ends, which is a copy and a delete
+    EVENTS_BUCKET: {"airflow": "r", "spark": "rwd"},
+    # each shard writes what Airflow or a Spark driver ordered; who ordered it removes what is stale
+    EXPORTS_BUCKET: {"airflow": "rwd", "spark": "rwd", "clickhouse": "rw", "agents": "r"},
+    BACKUPS_BUCKET: {"clickhouse": "rwd"},
+}
+
+
+class StoreError(TrilakeError):
+    """What the gateway refused."""
+
+
+def secret(env: Mapping[str, str], identity: str) -> str:
+    """:raises EnvironmentFileError: it is not set."""
+    return required(env, f"S3_{identity.upper()}_SECRET")
+
+
+def policy(bucket: str, producers: Iterable[str] = ()) -> dict[str, Any]:
+    """The bucket's policy, as S3 writes it.
+
+    :param producers: their keys; they have no right in any bucket but raw.
+    """
+    statements = []
+    for identity, rights in RIGHTS[bucket].items():
+        for actions, resource in (
+            ([action for right in rights for action in _OF_BUCKETS[right]], f"arn:aws:s3:::{bucket}"),
+            ([action for right in rights for action in _OF_OBJECTS[right]], f"arn:aws:s3:::{bucket}/*"),
+        ):
+            statements.append(
+                {"Effect": "Allow", "Principal": {"AWS": [identity]}, "Action": actions, "Resource": [resource]}
+            )
+    for key in sorted(producers) if bucket == RAW_BUCKET else ():
+        below = f"arn:aws:s3:::{bucket}/{key.partition('.')[0]}/*"
+        statements.append(
+            {"Effect": "Allow", "Principal": {"AWS": [key]}, "Action": list(_OF_PRODUCERS), "Resource": [below]}
+        )
+    return {"Version": "2012-10-17", "Statement": statements}
+
+
+def set_up(env: Mapping[str, str], host: str = "vps-1") -> None:
+    """Make what is not there: identities with the secrets of ``.env``, buckets, policies. Safe twice.
+
+    :raises UnreachableError: the gateway does not answer.
+    :raises StoreError: it refuses us, or what it is asked.
+    """
+    root = root_of(secret(env, ROOT), host)
+    known = _identities(root)
+    for identity in IDENTITIES:
+        _set_identity(root, identity, secret(env, identity), known=identity in known)
+    client = s3.client(root)
+    there = {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
+    for bucket in BUCKETS:
+        if bucket not in there:
+            client.create_bucket(Bucket=bucket)
+        if bucket != RAW_BUCKET:
+            _set_policy(client, bucket)
+    _let_producers(root)
+
+
+def root_of(secret_key: str, host: str = "vps-1") -> S3Endpoint:
+    """The store as its root sees it."""
+    return S3Endpoint(f"http://{host}:{S3_PORT}", ROOT, secret_key)
+
+
+def producers(root: S3Endpoint) -> list[str]:
+    """The producers' keys."""
+    return sorted(name for name in _identities(root) if PRODUCER.fullmatch(name))
+
+
+def add_producer(root: S3Endpoint, key: str, secret_key: str) -> None:
+    """Let a producer in.
+
+    :param key: ``<data set>.<name>``.
+    :raises StoreError: there is one of this key: nothing replaces its secret, and of two at once the gateway takes one.
+    """
+    if key in _identities(root):
+        raise StoreError(f"There is a producer {key} already.", hint="Revoke it first, then add it again.")
+    _set_identity(root, key, secret_key, known=False)
+    _let_producers(root)
+
+
+def resume_producer(root: S3Endpoint, key: str, secret_key: str) -> bool:
+    """Whether a producer's secret is this one, at this moment. If so it is let in: who added it may have been killed
+    before that.
+    """
+    if key not in _identities(root):
+        return False
+    try:
+        # the one thing that the gateway answers whoever it knows, however little he may
+        s3.client(S3Endpoint(root.url, key, secret_key)).list_buckets()
+    except RefusedError:
+        return False
+    _let_producers(root)
+    return True
+
+
+def revoke_producer(root: S3Endpoint, key: str) -> None:
+    """End a producer's key at once. What it has put stays."""
+    if key in _identities(root):
+        _administer(root, f"/delete-user?access={quote(key)}")
+    _let_producers(root)
+
+
+def _let_producers(root: S3Endpoint) -> None:
+    """Bucket raw's policy names the producers that there are, also where somebody else adds one at this moment."""
+    client, told = s3.client(root), None
+    while told != (there := producers(root)):
+        _set_policy(client, RAW_BUCKET, there)
+        told = there
+
+
+def _set_policy(client: S3Client, bucket: str, producers: Iterable[str] = ()) -> None:
+    client.put_bucket_policy(Bucket=bucket, Policy=json.dumps(policy(bucket, producers)))
+
+
+# --- the administration interface: requests as S3's, signed likewise, with bodies in XML
+
+
+def _identities(root: S3Endpoint) -> set[str]:
+    answer = _administer(root, "/list-users")
+    names = (element.text for element in ElementTree.fromstring(answer).iter() if element.tag.endswith("Access"))  # noqa: S314  our own gateway's
+    return {name for name in names if name}
+
+
+def _set_identity(root: S3Endpoint, name: str, secret_key: str, *, known: bool) -> None:
+    document = ElementTree.Element("MutableProps" if known else "Account")
+    values = {"Secret": secret_key, "Role": "user"}
+    for tag, text in (values if known else {"Access": name, **values}).items():
+        ElementTree.SubElement(document, tag).text = text
+    path = f"/update-user?access={quote(name)}" if known else "/create-user"
+    _administer(root, path, ElementTree.tostring(document))
+
+
+def _administer(root: S3Endpoint, path: str, body: bytes = b"") -> bytes:
+    """:raises UnreachableError: it does not answer. :raises StoreError: it refuses; its words, never ours."""
+    from botocore.auth import S3SigV4Auth
+    from botocore.awsrequest import AWSRequest
+    from botocore.credentials import Credentials
+
+    url = f"http://127.0.0.1:{ADMINISTRATION_PORT}{path}"
+    request = AWSRequest("PATCH", url, data=body)
+    request.context["payload_signing_enabled"] = True
+    S3SigV4Auth(Credentials(root.access_key_id, root.secret_access_key), "s3", root.region).add_auth(request)
+    connection = http.client.HTTPConnection("127.0.0.1", ADMINISTRATION_PORT, timeout=_TIMEOUT_S)
+    try:
+        target = urlsplit(url)
+        full = f"{target.path}?{target.query}" if target.query else target.path
+        connection.request("PATCH", full, body, dict(request.headers.items()))
+        answer = connection.getresponse()
+        text = answer.read()
+    except (OSError, http.client.HTTPException) as e:
+        raise UnreachableError(
+            f"The S3 gateway's administration on 127.0.0.1:{ADMINISTRATION_PORT} does not answer ({type(e).__name__}).",
+            hint="Is the service s3 up on this host?",
+        ) from None
+    finally:
+        connection.close()
+    if answer.status >= 300:
+        raise StoreError(
+            f"The S3 gateway refused {path.partition('?')[0]} for {root.access_key_id} ({answer.status}: "
+            f"{_message(text)}).",
+            hint="S3_ROOT_SECRET has to be the one that the service s3 was started with.",
+        )
+    return text
+
+
+def _message(text: bytes) -> str:
+    try:
+        found = ElementTree.fromstring(text)  # noqa: S314  our own gateway's
+    except ElementTree.ParseError:
+        return "no reason given"
+    return next((element.text or "" for element in found.iter() if element.tag.endswith("Code")), "no reason given")

@@ -1,0 +1,1 @@
+"""PostgreSQL: connections, advisory locks, marts, databases, and extracts of queries to files."""

@@ -1,0 +1,1 @@
+"""Migrations: the steps of a project's sql/, applied to PostgreSQL and to ClickHouse."""

@@ -1,0 +1,105 @@
+"""A job's run that commits nothing: what it would commit is left in a folder of this machine, and told.
+
+`Job` takes ``--dry-run FOLDER [--limit N]``. Reading and computing are as ever; where the job commits, it ends: what
+comes after a commit (a publication, a table written elsewhere) acts on what was committed, and nothing was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trilake.spark.delimited import REASON
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+    from trilake.spark.batch import Batch
+    from trilake.spark.counts import Counts
+
+RESULT_FILE = "dry_run.json"
+ROWS_FOLDER = "rows"
+# Refused lines shown for each reason, each of at most so many letters
+EXAMPLES = 3
+_EXAMPLE_LETTERS = 300
+
+
+class DryRunEnded(BaseException):
+    """The job came to its commit. `Job` as a context manager ends quietly with it."""
+
+
+class DryRun:
+    """:param folder: gets ``dry_run.json`` and ``rows/`` (Parquet), which is all that is written.
+    :param limit: lines of the job's own data set that are read of each partition; 0: all.
+    """
+
+    def __init__(self, folder: str, limit: int = 0) -> None:
+        self._folder = Path(folder)
+        self._limit = limit
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of the input is read."""
+        return not self._limit
+
+    def sample(self, lines: DataFrame, header: str, *, partitions: Sequence[str]) -> DataFrame:
+        """The first lines of each partition; all of them without a limit.
+
+        Header lines do not count, so none is left: of a sample a second one is not refused.
+        """
+        from pyspark.sql import functions as F
+
+        if not self._limit:
+            return lines
+        body = lines.where(F.col("raw") != header)
+        parts = (body.where(F.col("partition") == name).limit(self._limit) for name in partitions)
+        return reduce(lambda one, other: one.unionByName(other), parts)
+
+    def end(self, curated: DataFrame, counts: Mapping[str, Counts], batches: Sequence[Batch]) -> None:
+        """Write what would be committed, and tell of it.
+
+        :raises DryRunEnded: always.
+        """
+        curated.write.parquet((self._folder / ROWS_FOLDER).as_uri())
+        document: dict[str, Any] = {
+            "counts": {partition: vars(count) for partition, count in counts.items()},
+            "columns": {field.name: field.dataType.simpleString() for field in curated.schema.fields},
+            "inputs": [item.uri.replace("s3a://", "s3://", 1) for batch in batches for item in batch.inputs],
+            "refused": _refused(batches),
+        }
+        (self._folder / RESULT_FILE).write_text(json.dumps(document))
+        raise DryRunEnded
+
+
+def _refused(batches: Sequence[Batch]) -> list[dict[str, Any]]:
+    """Each data set's reasons with their lines, the most frequent first, and a few examples. One query for all."""
+    from pyspark.sql import DataFrame, Window
+    from pyspark.sql import functions as F
+
+    if not batches:
+        return []
+    of_reason = Window.partitionBy("data_set", REASON)
+    lines = reduce(
+        DataFrame.unionByName,
+        (
+            batch.parsed.where(F.col(REASON).isNotNull()).select(
+                F.lit(batch.data_set.name).alias("data_set"), REASON, "file", "raw"
+            )
+            for batch in batches
+        ),
+    )
+    rows = (
+        lines.withColumn("rows", F.count("*").over(of_reason))
+        .withColumn("number", F.row_number().over(of_reason.orderBy("file", "raw")))
+        .where(F.col("number") <= EXAMPLES)
+        .collect()
+    )
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in sorted(rows, key=lambda row: (row["data_set"], -row["rows"], row[REASON], row["number"])):
+        told = {"data_set": row["data_set"], "reason": row[REASON], "rows": row["rows"], "examples": []}
+        one = found.setdefault((row["data_set"], row[REASON]), told)
+        one["examples"].append({"file": row["file"], "raw": row["raw"][:_EXAMPLE_LETTERS]})
+    return list(found.values())

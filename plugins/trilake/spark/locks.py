@@ -1,0 +1,81 @@
+"""Locks of Spark jobs: one run at a time replaces a partition, and maintenance keeps off tables that jobs use.
+
+A job replaces partitions of two tables: first the quarantine, then the curated table. The two do not commit together.
+So a run holds the partition lock while it replaces both, and it replaces only what has not changed since the run looked
+at its input. The lock ends with the process. A run that dies between the two commits leaves quarantined rows that are
+newer than the curated ones. A run that began earlier is then refused. The next run reads all input again and puts both
+right.
+
+The nightly maintenance replaces files too. The partition lock does not keep it away from files that a run has begun to
+read. So each run also holds the job lock, which jobs share. Maintenance rewrites only tables whose job lock is free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from trilake.endpoints import Endpoints
+from trilake.lake import DataSet, Window
+from trilake.lake.catalog import SnapshotNotFoundError, TableNotFoundError, files_of, load_table, open_catalog
+from trilake.postgres.connection import connect
+from trilake.postgres.locks import LockSpace, keep_lock, lock_key, try_lock
+from trilake.spark.overwrite import OvertakenError
+
+
+@contextmanager
+def job_lock(endpoints: Endpoints, data_set: DataSet) -> Iterator[None]:
+    """Hold a data set's job lock for the length of the block. Other jobs can hold it too; maintenance waits.
+
+    Take it before you look at the table: only from then on do its files stay as they are.
+    """
+    waiting = f"Waiting until maintenance has rewritten the files of {data_set.name}"
+    with keep_lock(endpoints.lake, LockSpace.JOB, data_set.name, shared=True, waiting=waiting):
+        yield
+
+
+@contextmanager
+def try_maintenance_lock(endpoints: Endpoints, table: str) -> Iterator[bool]:
+    """Whether no job holds the job lock of a table. If True, no job can take it for the length of the block.
+
+    :param table: as ``namespace.table``.
+    """
+    with try_lock(endpoints.lake, LockSpace.JOB, table.rpartition(".")[2]) as free:
+        yield free
+
+
+@contextmanager
+def partition_lock(
+    endpoints: Endpoints, data_set: DataSet, window: Window, run_id: str, base: int | None
+) -> Iterator[None]:
+    """Wait until no other run replaces this window's partitions, and make other runs wait for the length of the block.
+
+    :param base: the snapshot of the data set's table that the run began from.
+    :raises OvertakenError: the window has changed since.
+    """
+    # by month: ten years of days would be more locks than a server keeps
+    names = {f"{data_set.name}/{partition[:7]}" for partition in window}
+    with connect(endpoints.lake, autocommit=True) as connection, connection.cursor() as cursor:
+        for key in sorted(map(lock_key, names)):  # in one order, so that no two runs wait for each other
+            cursor.execute("SELECT pg_advisory_lock(%s, %s)", (LockSpace.PARTITION, key))
+        if _changed(endpoints, data_set, window, base):
+            raise OvertakenError(data_set.curated, window, run_id)
+        yield
+
+
+def _changed(endpoints: Endpoints, data_set: DataSet, window: Window, base: int | None) -> bool:
+    """As Iceberg's own validation of an overwrite finds it, which is too late for what was written before."""
+    catalog = open_catalog(endpoints.lake, endpoints.s3)
+    try:
+        table = load_table(catalog, data_set.curated)
+        now = table.current_snapshot()
+        if now is None or now.snapshot_id == base:
+            return False
+        then = files_of(table, data_set, window, base) if base is not None else frozenset()
+        return then != files_of(table, data_set, window, now.snapshot_id)
+    except TableNotFoundError:
+        return base is not None
+    except SnapshotNotFoundError:
+        return True
+    finally:
+        catalog.close()
