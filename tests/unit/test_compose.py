@@ -64,8 +64,8 @@ def test_a_service_uses_its_hosts_network_or_none() -> None:
     for file in FILES[1:]:
         host = file.parent.name.upper()
         modes = {name: s.get("network_mode") for name, s in (read(file.read_text())["services"] or {}).items()}
-        # the replica's supply of images is no service of a host: it fetches what vps_2 cannot
-        assert {modes.pop("setup-supply", "bridge")} == {"bridge"}
+        # this one runs in the replica only: it fetches what vps_2 cannot
+        assert {modes.pop("setup-offline-bundle", "bridge")} == {"bridge"}
         assert set(modes.values()) <= {f"${{{host}_NETWORK:-host}}", "none"}, (file, modes)
 
 

@@ -1,11 +1,11 @@
-"""What Kubernetes on vps_2 cannot fetch for itself, since that host has no way out.
+"""The offline bundle: images and charts for Kubernetes on vps_2, a host that has no way out and cannot fetch them.
 
-Writes, below a folder, what k3s reads at its start: ``agent/images/`` (k3s's own images, and those of Docker on this
-machine by name, which Docker pulls if it lacks them) and ``server/manifests/`` (spark-operator's chart with our values,
-or manifests that were made ready). In the replica the folder's two parts are k3s's volumes; of a real vps_2 it is made
-on vps_1 and copied over (docs/vps_2.md). Needs Python's standard library and nothing else.
+Writes, below one folder, what k3s reads when it starts: ``agent/images/`` (k3s's own images, and images of this
+machine's Docker by name, which Docker pulls if it does not have them) and ``server/manifests/`` (spark-operator's chart
+with our values, or prepared manifests). In the replica the two parts of the folder are k3s's volumes. For a real vps_2
+the bundle is made on vps_1 and copied (docs/vps_2.md). Needs only Python's standard library.
 
-Each file appears whole, under its own name, or not at all; what is there already is not made again.
+Each file appears complete, under its own name, or not at all. A file that is there already is not made again.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ CHART_SHA256 = "51ebe19443d7e61d1f10411268f6c21adc4b7a5445a86f247d9f728361e1a515
 CHART_VERSION = "2.5.2"
 
 
-class SupplyError(Exception):
+class OfflineBundleError(Exception):
     """What could not be had, and what to do about it: one line."""
 
 
@@ -63,7 +63,7 @@ class _Docker(http.client.HTTPConnection):
         try:
             self.sock.connect(self._path)
         except OSError as e:
-            raise SupplyError(
+            raise OfflineBundleError(
                 f"Docker does not answer at {self._path} ({e.strerror}): DOCKER_SOCKET names its socket."
             ) from None
 
@@ -88,7 +88,7 @@ def image_id(docker: str, name: str) -> str:
             if answer.status == http.client.OK:
                 return str(json.loads(answer.read())["Id"]).removeprefix("sha256:")
             if answer.status != http.client.NOT_FOUND or attempt == "pull":
-                raise SupplyError(f"Docker does not tell about the image {name}: {_said(answer)}")
+                raise OfflineBundleError(f"Docker does not tell about the image {name}: {_said(answer)}")
         _pull(docker, name)
     raise AssertionError(name)
 
@@ -99,10 +99,10 @@ def _pull(docker: str, name: str) -> None:
     path = f"/images/create?fromImage={quote(repository, safe='')}&tag={quote(tag, safe='')}"
     with closing(_ask(docker, "POST", path)) as answer:
         if answer.status != http.client.OK:
-            raise SupplyError(f"The image {name} is not here and cannot be pulled: {_said(answer)}")
+            raise OfflineBundleError(f"The image {name} is not here and cannot be pulled: {_said(answer)}")
         for line in answer:  # a pull that fails half-way says so here, under a good status
             if error := json.loads(line or b"{}").get("error"):
-                raise SupplyError(f"The image {name} is not here and cannot be pulled: {error}")
+                raise OfflineBundleError(f"The image {name} is not here and cannot be pulled: {error}")
 
 
 def save_images(docker: str, names: Iterable[str], folder: Path) -> None:
@@ -117,7 +117,7 @@ def save_images(docker: str, names: Iterable[str], folder: Path) -> None:
             continue
         with closing(_ask(docker, "GET", f"/images/{name}/get")) as answer:
             if answer.status != http.client.OK:
-                raise SupplyError(f"Docker does not give the image {name}: {_said(answer)}")
+                raise OfflineBundleError(f"Docker does not give the image {name}: {_said(answer)}")
             _write(file, iter(lambda: answer.read(CHUNK), b""))
         print(f"{name}: {file.stat().st_size / 1e6:.0f} MB", flush=True)
     for other in folder.glob("docker-*.tar"):
@@ -133,9 +133,8 @@ def save_images_of_k3s(version: str, folder: Path) -> None:
         print(f"k3s {version}: there already", flush=True)
         return
     address = K3S.format(version=quote(version, safe=""))
-    sums = dict(
-        reversed(line.split(maxsplit=1)) for line in _read(f"{address}/sha256sum-{machine}.txt").decode().splitlines()
-    )
+    lines = _read(f"{address}/sha256sum-{machine}.txt").decode().splitlines()
+    sums = {name: digest for digest, name in (line.split(maxsplit=1) for line in lines)}
     name = f"k3s-airgap-images-{machine}.tar.zst"
     with _open(f"{address}/{name}") as answer:
         _write(file, iter(lambda: answer.read(CHUNK), b""), sums[name])
@@ -173,17 +172,17 @@ def image_of_chart(values: bytes) -> str:
     try:
         return f"{found['registry']}/{found['repository']}:{CHART_VERSION}"
     except KeyError as e:
-        raise SupplyError(f"spark-operator's chart does not say its image's {e.args[0]}.") from None
+        raise OfflineBundleError(f"spark-operator's chart does not say its image's {e.args[0]}.") from None
 
 
 def helm_chart(archive: bytes, values: str) -> tuple[str, str]:
     """spark-operator for k3s's Helm controller, the chart inside; and the image that it runs.
 
-    :raises SupplyError: the chart's files are not those of its version.
+    :raises OfflineBundleError: the chart's files are not those of its version.
     """
     files = list(_files_of_chart(archive))
     if (found := chart_digest(files)) != CHART_SHA256:
-        raise SupplyError(f"{CHART} is not spark-operator's chart {CHART_VERSION}: digest {found} of its files.")
+        raise OfflineBundleError(f"{CHART} is not spark-operator's chart {CHART_VERSION}: digest {found} of its files.")
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as tar:
         for path, content in files:
@@ -241,7 +240,7 @@ def _write(file: Path, chunks: Iterable[bytes], sha256: str = "") -> None:
         os.fsync(written.fileno())
     if sha256 and digest.hexdigest() != sha256:
         part.unlink()
-        raise SupplyError(f"{file.name} has the digest {digest.hexdigest()}, not {sha256}: try again.")
+        raise OfflineBundleError(f"{file.name} has the digest {digest.hexdigest()}, not {sha256}: try again.")
     part.rename(file)
 
 
@@ -249,7 +248,7 @@ def _open(address: str) -> http.client.HTTPResponse:
     try:
         answer: http.client.HTTPResponse = urllib.request.urlopen(address, timeout=SILENCE_S)  # noqa: S310  https, above
     except (urllib.error.URLError, OSError) as e:
-        raise SupplyError(f"{address} cannot be fetched: {getattr(e, 'reason', e)}.") from None
+        raise OfflineBundleError(f"{address} cannot be fetched: {getattr(e, 'reason', e)}.") from None
     return answer
 
 
@@ -277,8 +276,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         save_images(told.docker, [*told.images, *sorted(operators)], images)
         if told.k3s != "none":
             save_images_of_k3s(told.k3s, images)
-    except (SupplyError, OSError, http.client.HTTPException) as e:
-        sys.exit(f"supply: {e}")
+    except (OfflineBundleError, OSError, http.client.HTTPException) as e:
+        sys.exit(f"offline_bundle: {e}")
 
 
 if __name__ == "__main__":

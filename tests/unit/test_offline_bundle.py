@@ -1,4 +1,4 @@
-"""docker/vps_2/supply.py: what it brings is whole, and brought once. Docker answers as its API says."""
+"""docker/vps_2/offline_bundle.py: what it brings is whole, and brought once. Docker answers as its API says."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ VALUES = PROJECT / "k8s/spark_operator/values.yaml"
 
 
 @pytest.fixture
-def supply(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("supply", PROJECT / "docker/vps_2/supply.py")
+def bundle(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("offline_bundle", PROJECT / "docker/vps_2/offline_bundle.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -115,7 +115,7 @@ def ready(tmp_path: Path) -> Path:
     return folder
 
 
-def run(supply: ModuleType, docker: Docker, ready: Path, *images: str) -> Path:
+def run(bundle: ModuleType, docker: Docker, ready: Path, *images: str) -> Path:
     into = ready.parent / "k3s"
     options = [
         f"--into={into}",
@@ -124,7 +124,7 @@ def run(supply: ModuleType, docker: Docker, ready: Path, *images: str) -> Path:
         "--k3s=none",
         f"--docker={docker.socket}",
     ]
-    supply.main([*options, *images])
+    bundle.main([*options, *images])
     return into
 
 
@@ -132,69 +132,71 @@ def files(folder: Path) -> dict[str, bytes]:
     return {f.name: f.read_bytes() for f in folder.iterdir()}
 
 
-def test_an_image_is_brought_once_and_again_when_it_is_another(supply: ModuleType, docker: Docker, ready: Path) -> None:
+def test_an_image_is_brought_once_and_again_when_it_is_another(bundle: ModuleType, docker: Docker, ready: Path) -> None:
     docker.here["trilake/spark:1"] = b"\x01" * 10
-    images = run(supply, docker, ready, "trilake/spark:1") / "agent/images"
+    images = run(bundle, docker, ready, "trilake/spark:1") / "agent/images"
     assert files(images) == {"docker-trilake_spark_1-0101010101010101.tar": b"\x01" * 10}
-    run(supply, docker, ready, "trilake/spark:1")
+    run(bundle, docker, ready, "trilake/spark:1")
     assert docker.asked.count("get trilake/spark:1") == 1
     docker.here["trilake/spark:1"] = b"\x02" * 10
     (images / "k3s-airgap-images-amd64.tar.zst").write_bytes(b"of others")
-    run(supply, docker, ready, "trilake/spark:1")
+    run(bundle, docker, ready, "trilake/spark:1")
     assert files(images) == {
         "docker-trilake_spark_1-0202020202020202.tar": b"\x02" * 10,
         "k3s-airgap-images-amd64.tar.zst": b"of others",
     }
 
 
-def test_an_image_that_docker_lacks_is_pulled(supply: ModuleType, docker: Docker, ready: Path) -> None:
+def test_an_image_that_docker_lacks_is_pulled(bundle: ModuleType, docker: Docker, ready: Path) -> None:
     docker.registry["registry.example/operator:2"] = b"\x03" * 10
-    into = run(supply, docker, ready, "registry.example/operator:2")
+    into = run(bundle, docker, ready, "registry.example/operator:2")
     assert len(files(into / "agent/images")) == 1
 
 
-def test_what_the_manifests_run_is_brought_with_them(supply: ModuleType, docker: Docker, ready: Path) -> None:
+def test_what_the_manifests_run_is_brought_with_them(bundle: ModuleType, docker: Docker, ready: Path) -> None:
     docker.here["registry.example:5000/operator:2"] = b"\x04" * 10
     (ready / "operator.yaml").write_text(
         "spec:\n  containers:\n    - name: a\n      image: registry.example:5000/operator:2\n"
         '    - image: "registry.example:5000/operator:2"\n'
     )
-    images = run(supply, docker, ready) / "agent/images"
+    images = run(bundle, docker, ready) / "agent/images"
     assert [name.rpartition("-")[0] for name in files(images)] == ["docker-registry.example_5000_operator_2"]
 
 
-def test_an_image_that_cannot_be_pulled_is_named_in_one_line(supply: ModuleType, docker: Docker, ready: Path) -> None:
-    with pytest.raises(SystemExit, match=r"^supply: The image a/b:1 is not here and cannot be pulled: manifest "):
-        run(supply, docker, ready, "a/b:1")
+def test_an_image_that_cannot_be_pulled_is_named_in_one_line(bundle: ModuleType, docker: Docker, ready: Path) -> None:
+    with pytest.raises(
+        SystemExit, match=r"^offline_bundle: The image a/b:1 is not here and cannot be pulled: manifest "
+    ):
+        run(bundle, docker, ready, "a/b:1")
 
 
-def test_half_an_image_has_no_name_that_k3s_reads(supply: ModuleType, docker: Docker, ready: Path) -> None:
+def test_half_an_image_has_no_name_that_k3s_reads(bundle: ModuleType, docker: Docker, ready: Path) -> None:
     docker.here["trilake/spark:1"] = b"\x01" * 10
     docker.breaks_off = True
-    with pytest.raises(SystemExit, match="supply: "):
-        run(supply, docker, ready, "trilake/spark:1")
+    with pytest.raises(SystemExit, match="offline_bundle: "):
+        run(bundle, docker, ready, "trilake/spark:1")
     images = ready.parent / "k3s/agent/images"
     assert not list(images.glob("*.tar"))
     docker.breaks_off = False
-    run(supply, docker, ready, "trilake/spark:1")
+    run(bundle, docker, ready, "trilake/spark:1")
     assert list(files(images)) == ["docker-trilake_spark_1-0101010101010101.tar"]
 
 
-def test_no_docker_is_said_in_one_line(supply: ModuleType, docker: Docker, ready: Path) -> None:
+def test_no_docker_is_said_in_one_line(bundle: ModuleType, docker: Docker, ready: Path) -> None:
     docker.socket += ".none"
-    with pytest.raises(SystemExit, match=r"^supply: Docker does not answer at .*docker\.sock\.none"):
-        run(supply, docker, ready, "trilake/spark:1")
+    with pytest.raises(SystemExit, match=r"^offline_bundle: Docker does not answer at .*docker\.sock\.none"):
+        run(bundle, docker, ready, "trilake/spark:1")
 
 
 def test_manifests_made_ready_are_taken_and_go_when_they_are_gone(
-    supply: ModuleType, docker: Docker, ready: Path
+    bundle: ModuleType, docker: Docker, ready: Path
 ) -> None:
     (ready / "crd.yaml").write_text("kind: CustomResourceDefinition\n")
-    manifests = run(supply, docker, ready) / "server/manifests"
+    manifests = run(bundle, docker, ready) / "server/manifests"
     (manifests / "coredns.yaml").write_text("k3s's own")
     assert sorted(files(manifests)) == ["coredns.yaml", "spark-operator-crd.yaml", "spark-operator-operator.yaml"]
     (ready / "crd.yaml").unlink()
-    run(supply, docker, ready)
+    run(bundle, docker, ready)
     assert sorted(files(manifests)) == ["coredns.yaml", "spark-operator-operator.yaml"]
 
 
@@ -219,22 +221,22 @@ CHART = {
 }
 
 
-def test_a_chart_with_another_content_is_refused(supply: ModuleType) -> None:
-    with pytest.raises(supply.SupplyError, match=r"is not spark-operator's chart 2\.5\.2"):
-        supply.helm_chart(archive(**CHART), "")
+def test_a_chart_with_another_content_is_refused(bundle: ModuleType) -> None:
+    with pytest.raises(bundle.OfflineBundleError, match=r"is not spark-operator's chart 2\.5\.2"):
+        bundle.helm_chart(archive(**CHART), "")
 
 
 def test_the_chart_goes_to_k3s_with_our_values_and_its_definitions(
-    supply: ModuleType, monkeypatch: pytest.MonkeyPatch
+    bundle: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prefix = "charts/spark-operator-chart/"
-    pinned = supply.chart_digest((path.removeprefix(prefix), text.encode()) for path, text in CHART.items())
-    monkeypatch.setattr(supply, "CHART_SHA256", pinned)
-    chart, image = supply.helm_chart(archive(**CHART), VALUES.read_text())
-    assert image == f"registry.example/operator:{supply.CHART_VERSION}"
+    pinned = bundle.chart_digest((path.removeprefix(prefix), text.encode()) for path, text in CHART.items())
+    monkeypatch.setattr(bundle, "CHART_SHA256", pinned)
+    chart, image = bundle.helm_chart(archive(**CHART), VALUES.read_text())
+    assert image == f"registry.example/operator:{bundle.CHART_VERSION}"
     document = yaml.safe_load(chart)
     assert (document["apiVersion"], document["kind"]) == ("helm.cattle.io/v1", "HelmChart")
-    assert yaml.safe_load(document["spec"]["valuesContent"])["image"]["tag"] == supply.CHART_VERSION
+    assert yaml.safe_load(document["spec"]["valuesContent"])["image"]["tag"] == bundle.CHART_VERSION
     with tarfile.open(fileobj=io.BytesIO(base64.b64decode(document["spec"]["chartContent"]))) as tar:
         assert sorted(tar.getnames()) == [
             "spark-operator/Chart.yaml",
@@ -243,9 +245,9 @@ def test_the_chart_goes_to_k3s_with_our_values_and_its_definitions(
         ]
 
 
-def test_versions_are_those_of_everything_else(supply: ModuleType) -> None:
+def test_versions_are_those_of_everything_else(bundle: ModuleType) -> None:
     compose = (PROJECT / "docker/vps_2/compose.yml").read_text()
-    assert f"rancher/k3s:{supply.K3S_VERSION.replace('+', '-')}" in compose
-    assert supply.K3S_VERSION in compose
-    assert yaml.safe_load(VALUES.read_text())["image"]["tag"] == supply.CHART_VERSION
-    assert supply.K3S_VERSION in (PROJECT / "docs/vps_2.md").read_text()
+    assert f"rancher/k3s:{bundle.K3S_VERSION.replace('+', '-')}" in compose
+    assert bundle.K3S_VERSION in compose
+    assert yaml.safe_load(VALUES.read_text())["image"]["tag"] == bundle.CHART_VERSION
+    assert bundle.K3S_VERSION in (PROJECT / "docs/vps_2.md").read_text()
