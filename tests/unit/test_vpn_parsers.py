@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import ipaddress
 import socket
 import threading
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-PROJECT = Path(__file__).parents[2]
+from trilake_vpn import pki, sessions
+
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
 NAMES = st.from_regex(r"[a-z][a-z0-9-]{0,8}", fullmatch=True)
 # a line of an answer: no end within, and no sign of one
@@ -27,17 +27,13 @@ PEOPLE = st.lists(
 ).map(lambda people: [{**person, "cn": f"{person['name']}.{n}"} for n, person in enumerate(people)])
 
 
-@pytest.fixture(scope="module")
-def vpn(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    """docker/openvpn/vpn.py, over a folder of ours."""
-    spec = importlib.util.spec_from_file_location("vpn_that_parses", PROJECT / "docker" / "openvpn" / "vpn.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.RUN = tmp_path_factory.mktemp("run")
-    module.MANAGEMENT = module.RUN / "management.sock"
-    return module
+@pytest.fixture(scope="module", autouse=True)
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A folder of ours in place of /run/openvpn."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sessions, "RUN", tmp_path_factory.mktemp("run"))
+        patched.setattr(sessions, "MANAGEMENT", sessions.RUN / "management.sock")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +45,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(PEOPLE)
-def test_a_state_is_the_same_when_it_is_read_again(vpn: ModuleType, folder: Path, people: list[dict[str, Any]]) -> None:
+def test_a_state_is_the_same_when_it_is_read_again(folder: Path, people: list[dict[str, Any]]) -> None:
     (folder / "people.json").write_text("[]")
-    state = vpn.State(folder)
+    state = pki.State(folder)
     state.people += people
     state.save()
-    again = vpn.State(folder)
+    again = pki.State(folder)
     assert again.people == people
     assert list(again.valid.values()) == [person for person in people if person["revoked_at"] is None]
     for person in people:
@@ -67,14 +63,14 @@ PEM = st.from_regex(r"-----BEGIN [A-Z]{1,5}-----\n[A-Za-z0-9+/=\n]{0,30}\n-----E
 
 @given(NAMES, PEM, PEM, PEM, PEM, st.from_regex(r"[a-z0-9.]{1,12}", fullmatch=True), st.none() | st.integers(1, 65535))
 def test_a_profile_holds_its_keys_and_where_to_go(
-    vpn: ModuleType, folder: Path, name: str, ca: str, cert: str, key: str, tls: str, host: str, port: int | None
+    folder: Path, name: str, ca: str, cert: str, key: str, tls: str, host: str, port: int | None
 ) -> None:
     (folder / "people.json").write_text("[]")
     cn = f"{name}.1"
     for file, text in (("ca.crt", ca), (f"private/{cn}.key", key), (f"private/{cn}.tls", tls)):
         (folder / file).write_text(f"{text}\n")
     (folder / f"issued/{cn}.crt").write_text(f"Certificate:\n    Data: -- {name}\n{cert}\n")
-    made = vpn._profile(vpn.State(folder), cn, host if port is None else f"{host}:{port}")
+    made = pki._profile(pki.State(folder), cn, host if port is None else f"{host}:{port}")
     lines = made.splitlines()
     assert f"remote {host} {port or 1194}" in lines
     for tag, text in (("ca", ca), ("cert", cert), ("key", key), ("tls-crypt-v2", tls)):
@@ -83,12 +79,12 @@ def test_a_profile_holds_its_keys_and_where_to_go(
 
 
 @given(TEXT | st.from_regex(r"[0-9]{1,3}(\.[0-9]{1,3}){3}/[0-9]{1,2}", fullmatch=True))
-def test_any_text_is_a_network_of_65536_addresses_or_refused_by_name(vpn: ModuleType, text: str) -> None:
+def test_any_text_is_a_network_of_65536_addresses_or_refused_by_name(text: str) -> None:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(vpn.os, "environ", {"VPN_NETWORK": text})
+        patched.setattr(pki.os, "environ", {"VPN_NETWORK": text})
         try:
-            network = vpn.vpn_network()
-        except vpn.VpnError as e:
+            network = pki.vpn_network()
+        except pki.VpnError as e:
             told = str(e)
         else:
             assert (network.prefixlen, network.num_addresses) == (16, 65536)
@@ -98,10 +94,10 @@ def test_any_text_is_a_network_of_65536_addresses_or_refused_by_name(vpn: Module
 
 
 @given(TEXT | st.text("abz09-A.\n", max_size=34))
-def test_a_name_is_a_label_of_dns_that_begins_with_a_letter(vpn: ModuleType, text: str) -> None:
+def test_a_name_is_a_label_of_dns_that_begins_with_a_letter(text: str) -> None:
     allowed = set("abcdefghijklmnopqrstuvwxyz0123456789-")
     is_one = 0 < len(text) <= 31 and set(text) <= allowed and text[0] in allowed - set("0123456789-")
-    assert bool(vpn.NAME.fullmatch(text)) == is_one
+    assert bool(pki.NAME.fullmatch(text)) == is_one
 
 
 # --- what the server says
@@ -123,18 +119,16 @@ def rows_of(sessions: dict[str, str]) -> list[str]:
 
 
 @given(SESSIONS, st.integers(0, 400))
-def test_sessions_are_those_of_the_answer_as_far_as_it_came(
-    vpn: ModuleType, sessions: dict[str, str], cut: int
-) -> None:
-    rows = rows_of(sessions)
-    assert vpn._sessions(lambda _: [*rows, "END"]) == sessions
-    found = vpn._sessions(lambda _: "\n".join(rows)[:cut].splitlines())
-    assert list(found) == list(sessions)[: len(found)]
+def test_sessions_are_those_of_the_answer_as_far_as_it_came(connected: dict[str, str], cut: int) -> None:
+    rows = rows_of(connected)
+    assert sessions._sessions(lambda _: [*rows, "END"]) == connected
+    found = sessions._sessions(lambda _: "\n".join(rows)[:cut].splitlines())
+    assert list(found) == list(connected)[: len(found)]
 
 
 @given(st.lists(TEXT | st.sampled_from(["CLIENT_LIST", "CLIENT_LIST,", "CLIENT_LIST,a", ",", ""]), max_size=5))
-def test_any_answer_has_sessions_or_none(vpn: ModuleType, answer: list[str]) -> None:
-    assert all(isinstance(address, str) for address in vpn._sessions(lambda _: answer).values())
+def test_any_answer_has_sessions_or_none(answer: list[str]) -> None:
+    assert all(isinstance(address, str) for address in sessions._sessions(lambda _: answer).values())
 
 
 @settings(max_examples=30, deadline=None)
@@ -144,13 +138,13 @@ def test_any_answer_has_sessions_or_none(vpn: ModuleType, answer: list[str]) -> 
     st.lists(st.from_regex(r">[A-Z]{1,5}:[ -~]{0,9}", fullmatch=True), max_size=3),
 )
 def test_an_answer_is_told_from_what_the_server_says_by_itself(
-    vpn: ModuleType, lines: list[str], end: str, by_itself: list[str]
+    lines: list[str], end: str, by_itself: list[str]
 ) -> None:
     """It ends where it says so, or with the server."""
-    vpn.MANAGEMENT.unlink(missing_ok=True)
+    sessions.MANAGEMENT.unlink(missing_ok=True)
     mixed = [*by_itself, *(text for line in lines for text in (line, *by_itself)), *([end] if end else [])]
     with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(str(vpn.MANAGEMENT))
+        listening.bind(str(sessions.MANAGEMENT))
         listening.listen()
 
         def serve() -> None:
@@ -161,6 +155,6 @@ def test_an_answer_is_told_from_what_the_server_says_by_itself(
 
         thread = threading.Thread(target=serve)
         thread.start()
-        with vpn.management() as ask:
+        with sessions.management() as ask:
             assert ask("state") == [*lines, *([end] if end else [])]
         thread.join()

@@ -1,4 +1,4 @@
-"""The VPN's people, as the container ``openvpn`` of this machine keeps them (docker/openvpn/vpn.py).
+"""The VPN's people, as the container ``openvpn`` of this machine keeps them (docker/openvpn/trilake_vpn).
 
 On vps_1 and in the replica alike: the container is found by its project's name, whichever compose file started it.
 """
