@@ -76,12 +76,18 @@ test-kubernetes: $(STAMP) ## What needs a real Kubernetes, on the one that KUBEC
 test-replica: $(STAMP) ## What needs Docker: network and VPN; TRILAKE_REPLICA=<project>: a whole replica that runs, too
 	@$(BIN)/python -m pytest --timeout 900 $(if $(FULL),,-m "not full") tests/replica $(PYTEST)
 
+# Shell scripts are known by their first line, as some have no suffix. The other linters find their files by name.
+SCRIPTS = $(shell find .ci * -type f -not -name '*.py*' -exec awk 'FNR == 1 && /^\#!.*sh$$/ { print FILENAME } { nextfile }' {} +)
+
 .PHONY: lint
-lint: $(STAMP) ## ruff, mypy --strict, import layers
+lint: $(STAMP) ## ruff, mypy --strict, import layers; shell scripts, Dockerfiles, workflows
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/shellcheck --external-sources --check-sourced $(SCRIPTS)
+	@$(BIN)/hadolint $$(find * -name Dockerfile)
+	@$(BIN)/zizmor --offline --quiet .github
 
 .PHONY: lock
 lock: $(STAMP) ## Write the locks in docker/requirements/ from pyproject.toml; what is locked stays where it can

@@ -30,9 +30,9 @@ fi
 VIRTUAL_ENV=$(cd "$venv" && pwd)
 export VIRTUAL_ENV
 # a file system without links or clones between cache and environment is no reason for a warning
-[ -t 2 ] && quiet="" || quiet=--quiet
+if [ -t 2 ]; then set --; else set -- --quiet; fi
 say "setup: packages, as docker/requirements/development.txt says"
-"$venv/bin/uv" pip sync $quiet --require-hashes docker/requirements/development.txt
+"$venv/bin/uv" pip sync "$@" --require-hashes docker/requirements/development.txt
 "$venv/bin/uv" pip install --quiet --no-deps --no-build-isolation --editable .
 
 # Bytecode is made once here, on all cores, instead of by each of the platform's processes at its first start.
