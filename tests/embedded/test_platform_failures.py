@@ -9,8 +9,8 @@ import socket
 from pathlib import Path
 
 import pytest
-from running_platform import run_trilake
 
+from support.running_platform import run_trilake
 from trilake.embedded import platform as lifecycle
 from trilake.embedded import processes
 from trilake.embedded.home import LOOPBACK, Home
