@@ -58,11 +58,11 @@ test: $(STAMP) ## Every quick test that needs neither Docker nor Kubernetes
 
 .PHONY: test-slow
 test-slow: $(STAMP) ## Tests that take long: Spark sessions of their own, the demo, the README's example; FULL=1: the longest, too
-	@$(BIN)/python -m pytest -m "slow$(if $(FULL),, and not full)" tests/embedded $(PYTEST)
+	@$(BIN)/python -m pytest -m "slow$(if $(FULL),, and not full)" $(PYTEST)
 
 .PHONY: test-schedules
 test-schedules: $(STAMP) ## 1,000 new schedules of publishers that die, wait and meet (10 to 20 min; SCHEDULES=n)
-	@TRILAKE_SCHEDULES=$(or $(SCHEDULES),1000) $(BIN)/python -m pytest --timeout 7200 -s tests/embedded/test_publication_schedules.py
+	@TRILAKE_SCHEDULES=$(or $(SCHEDULES),1000) $(BIN)/python -m pytest --timeout 7200 -s tests/product/publication/test_publication_schedules.py
 
 .PHONY: test-faults
 test-faults: $(STAMP) ## 40 faults in the middle of runs (an hour; SCHEDULES=n, SEED=s: n of them, from the seed s on)

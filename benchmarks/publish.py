@@ -22,7 +22,6 @@ from typing import Any
 from unittest.mock import patch
 
 from platform_of_benchmarks import endpoints, markdown
-from trilake.lake.plan import DataFile, LoadPlan, PartitionPlan
 
 from trilake.clickhouse.cluster import Cluster, Statement, quote_text
 from trilake.clickhouse.publication import publisher
@@ -31,6 +30,7 @@ from trilake.clickhouse.publication.publisher import Publisher
 from trilake.clickhouse.publication.pull import STRICT, Sums
 from trilake.endpoints import ClickHouseShard, Endpoints
 from trilake.lake import DataSet
+from trilake.lake.plan import DataFile, LoadPlan, PartitionPlan
 from trilake.postgres.connection import connect
 from trilake.s3 import client as s3_client
 

@@ -14,9 +14,10 @@ import pyarrow as pa
 import pytest
 from clickhouse_connect.driver.exceptions import DatabaseError, StreamFailureError
 from clickhouse_connect.driver.external import ExternalData
-from clickhouse_gateway import PASSWORD, USER, RunningGateway
 
-pytest_plugins = ["clickhouse_fixtures"]
+from support.clickhouse_gateway import PASSWORD, USER, RunningGateway
+
+pytest_plugins = ["support.clickhouse_fixtures"]
 
 COLUMNS = {
     "id": "UInt64",

@@ -18,9 +18,10 @@ import lz4.frame
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from clickhouse_gateway import PASSWORD, USER, PeakMemory, RunningGateway, wait_until
 
-pytest_plugins = ["clickhouse_fixtures"]
+from support.clickhouse_gateway import PASSWORD, USER, PeakMemory, RunningGateway, wait_until
+
+pytest_plugins = ["support.clickhouse_fixtures"]
 
 MIB = 1 << 20
 BLOCK = b"".join(b"%d\t%b\n" % (n, str(n).encode() * 80) for n in range(5_000))

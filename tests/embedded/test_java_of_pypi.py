@@ -8,8 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from running_platform import PROJECT
 
+from support.running_platform import PROJECT
 from trilake.platform.embedded import jars, java
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import httpx
 import pytest
-from kubernetes_api import SECRET_TEXT, KubernetesServer, await_true, kubernetes_server
 
+from support.kubernetes_api import SECRET_TEXT, KubernetesServer, await_true, kubernetes_server
 from trilake.platform.embedded.kubernetes.driver_process import session_members
 
 

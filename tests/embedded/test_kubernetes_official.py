@@ -19,7 +19,8 @@ from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowException
 from kubernetes.client import CustomObjectsApi
 from kubernetes.client.exceptions import ApiException
-from kubernetes_api import NAMESPACE, KubernetesServer, await_true, kubernetes_server, manifest
+
+from support.kubernetes_api import NAMESPACE, KubernetesServer, await_true, kubernetes_server, manifest
 
 GROUP: dict[str, Any] = {"group": "sparkoperator.k8s.io", "version": "v1beta2", "plural": "sparkapplications"}
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import httpx
 import pytest
-from kubernetes_api import PROJECT, TOKEN, KubernetesServer, await_true, kubernetes_server, manifest
+
+from support.kubernetes_api import PROJECT, TOKEN, KubernetesServer, await_true, kubernetes_server, manifest
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from pathlib import Path
 import psutil
 import psycopg2
 import pytest
-from running_platform import Platform
 
+from support.running_platform import Platform
 from trilake import s3
 from trilake.clickhouse.cluster import Cluster
 from trilake.lake.data_set import BUCKETS

@@ -9,8 +9,8 @@ import socket
 from pathlib import Path
 
 import pytest
-from running_platform import run_trilake
 
+from support.running_platform import run_trilake
 from trilake.platform.embedded import platform as lifecycle
 from trilake.platform.embedded import processes
 from trilake.platform.embedded.home import LOOPBACK, Home

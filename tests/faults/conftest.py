@@ -7,12 +7,13 @@ from collections.abc import Iterator
 
 import laboratory as laboratories
 import pytest
-import schedule
 from laboratory import Laboratory, Undisturbed
+
+from support import fault_schedule
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--schedules", type=int, default=schedule.ROUND, help="how many faults")
+    parser.addoption("--schedules", type=int, default=fault_schedule.ROUND, help="how many faults")
     parser.addoption("--seed", type=int, default=0, help="of the first fault; each later one has the next")
 
 
@@ -22,8 +23,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("one", found, ids=map(str, found))
 
 
-def _asked_for(config: pytest.Config) -> list[schedule.Schedule]:
-    return list(schedule.schedules(config.getoption("--seed"), config.getoption("--schedules")))
+def _asked_for(config: pytest.Config) -> list[fault_schedule.Schedule]:
+    return list(fault_schedule.schedules(config.getoption("--seed"), config.getoption("--schedules")))
 
 
 @pytest.fixture(scope="session")

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-from schedule import Schedule
-from tcp_proxy import TcpProxy
 
+from support.fault_schedule import Schedule
+from support.tcp_proxy import TcpProxy
 from trilake.platform.embedded import platform as lifecycle
 from trilake.platform.embedded import processes
 from trilake.platform.embedded.home import LOOPBACK, Home, free_port

@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from running_platform import PROJECT, running_platform
 from runs import Runs
 from state import MONTH, Holdings
-from tcp_proxy import TcpProxy
 
 from faults import Faults, ProxiedHome, proxies, small_disks
+from support.running_platform import PROJECT, running_platform
+from support.tcp_proxy import TcpProxy
 from trilake.endpoints import Endpoints, as_environment
 from trilake.platform.embedded.connections import connections
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 
 import pytest
-from blame import says
 from laboratory import Laboratory, Undisturbed
-from schedule import Schedule
+
+from support.fault_blame import says
+from support.fault_schedule import Schedule
 
 WORKING = ("running", "deferred")
 # A task's process outlives its success by the time that it takes to send its log.

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from airflow_run import Airflow
 from cluster import Cluster, await_true, jobs_environment, write_overlay
-from running_platform import Platform, running_platform
-from tcp_proxy import TcpProxy
 
+from support.running_platform import Platform, running_platform
+from support.tcp_proxy import TcpProxy
 from trilake.cli.airflow_api import AirflowApi, AirflowError
 from trilake.cli.lifecycle import administrator
 from trilake.endpoints import Endpoints

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 import pytest
 from airflow_run import Airflow, Run
 from cluster import Cluster, await_true
-from running_platform import Platform
 
+from support.running_platform import Platform
 from trilake.clickhouse.cluster import Cluster as ClickHouse
 from trilake.clickhouse.cluster import Statement
 from trilake.lake import Window

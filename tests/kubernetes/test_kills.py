@@ -9,8 +9,8 @@ import psutil
 import pytest
 from airflow_run import Airflow, Run
 from cluster import Cluster, await_true
-from running_platform import Platform
 
+from support.running_platform import Platform
 from trilake.platform.embedded.status import status
 
 

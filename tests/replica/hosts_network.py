@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flows import HOSTS, PROJECT, table
-
+from support.network_flows import HOSTS, PROJECT, table
 from trilake.platform.hosts import environment
 from trilake.platform.hosts.vpn import Vpn
 

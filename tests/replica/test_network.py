@@ -8,8 +8,9 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from flows import HOSTS, NODES
 from hosts_network import HOST_IMAGE, PORTS, PROBE, Container, Network, await_true, docker
+
+from support.network_flows import HOSTS, NODES
 
 # Where UDP services are often found; 1194 is the VPN's
 UDP = (53, 67, 68, 69, 88, 111, 123, 137, 138, 161, 389, 500, 514, 1900, 4500, 5353, 8472, 11211, 51820)

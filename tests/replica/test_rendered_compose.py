@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compose_rules import problems_of_rendered
-from flows import PROJECT
 from hosts_network import why_no_docker
 
+from support.compose_rules import problems_of_rendered
+from support.network_flows import PROJECT
 from trilake.platform.hosts import environment
 
 # What somebody needs who comes in, and no host.

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flows import PROJECT
 from hosts_network import why_no_docker
 from whole_replica import INSIDE, Replica
 
+from support.network_flows import PROJECT
 from trilake.platform.hosts.producers import ProducerError, Producers
 from trilake.platform.hosts.s3_admin import RIGHTS
 

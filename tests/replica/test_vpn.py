@@ -14,10 +14,10 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from flows import HOSTS, PROJECT, ROLES
 from hosts_network import PROBE, VPN_IMAGE, Container, Network, await_true, docker
 from vpn_client import Client, profile_of
 
+from support.network_flows import HOSTS, PROJECT, ROLES
 from trilake.platform.hosts.vpn import VpnError
 
 NOBODY = 65534

@@ -5,8 +5,9 @@ from __future__ import annotations
 import subprocess
 
 import pytest
-from flows import PROJECT
 from whole_replica import Replica
+
+from support.network_flows import PROJECT
 
 WRONG = "deadbeef" * 6
 

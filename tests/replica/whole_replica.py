@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from flows import PROJECT
 from hosts_network import HOST_IMAGE, await_true, docker
 
+from support.network_flows import PROJECT
 from trilake.cli.airflow_api import FINAL_STATES, AirflowApi, AirflowError
 from trilake.errors import TrilakeError
 from trilake.platform.hosts import environment

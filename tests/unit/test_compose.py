@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from compose_rules import FILES, PROJECT, problems, read, variables
 
+from support.compose_rules import FILES, PROJECT, problems, read, variables
 from trilake.platform.hosts.containers import PROJECT as PROJECT_NAME
 from trilake.platform.hosts.environment import VARIABLES, host_settings, replica_settings
 

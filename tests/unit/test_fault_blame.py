@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from blame import says
-from schedule import KINDS, Act, Schedule
+
+from support.fault_blame import says
+from support.fault_schedule import KINDS, Act, Schedule
 
 HEAD = """Publishing with IcebergToClickHouseOperator from s3://lake/warehouse, driver d, trigger t, PostgreSQL
 SparkApplication flights-curate is RUNNING on Kubernetes

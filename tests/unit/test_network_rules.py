@@ -8,9 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from flows import HOSTS, PROJECT, NotAFlowError, Rule, file_of, flows_of, required, rules, table
 from hypothesis import given
 from hypothesis import strategies as st
+
+from support.network_flows import HOSTS, PROJECT, NotAFlowError, Rule, file_of, flows_of, required, rules, table
 
 TEXTS = {host: file_of(host).read_text(encoding="utf-8") for host in HOSTS}
 FIREWALL = PROJECT / "docker" / "host" / "firewall"

@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from trilake.lake.plan import DataFile
 
 from trilake.errors import ConfigurationError
 from trilake.lake import DataSet
 from trilake.lake.objects import _digest, _format, is_plain_key, read_objects
+from trilake.lake.plan import DataFile
 
 MONTHLY = DataSet("orders", grain="month", date="d", shard_by="k")
 DIMENSION = DataSet("shops")
