@@ -24,7 +24,7 @@ from unittest.mock import patch
 from platform_of_benchmarks import endpoints, markdown
 
 from trilake.clickhouse.cluster import Cluster, Statement, quote_text
-from trilake.clickhouse.publication import publisher
+from trilake.clickhouse.publication import pull, staging
 from trilake.clickhouse.publication.ledger import Ledger
 from trilake.clickhouse.publication.publisher import Publisher
 from trilake.clickhouse.publication.pull import STRICT, Sums
@@ -158,7 +158,7 @@ def without_checksums() -> Iterator[None]:
         rows, partitions = client.query(f"SELECT count(), groupUniqArray(_partition_id) FROM {staging}").result_rows[0]
         return Sums(int(rows)), set(partitions)
 
-    with patch.multiple(publisher, sums=count, staged=count_staged):
+    with patch.object(pull, "sums", count), patch.object(staging, "staged", count_staged):
         yield
 
 

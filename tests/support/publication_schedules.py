@@ -22,7 +22,7 @@ from psycopg2.errors import LockNotAvailable
 
 from trilake.clickhouse import cluster as cluster_module
 from trilake.clickhouse.cluster import Cluster
-from trilake.clickhouse.publication import publisher as publication_module
+from trilake.clickhouse.publication import publisher, switch
 from trilake.endpoints import Endpoints, PostgresEndpoint
 from trilake.errors import TrilakeError
 
@@ -405,8 +405,8 @@ class Stage:
         self._open.callback(self.connection.close)
         self._cluster = self._open.enter_context(Cluster(self._endpoints.clickhouse))
         self._open.enter_context(patch.object(psycopg2, "connect", self._pool.connect))
-        self._open.enter_context(patch.object(publication_module.secrets, "token_hex", _name_attempt))
-        for module in (cluster_module, publication_module):
+        self._open.enter_context(patch.object(publisher.secrets, "token_hex", _name_attempt))
+        for module in (cluster_module, switch):
             self._open.enter_context(patch.object(module, "ThreadPoolExecutor", SideBySide))
         return self
 

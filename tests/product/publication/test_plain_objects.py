@@ -22,6 +22,7 @@ from trilake import s3
 from trilake.clickhouse.cluster import ClickHouseError, Cluster, Statement
 from trilake.clickhouse.publication.ledger import Ledger, SourceChangedError
 from trilake.clickhouse.publication.publisher import Publisher
+from trilake.clickhouse.publication.staging import Staging
 from trilake.endpoints import Endpoints
 from trilake.errors import ConfigurationError, TrilakeError
 from trilake.lake import DataSet
@@ -254,13 +255,13 @@ def test_an_object_that_changes_before_it_is_read_publishes_nothing(
     table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = table.parquet("a.parquet", (1, DAY, "a"))
-    write = Publisher._write
+    write = Staging.write
 
-    def changed_first(self: Publisher, *arguments: Any) -> Any:
+    def changed_first(self: Staging, *arguments: Any) -> Any:
         table.parquet("a.parquet", (1, DAY, "b"))
         return write(self, *arguments)
 
-    monkeypatch.setattr(Publisher, "_write", changed_first)
+    monkeypatch.setattr(Staging, "write", changed_first)
     with pytest.raises(ClickHouseError, match=r"a\.parquet was changed while it was read"):
         table.publish({MONTH: {key: 1}})
     assert table.seen() == []

@@ -14,10 +14,12 @@ import pytest
 
 from support.publication_table import DAY, MONTH, Table, forget
 from trilake.clickhouse.cluster import ClickHouseError, Cluster, Statement
-from trilake.clickhouse.publication import pull as sources_module
+from trilake.clickhouse.publication import pull
 from trilake.clickhouse.publication.checks import Check, CheckFailedError
+from trilake.clickhouse.publication.columns import Columns
 from trilake.clickhouse.publication.ledger import Ledger
 from trilake.clickhouse.publication.publisher import AuditError, Publisher
+from trilake.clickhouse.publication.staging import Staging
 from trilake.endpoints import Endpoints
 from trilake.lake import DataSet
 from trilake.lake.catalog import load_table, open_catalog
@@ -78,7 +80,7 @@ def test_values_that_were_changed_on_the_way_are_found_even_beside_nulls(
 ) -> None:
     plan = table.plan(table.file(0, (1, DAY, None), (2, DAY, None)))
 
-    def corrupt(self: Publisher, *arguments: Any) -> int:
+    def corrupt(self: Staging, *arguments: Any) -> int:
         client = arguments[-2]
         command = client.command
 
@@ -88,8 +90,8 @@ def test_values_that_were_changed_on_the_way_are_found_even_beside_nulls(
         monkeypatch.setattr(client, "command", changed)
         return original(self, *arguments)
 
-    original = Publisher._write_cell
-    monkeypatch.setattr(Publisher, "_write_cell", corrupt)
+    original = Staging._write_cell
+    monkeypatch.setattr(Staging, "_write_cell", corrupt)
     with pytest.raises(ClickHouseError, match="values in staging are not those"):
         table.publisher().publish(plan, run_id="r")
     assert table.seen() == []
@@ -161,13 +163,13 @@ def test_a_column_that_the_table_would_cut_is_refused_before_anything_is_written
 def test_a_partition_of_more_files_than_one_statement_can_name_is_published(
     table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources_module, "MAX_SOURCE_CHARACTERS", 500)
+    monkeypatch.setattr(pull, "MAX_SOURCE_CHARACTERS", 500)
     files = [table.file(0, (number, DAY, "a" if number % 2 else None)) for number in range(1, 8)]
     assert table.publisher().publish(table.plan(*files), run_id="r").rows == {MONTH: {1: 7, 2: 0}}
     assert [row[1] for row in table.seen()] == list(range(1, 8))
     many = [DataFile(f"warehouse/{number:0200}.parquet", 1, 1, 0) for number in range(2_000)]
     monkeypatch.undo()
-    columns = sources_module.Columns(("k",), ("Int32",))
-    sources = sources_module.sources(table.plan(*many), many, columns, shard=1, shards=2)
+    columns = Columns(("k",), ("Int32",))
+    sources = pull.pull_of(table.plan(*many), columns, shards=2).sources(many, 1)
     assert max(len(source) for source in sources) < 200_000  # of the 262,144 bytes that ClickHouse parses by default
     assert sum(source.count(".parquet") for source in sources) == 2_000

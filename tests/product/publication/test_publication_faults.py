@@ -14,8 +14,8 @@ import pytest
 from support.publication_table import DAY, MONTH, Table
 from support.running_platform import Platform
 from support.tcp_proxy import Fault, TcpProxy, http_error
-from trilake.clickhouse.cluster import ClickHouseError, Cluster, ClusterError
-from trilake.clickhouse.publication import publisher as publication_module
+from trilake.clickhouse.cluster import ClickHouseError, Cluster, ClusterError, Statement
+from trilake.clickhouse.publication import staging
 from trilake.clickhouse.publication.ledger import Ledger
 from trilake.clickhouse.publication.publisher import Publisher
 from trilake.endpoints import Endpoints
@@ -52,7 +52,7 @@ def test_counts_hold_after_a_kill_of_the_engine_right_after_the_switch(
 ) -> None:
     """Both shards are switched, the engine dies before anybody has counted, and replaced parts do not come back."""
     plan = plan_of(table)
-    replace_ = publication_module.Statement.__call__
+    replace_ = Statement.__call__
     switched: list[str] = []
 
     def kill_after_both(self: Any, client: Any, shard: Any) -> Any:
@@ -65,8 +65,8 @@ def test_counts_hold_after_a_kill_of_the_engine_right_after_the_switch(
         return answer
 
     with monkeypatch.context() as killing:
-        killing.setattr(publication_module.Statement, "__call__", kill_after_both)
-        with pytest.raises(TrilakeError, match=r"not on every shard.*does not answer"):
+        killing.setattr(Statement, "__call__", kill_after_both)
+        with pytest.raises(TrilakeError, match=r"not every shard shows it.*does not answer"):
             table.publisher().publish(plan, run_id="r")
     assert [p.state for p in table.ledger.switching(table.data_set.table)] == ["switching"]
     platform.up()
@@ -89,7 +89,7 @@ def test_a_kill_of_the_engine_in_the_middle_of_the_write_changes_nothing(
     platform: Platform, table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = plan_of(table)
-    staged = publication_module.staged
+    staged = staging.staged
     killed: list[bool] = []
 
     def kill_first(*arguments: Any) -> Any:
@@ -99,7 +99,7 @@ def test_a_kill_of_the_engine_in_the_middle_of_the_write_changes_nothing(
         return staged(*arguments)
 
     with monkeypatch.context() as killing:
-        killing.setattr(publication_module, "staged", kill_first)
+        killing.setattr(staging, "staged", kill_first)
         with pytest.raises(ClusterError, match="does not answer"):
             table.publisher().publish(plan, run_id="r")
     platform.up()

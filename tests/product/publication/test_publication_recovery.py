@@ -14,9 +14,11 @@ import pytest
 from support.publication_table import DAY, MONTH, Table, die
 from support.running_platform import Platform
 from trilake.clickhouse.cluster import Statement
-from trilake.clickhouse.publication import publisher as publication_module
+from trilake.clickhouse.publication import publisher, staging
 from trilake.clickhouse.publication.ledger import AttemptLostError, Ledger, Publication
 from trilake.clickhouse.publication.publisher import AuditError, Publisher, SwitchIncompleteError
+from trilake.clickhouse.publication.staging import Staging
+from trilake.clickhouse.publication.switch import Switch
 from trilake.endpoints import ClickHouseShard
 from trilake.errors import UnreachableError
 from trilake.operators.publications import FinishPublicationsOperator
@@ -29,7 +31,7 @@ def test_a_publication_that_died_after_the_decision_is_finished_by_the_next(
 ) -> None:
     plan = table.plan(table.file(0, (1, DAY, "a")), table.file(1, (2, DAY, "b")))
     with monkeypatch.context() as dying:
-        dying.setattr(Publisher, "_switch", die)
+        dying.setattr(Switch, "one", die)
         dying.setattr(Publisher, "_sweep", lambda *_: None)
         with pytest.raises(KeyboardInterrupt):
             table.publisher().publish(plan, run_id="r")
@@ -45,7 +47,7 @@ def test_a_publication_that_died_after_the_decision_is_finished_by_the_next(
 def test_what_died_between_two_shards_is_finished_by_a_clean_up(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = table.plan(table.file(0, (1, DAY, "a")), table.file(1, (2, DAY, "b")))
 
-    def half(self: Publisher, publication: Publication) -> None:
+    def half(self: Switch, publication: Publication) -> None:
         data_set = table.data_set
         table.cluster.on_shard(
             table.cluster.shards[0],
@@ -57,7 +59,7 @@ def test_what_died_between_two_shards_is_finished_by_a_clean_up(table: Table, mo
         die()
 
     with monkeypatch.context() as dying:
-        dying.setattr(Publisher, "_switch", half)
+        dying.setattr(Switch, "one", half)
         dying.setattr(Publisher, "_sweep", lambda *_: None)
         with pytest.raises(KeyboardInterrupt):
             table.publisher().publish(plan, run_id="r")
@@ -76,14 +78,14 @@ def add_a_column(table: Table) -> None:
 def test_nothing_is_published_into_columns_that_were_changed_meanwhile(
     table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, check = table.plan(table.file(0, (1, DAY, "a"))), Publisher._check
+    plan, check = table.plan(table.file(0, (1, DAY, "a"))), Staging.run_checks
 
-    def migrated(self: Publisher, *args: Any) -> Any:
+    def migrated(self: Staging, *args: Any) -> Any:
         add_a_column(table)
         return check(self, *args)
 
     with monkeypatch.context() as migrating:
-        migrating.setattr(Publisher, "_check", migrated)
+        migrating.setattr(Staging, "run_checks", migrated)
         with pytest.raises(AuditError, match=r"columns of .* were changed while it was being published"):
             table.publisher().publish(plan, run_id="r")
     assert table.seen() == []
@@ -142,14 +144,14 @@ def test_a_publisher_that_wakes_up_too_late_cannot_bring_its_rows_back(
 ) -> None:
     """It decided, slept, and another published something newer meanwhile."""
     old, new = table.plan(table.file(0, (1, DAY, "old"))), table.plan(table.file(0, (1, DAY, "new")))
-    switch = Publisher._switch
+    switch = Switch.one
 
-    def sleep_first(self: Publisher, publication: Publication) -> None:
-        monkeypatch.setattr(Publisher, "_switch", switch)
+    def sleep_first(self: Switch, publication: Publication) -> None:
+        monkeypatch.setattr(Switch, "one", switch)
         assert table.publisher().publish(new, run_id="newer").published == (MONTH,)
         switch(self, publication)
 
-    monkeypatch.setattr(Publisher, "_switch", sleep_first)
+    monkeypatch.setattr(Switch, "one", sleep_first)
     table.publisher().publish(old, run_id="late")
     assert table.seen() == [(1, 1, "new")]
     assert not table.staging()
@@ -169,14 +171,14 @@ def test_a_publisher_at_work_is_left_alone_by_a_clean_up(table: Table, monkeypat
 def test_a_publisher_at_work_and_one_who_finishes_for_it_do_not_hinder_each_other(
     table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    switch = Publisher._switch
+    switch = Switch.one
 
-    def finished_by_another_first(self: Publisher, publication: Publication) -> None:
-        monkeypatch.setattr(Publisher, "_switch", switch)
+    def finished_by_another_first(self: Switch, publication: Publication) -> None:
+        monkeypatch.setattr(Switch, "one", switch)
         assert [p.partition for p in table.publisher().finish(table.data_set.table)] == [MONTH]
         switch(self, publication)
 
-    monkeypatch.setattr(Publisher, "_switch", finished_by_another_first)
+    monkeypatch.setattr(Switch, "one", finished_by_another_first)
     plan = table.plan(table.file(0, (1, DAY, "a")), table.file(1, (2, DAY, "b")))
     assert table.publisher().publish(plan, run_id="r").total_rows == 2
     assert table.seen() == [(1, 1, "a"), (2, 2, "b")]
@@ -186,7 +188,7 @@ def test_a_publisher_at_work_and_one_who_finishes_for_it_do_not_hinder_each_othe
 def test_a_decided_publication_whose_staging_is_lost_says_so(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = table.plan(table.file(0, (1, DAY, "a")))
     with monkeypatch.context() as dying:
-        dying.setattr(Publisher, "_switch", die)
+        dying.setattr(Switch, "one", die)
         dying.setattr(Publisher, "_sweep", lambda *_: None)
         with pytest.raises(KeyboardInterrupt):
             table.publisher().publish(plan, run_id="r")
@@ -216,7 +218,7 @@ def test_an_attempt_that_was_taken_for_dead_cannot_decide_on_half_dropped_stagin
     """PostgreSQL restarts, somebody cleans up and reaches one shard only, and then the attempt goes on."""
     table.publisher().publish(table.plan(table.file(0, (9, DAY, "before"))), run_id="r")
     plan = table.plan(table.file(0, (1, DAY, "a")), table.file(1, (2, DAY, "b")))
-    drop = publication_module._kill_and_drop
+    drop = staging.drop_staging
 
     def one_shard_only(name: str, client: Any, shard: ClickHouseShard) -> None:
         if shard.number == 2:
@@ -227,12 +229,12 @@ def test_an_attempt_that_was_taken_for_dead_cannot_decide_on_half_dropped_stagin
         ((attempt, _table),) = table.ledger.attempts(table.data_set.table)
         lose_connection(table, attempt)
         with monkeypatch.context() as broken:
-            broken.setattr(publication_module, "_kill_and_drop", one_shard_only)
+            broken.setattr(publisher, "drop_staging", one_shard_only)
             assert table.publisher().clean(table.data_set.table) == []
         return []
 
     with monkeypatch.context() as late:
-        late.setattr(Publisher, "_check", taken_for_dead)
+        late.setattr(Staging, "run_checks", taken_for_dead)
         with pytest.raises(AttemptLostError, match="lost its connection to PostgreSQL"):
             table.publisher().publish(plan, run_id="late")
     assert table.seen() == [(1, 9, "before")]
@@ -251,7 +253,7 @@ def test_a_publication_that_cannot_be_completed_does_not_hold_up_the_others(
     stuck = table.plan(table.file(0, (1, DAY, "lost")))
     fine = table.plan(table.file(1, (2, date(2013, 2, 1), "b")), partition="2013-02")
     with monkeypatch.context() as dying:
-        dying.setattr(Publisher, "_switch", die)
+        dying.setattr(Switch, "one", die)
         dying.setattr(Publisher, "_sweep", lambda *_: None)
         dying.setattr(Publisher, "_try_to_clean", lambda *_: None)
         both = replace(stuck, partitions=stuck.partitions + fine.partitions)
@@ -284,7 +286,7 @@ def test_the_housekeeping_task_finishes_and_cleans_what_the_dead_left_and_says_s
     with monkeypatch.context() as dying:
         dying.setattr(Publisher, "_sweep", lambda *_: None)
         dying.setattr(Publisher, "_try_to_clean", lambda *_: None)
-        for plan, dies_at in ((decided, (Publisher, "_switch")), (undecided, (Ledger, "claim"))):
+        for plan, dies_at in ((decided, (Switch, "one")), (undecided, (Ledger, "claim"))):
             with dying.context() as here:
                 here.setattr(*dies_at, die)
                 with pytest.raises(KeyboardInterrupt):
@@ -306,7 +308,7 @@ def test_the_housekeeping_task_cleans_up_though_a_publication_is_stuck_and_then_
     with monkeypatch.context() as dying:
         dying.setattr(Publisher, "_sweep", lambda *_: None)
         dying.setattr(Publisher, "_try_to_clean", lambda *_: None)
-        dying.setattr(Publisher, "_switch", die)
+        dying.setattr(Switch, "one", die)
         with pytest.raises(KeyboardInterrupt):
             table.publisher().publish(table.plan(table.file(0, (1, DAY, "a"))), run_id="r")
         for name in set(table.staging()):

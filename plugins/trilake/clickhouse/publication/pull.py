@@ -1,27 +1,29 @@
-"""The files of a plan as ClickHouse reads them: exactly these, by name, through the named collection of their bucket.
+"""How ClickHouse reads the files of a plan: exactly these files, by name, through the named collection of their bucket.
 
-Files of Iceberg are split by shard and typed as the table is: they are read as the table's own types. Plain objects are
-anybody's. Each shard reads all of a partition and keeps the rows of its bucket; a value that the table's type cannot
-hold is an error and not another value; and what was read is what was pinned, by ETag.
+Two kinds of plan are read in two ways. Files of an Iceberg table belong to one shard each and have the table's types,
+so each shard reads its own files as those types (`IcebergPull`). Plain objects can come from any program. Each shard
+reads all objects of a partition and keeps the rows of its bucket; a value that the table's type cannot hold is an
+error; and each object must still have the ETag that the plan pinned (`ObjectsPull`).
 """
 
 from __future__ import annotations
 
 import csv
-import re
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from trilake.clickhouse.cluster import quote_name, quote_text
-from trilake.errors import CountMismatchError
+from trilake.clickhouse.cluster import Cluster, quote_name, quote_text
+from trilake.clickhouse.publication.columns import CSV_NULL, AuditError, Columns
 from trilake.lake.objects import is_plain_key
-from trilake.lake.plan import DataFile, LoadPlan
+from trilake.lake.plan import DataFile, LoadPlan, PartitionPlan
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
 
-# What would change values without a word is an error instead.
+# Where ClickHouse would change values without an error, it raises one.
 STRICT: dict[str, Any] = {
     "insert_null_as_default": 0,
     "input_format_null_as_default": 0,
@@ -35,7 +37,7 @@ STRICT: dict[str, Any] = {
     # CSV: an empty field without quotes is NULL, and so is \N; "" is the empty text
     "input_format_with_names_use_header": 1,
     "input_format_csv_empty_as_default": 1,
-    "format_csv_null_representation": "\\N",
+    "format_csv_null_representation": CSV_NULL,
 }
 
 # Of an insert that pulls, in rows and bytes: it gathers that much in memory before it writes a part; by default a
@@ -53,46 +55,7 @@ MAX_SOURCE_CHARACTERS = 100_000
 MAX_FUNCTIONS = 16
 MAX_FUNCTIONS_BYTES = 4 * 1024**2
 
-# Types whose empty text is a value; every other type reads an empty field as NULL.
-_TEXT = re.compile(r"String|FixedString\(\d+\)|LowCardinality\((Fixed)?String(\(\d+\))?\)")
 _FILE, _ETAG = "_trilake_file", "_trilake_etag"
-
-
-class AuditError(CountMismatchError):
-    """Staging is not what its source says. Nothing was published."""
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The columns that rows come in, as ClickHouse types them."""
-
-    names: tuple[str, ...]
-    types: tuple[str, ...]
-
-    @property
-    def listed(self) -> str:
-        return ", ".join(quote_name(name) for name in self.names)
-
-    @property
-    def structure(self) -> str:
-        return ", ".join(f"{quote_name(n)} {t}" for n, t in zip(self.names, self.types, strict=True))
-
-    @property
-    def csv_structure(self) -> str:
-        """Every field as text: numbers would be cut to size on the way in."""
-        kinds = ("String" if _TEXT.fullmatch(kind) else "Nullable(String)" for kind in self.types)
-        return ", ".join(f"{quote_name(n)} {kind}" for n, kind in zip(self.names, kinds, strict=True))
-
-    def accurate(self, *, of_csv: bool) -> str:
-        """Each column as the table's type, or an error: of a number out of range, a NULL where the table has none."""
-
-        def column(name: str, kind: str) -> str:
-            value = quote_name(name)
-            if of_csv and _TEXT.fullmatch(kind):
-                value = f"nullIf({value}, {quote_text(str(STRICT['format_csv_null_representation']))})"
-            return f"accurateCast({value}, {quote_text(kind)}) AS {quote_name(name)}"
-
-        return ", ".join(column(name, kind) for name, kind in zip(self.names, self.types, strict=True))
 
 
 @dataclass(frozen=True)
@@ -106,63 +69,178 @@ class Sums:
         return Sums(self.rows + other.rows, (self.checksum + other.checksum) % 2**64)
 
 
-def sources(plan: LoadPlan, files: Sequence[DataFile], columns: Columns, *, shard: int, shards: int) -> list[str]:
-    """The rows of these files that are the shard's, as table expressions, each small enough for a statement."""
-    for file in files:
-        if not is_plain_key(file.key):
-            raise AuditError(f"The key {file.key!r} cannot be named to ClickHouse without being read as a pattern.")
-    where = ""
-    if plan.mixed:
-        where = f" WHERE icebergBucket({shards}, {quote_name(plan.data_set.shard_by or '')}) = {shard - 1}"
-    statements: list[list[str]] = []
-    size = length = 0
-    for some in _together(plan, files):
-        part, more = _part(plan, [file.key for file in some], columns), sum(file.size for file in some)
-        full = statements and (
-            len(statements[-1]) == MAX_FUNCTIONS
-            or size + more > MAX_FUNCTIONS_BYTES
-            or length + len(part) > MAX_SOURCE_CHARACTERS
+class Pull(ABC):
+    """Reads the files of one plan into the columns of its table.
+
+    :param shards: how many shards the cluster has.
+    """
+
+    def __init__(self, plan: LoadPlan, columns: Columns, shards: int) -> None:
+        self.plan = plan
+        self.columns = columns
+        self.shards = shards
+
+    def check_before(self, cluster: Cluster, partitions: Sequence[PartitionPlan]) -> None:  # noqa: B027 - optional
+        """What can be told before any row is read.
+
+        :raises AuditError: a file cannot be loaded.
+        """
+
+    def sources(self, files: Sequence[DataFile], shard: int) -> list[str]:
+        """The rows of `files` that belong to shard `shard` (from 1): table expressions, one for each statement."""
+        for file in files:
+            if not is_plain_key(file.key):
+                raise AuditError(f"ClickHouse would read the key {file.key!r} as a pattern, so it cannot be loaded.")
+        statements: list[list[str]] = []
+        size = length = 0
+        for together in self._together(files):
+            part, more = self._select([file.key for file in together]), sum(file.size for file in together)
+            full = statements and (
+                len(statements[-1]) == MAX_FUNCTIONS
+                or size + more > MAX_FUNCTIONS_BYTES
+                or length + len(part) > MAX_SOURCE_CHARACTERS
+            )
+            if full or not statements:
+                statements.append([])
+                size = length = 0
+            statements[-1].append(part)
+            size, length = size + more, length + len(part)
+        where = self._where(shard)
+        return [f"(SELECT * FROM ({' UNION ALL '.join(parts)}){where})" for parts in statements]
+
+    @abstractmethod
+    def sums(self, client: Client, source: str, files: Sequence[DataFile]) -> tuple[Sums, Mapping[str, int]]:
+        """The sums of a source's rows, and the rows of each file by key where the files are counted one by one."""
+
+    def check_shard(self, where: str, files: Sequence[DataFile], rows: int) -> None:  # noqa: B027 - optional
+        """:raises AuditError: a shard's staging table does not have the rows that its files have."""
+
+    def check_partition(self, partition: PartitionPlan, by_shard: Sequence[Mapping[str, int]]) -> None:  # noqa: B027
+        """:raises AuditError: the shards together do not have the rows of each file."""
+
+    @abstractmethod
+    def _select(self, keys: Sequence[str]) -> str:
+        """A SELECT of all rows of some files."""
+
+    @abstractmethod
+    def _alone(self, file: DataFile) -> bool:
+        """Whether a file needs an s3() of its own."""
+
+    def _where(self, shard: int) -> str:
+        return ""
+
+    def _s3(self, keys: Sequence[str], file_format: str, structure: str = "") -> str:
+        name = keys[0] if len(keys) == 1 else f"{{{','.join(keys)}}}"
+        typed = f", structure = {quote_text(structure)}" if structure else ""
+        return (
+            f"s3({quote_name(self.plan.bucket)}, filename = {quote_text(name)}, format = {quote_text(file_format)}"
+            f"{typed})"
         )
-        if full or not statements:
-            statements.append([])
-            size = length = 0
-        statements[-1].append(part)
-        size, length = size + more, length + len(part)
-    return [f"(SELECT * FROM ({' UNION ALL '.join(parts)}){where})" for parts in statements]
+
+    def _together(self, files: Sequence[DataFile]) -> Iterator[list[DataFile]]:
+        """The files that one s3() reads. It reads as many at a time as it has threads, however many it is given."""
+        together: list[DataFile] = []
+        length = 0
+        for file in files:
+            alone = self._alone(file) or "," in file.key  # a comma separates two keys
+            if together and (alone or length + len(file.key) > MAX_SOURCE_CHARACTERS):
+                yield together
+                together, length = [], 0
+            if alone:
+                yield [file]
+            else:
+                together.append(file)
+                length += len(file.key) + 1
+        if together:
+            yield together
 
 
-def _together(plan: LoadPlan, files: Sequence[DataFile]) -> Iterator[list[DataFile]]:
-    """The files that one s3() reads, as many at a time as it has threads, however many they are."""
-    some: list[DataFile] = []
-    length = 0
-    for file in files:
-        # of plain Parquet files s3() asks the first what types all of them have; a comma parts two keys
-        alone = plan.plain == "Parquet" or "," in file.key
-        if some and (alone or length + len(file.key) > MAX_SOURCE_CHARACTERS):
-            yield some
-            some, length = [], 0
-        if alone:
-            yield [file]
-        else:
-            some.append(file)
-            length += len(file.key) + 1
-    if some:
-        yield some
+class IcebergPull(Pull):
+    """Parquet files of an Iceberg table: each belongs to one shard, and has the table's types."""
+
+    def sums(self, client: Client, source: str, files: Sequence[DataFile]) -> tuple[Sums, Mapping[str, int]]:
+        return sums(client, source, self.columns), {}
+
+    def check_shard(self, where: str, files: Sequence[DataFile], rows: int) -> None:
+        if rows != (expected := sum(file.rows for file in files)):
+            raise AuditError(f"{where}: the snapshot says {expected} rows, staging holds {rows}.")
+
+    def _select(self, keys: Sequence[str]) -> str:
+        return f"SELECT {self.columns.listed} FROM {self._s3(keys, 'Parquet', self.columns.structure)}"
+
+    def _alone(self, file: DataFile) -> bool:
+        return False
 
 
-def _part(plan: LoadPlan, keys: Sequence[str], columns: Columns) -> str:
-    name = keys[0] if len(keys) == 1 else f"{{{','.join(keys)}}}"
-    where = f"s3({quote_name(plan.bucket)}, filename = {quote_text(name)}"
-    if plan.plain is None:
-        structure = quote_text(columns.structure)
-        return f"SELECT {columns.listed} FROM {where}, format = 'Parquet', structure = {structure})"
-    of_csv = plan.plain == "CSVWithNames"
-    # Parquet says its own types; what is read as the table's would be cut to size without a word
-    structure = f", structure = {quote_text(columns.csv_structure)}" if of_csv else ""
-    return (
-        f"SELECT {columns.accurate(of_csv=of_csv)}, _path AS {_FILE}, _etag AS {_ETAG} "
-        f"FROM {where}, format = {quote_text(plan.plain)}{structure})"
-    )
+class ObjectsPull(Pull):
+    """Plain Parquet or CSV objects: each may hold rows of every shard, and has types of its own."""
+
+    @property
+    def _csv(self) -> bool:
+        return self.plan.plain == "CSVWithNames"
+
+    @property
+    def _mixed(self) -> bool:
+        """Whether an object holds rows of several shards. A dimension table stands whole on every shard."""
+        return self.plan.data_set.grain is not None
+
+    def check_before(self, cluster: Cluster, partitions: Sequence[PartitionPlan]) -> None:
+        if self._csv:
+            files, shards = [file for partition in partitions for file in partition.files], cluster.shards
+            cluster.on_shards([(shards[n % len(shards)], partial(self._check_header, f)) for n, f in enumerate(files)])
+
+    def sums(self, client: Client, source: str, files: Sequence[DataFile]) -> tuple[Sums, Mapping[str, int]]:
+        found = sums_by_file(client, source, self.plan.bucket, files, self.columns)
+        return sum(found.values(), Sums()), {key: of_file.rows for key, of_file in found.items()}
+
+    def check_partition(self, partition: PartitionPlan, by_shard: Sequence[Mapping[str, int]]) -> None:
+        name = f"{self.plan.data_set.table}, partition {partition.partition}"
+        keyless = f" A row without {self.plan.data_set.shard_by} belongs to no shard." if self._mixed else ""
+        for file in partition.files:
+            rows = [shard.get(file.key, 0) for shard in by_shard]
+            for total in [sum(rows)] if self._mixed else rows:
+                if total != file.rows:
+                    raise AuditError(
+                        f"{name}: s3://{self.plan.bucket}/{file.key} was counted as {file.rows} rows, {total} were "
+                        "read.",
+                        hint=f"Nothing was published. Count it again.{keyless}",
+                    )
+
+    def _select(self, keys: Sequence[str]) -> str:
+        # A Parquet file has its own types. Read as the table's types, values would be cut without an error.
+        structure = self.columns.csv_structure if self._csv else ""
+        return (
+            f"SELECT {self.columns.accurate(of_csv=self._csv)}, _path AS {_FILE}, _etag AS {_ETAG} "
+            f"FROM {self._s3(keys, str(self.plan.plain), structure)}"
+        )
+
+    def _alone(self, file: DataFile) -> bool:
+        # s3() takes the types of all files from the first one
+        return not self._csv
+
+    def _where(self, shard: int) -> str:
+        if not self._mixed:
+            return ""
+        return f" WHERE icebergBucket({self.shards}, {quote_name(self.plan.data_set.shard_by or '')}) = {shard - 1}"
+
+    def _check_header(self, file: DataFile, client: Client, _shard: object) -> None:
+        """ClickHouse would read a column that the file does not have as empty.
+
+        :raises AuditError: the file's first line does not name every column of the table.
+        """
+        sql = f"SELECT line FROM {self._s3([file.key], 'LineAsString', 'line String')} LIMIT 1"
+        lines = client.query(sql, settings=STRICT).result_rows
+        header = next(csv.reader([lines[0][0].removeprefix("\ufeff")]), []) if lines else []
+        if missing := [name for name in self.columns.names if name not in header]:
+            raise AuditError(
+                f"{file.key} has no column {', '.join(missing)}: its first line is {','.join(header)[:200]!r}.",
+                hint="Its first line has to name every column of the table.",
+            )
+
+
+def pull_of(plan: LoadPlan, columns: Columns, shards: int) -> Pull:
+    """How to read the files of a plan."""
+    return (ObjectsPull if plan.plain else IcebergPull)(plan, columns, shards)
 
 
 def sums(client: Client, source: str, columns: Columns) -> Sums:
@@ -197,21 +275,3 @@ def sums_by_file(
             raise AuditError(f"{file.key} was changed while it was read.", hint="Run the task again.")
         found[file.key] = Sums(int(rows), int(checksum))
     return found
-
-
-def check_header(plan: LoadPlan, file: DataFile, columns: Columns, client: Client, _shard: object) -> None:
-    """ClickHouse takes a column that a CSV file does not have for empty.
-
-    :raises AuditError: its first line does not name every column of the table.
-    """
-    sql = (
-        f"SELECT line FROM s3({quote_name(plan.bucket)}, filename = {quote_text(file.key)}, format = 'LineAsString', "
-        "structure = 'line String') LIMIT 1"
-    )
-    lines = client.query(sql, settings=STRICT).result_rows
-    header = next(csv.reader([lines[0][0].removeprefix("\ufeff")]), []) if lines else []
-    if missing := [name for name in columns.names if name not in header]:
-        raise AuditError(
-            f"{file.key} has no column {', '.join(missing)}: its first line is {','.join(header)[:200]!r}.",
-            hint="Its first line has to name every column of the table.",
-        )

@@ -1,0 +1,97 @@
+"""The columns of a ClickHouse table, and whether they can hold what a plan brings."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from trilake.clickhouse.cluster import ClickHouseError, Cluster, Statement, quote_name, quote_text
+from trilake.clickhouse.publication.types import cuts
+from trilake.errors import CountMismatchError
+from trilake.lake.data_set import DataSet
+from trilake.lake.plan import LoadPlan
+
+# In a CSV file an empty field without quotes is NULL, and so is this text.
+CSV_NULL = "\\N"
+# Types for which an empty text is a value. Every other type reads an empty field as NULL.
+_TEXT = re.compile(r"String|FixedString\(\d+\)|LowCardinality\((Fixed)?String(\(\d+\))?\)")
+
+
+class AuditError(CountMismatchError):
+    """Staging does not hold what its source says. Nothing was published."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns by name and ClickHouse type, in the table's order."""
+
+    names: tuple[str, ...]
+    types: tuple[str, ...]
+
+    @property
+    def listed(self) -> str:
+        """The quoted names with commas between them."""
+        return ", ".join(quote_name(name) for name in self.names)
+
+    @property
+    def structure(self) -> str:
+        """Names and types as the table function s3() takes them."""
+        return ", ".join(f"{quote_name(n)} {t}" for n, t in zip(self.names, self.types, strict=True))
+
+    @property
+    def csv_structure(self) -> str:
+        """As `structure`, but every field is text: ClickHouse would cut a number that is too large for its type."""
+        kinds = ("String" if _TEXT.fullmatch(kind) else "Nullable(String)" for kind in self.types)
+        return ", ".join(f"{quote_name(n)} {kind}" for n, kind in zip(self.names, kinds, strict=True))
+
+    def accurate(self, *, of_csv: bool) -> str:
+        """Each column cast to the table's type. A number out of range, or a NULL that the type lacks, is an error."""
+
+        def column(name: str, kind: str) -> str:
+            value = quote_name(name)
+            if of_csv and _TEXT.fullmatch(kind):
+                value = f"nullIf({value}, {quote_text(CSV_NULL)})"
+            return f"accurateCast({value}, {quote_text(kind)}) AS {quote_name(name)}"
+
+        return ", ".join(column(name, kind) for name, kind in zip(self.names, self.types, strict=True))
+
+
+def read_columns(cluster: Cluster, data_set: DataSet) -> Columns:
+    """The columns of a data set's local table that an INSERT can fill.
+
+    :raises ClickHouseError: a shard has no such table, or the shards' columns differ.
+    """
+    rows = cluster.every_shard(
+        lambda client, shard: Statement(
+            "SELECT name, type FROM system.columns WHERE default_kind IN ('', 'DEFAULT') "
+            f"AND database = {quote_text(shard.database)} AND table = {quote_text(data_set.local_table)} "
+            "ORDER BY position"
+        )(client, shard)
+    )
+    first = rows[cluster.shards[0].number]
+    for shard in cluster.shards:
+        if not rows[shard.number]:
+            raise ClickHouseError(
+                f"{shard} has no table {data_set.local_table}.", hint="Apply the migrations: `trilake migrate`."
+            )
+        if rows[shard.number] != first:
+            raise ClickHouseError(
+                f"The columns of {data_set.local_table} differ between the shards.",
+                hint="Apply the migrations: `trilake migrate`.",
+            )
+    return Columns(tuple(name for name, _ in first), tuple(kind for _, kind in first))
+
+
+def check_types(plan: LoadPlan, columns: Columns) -> None:
+    """:raises AuditError: a column of the table cannot hold every value of the snapshot's column."""
+    cut = [
+        f"{name} is {plan.types[name]} in the lake and {kind} in ClickHouse"
+        for name, kind in zip(columns.names, columns.types, strict=True)
+        if name in plan.types and cuts(plan.types[name], kind)
+    ]
+    if cut:
+        raise AuditError(
+            f"{plan.data_set.table}: {'; '.join(cut)}. ClickHouse would cut values without an error, so nothing was "
+            "published.",
+            hint="Give both the same type: alter the table by a step in sql/clickhouse, or cast the column in the job.",
+        )

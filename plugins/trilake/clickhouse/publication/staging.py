@@ -1,0 +1,173 @@
+"""Staging tables: one for each attempt, partition and shard, filled from a plan's files and audited against them."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from trilake.clickhouse.cluster import Cluster, quote_name, quote_text
+from trilake.clickhouse.publication.checks import Check, CheckFailedError
+from trilake.clickhouse.publication.columns import AuditError
+from trilake.clickhouse.publication.ledger import Claim
+from trilake.clickhouse.publication.pull import PULL, Pull, Sums, staged
+from trilake.clickhouse.queries import Metrics
+from trilake.endpoints import ClickHouseShard
+from trilake.lake.plan import LoadPlan, PartitionPlan
+
+if TYPE_CHECKING:
+    from clickhouse_connect.driver.client import Client
+
+log = logging.getLogger(__name__)
+
+# Smaller parts of a staging table keep all columns in one file. A part with a file for each column has buffers of 2 MiB
+# for each file. Later merges make such parts anyway.
+COMPACT_BYTES = 1 << 40
+
+_NAME = re.compile(r"(?P<table>[a-z][a-z0-9_]*)_staging_(?P<attempt>[0-9a-f]{12})_(?P<partition>all|\d{6,8})")
+
+
+@dataclass(frozen=True)
+class StagingTable:
+    """A staging table that exists on a shard."""
+
+    shard: ClickHouseShard
+    name: str
+    table: str
+    attempt: str
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """What one shard pulled of one partition.
+
+    :param by_file: rows of each plain object, by key.
+    """
+
+    rows: int
+    by_file: Mapping[str, int]
+    loads: Mapping[str, Metrics]
+
+
+class Staging:
+    """The staging tables of one attempt to publish a plan.
+
+    :param attempt: 12 hexadecimal digits; part of the tables' names.
+    """
+
+    def __init__(self, cluster: Cluster, plan: LoadPlan, pull: Pull, attempt: str) -> None:
+        self.cluster = cluster
+        self.plan = plan
+        self.pull = pull
+        self.attempt = attempt
+
+    def write(self, partitions: Sequence[PartitionPlan]) -> tuple[list[Claim], dict[str, Metrics]]:
+        """Fill and audit the tables of `partitions`, on all shards side by side.
+
+        Gives what to write into the ledger, and what each load took by its query id.
+
+        :raises AuditError: a table does not hold what its files hold.
+        """
+        self.pull.check_before(self.cluster, partitions)
+        at = [(shard, partition) for partition in partitions for shard in self.cluster.shards]
+        cells = self.cluster.on_shards([(shard, partial(self._write_cell, partition)) for shard, partition in at])
+        claims: list[Claim] = []
+        loads: dict[str, Metrics] = {}
+        for partition in partitions:
+            by_shard = {s.number: c for (s, p), c in zip(at, cells, strict=True) if p.partition == partition.partition}
+            self.pull.check_partition(partition, [cell.by_file for cell in by_shard.values()])
+            rows = {number: cell.rows for number, cell in by_shard.items()}
+            state = self.plan.state_of(partition)
+            claims.append(Claim(partition.partition, state, self.plan.sequence_number, rows, self.plan.source))
+            for cell in by_shard.values():
+                loads |= cell.loads
+        return claims, loads
+
+    def run_checks(self, checks: Iterable[Check], partitions: Sequence[PartitionPlan]) -> list[str]:
+        """Run the table's own checks on its staging tables. Gives a line for each warning.
+
+        :raises CheckFailedError: a blocking check found rows.
+        """
+        table = self.plan.data_set.table
+
+        def run(check: Check, partition: PartitionPlan, client: Client, shard: ClickHouseShard) -> int:
+            staging = self._quoted(partition, shard)
+            return int(client.query(check.on(staging)).result_rows[0][0])
+
+        cells = [(s, c, p) for p in partitions for c in checks for s in self.cluster.shards]
+        found = self.cluster.on_shards([(shard, partial(run, check, partition)) for shard, check, partition in cells])
+        totals: dict[tuple[Check, str], int] = {}
+        for (_, check, partition), rows in zip(cells, found, strict=True):
+            totals[check, partition.partition] = totals.get((check, partition.partition), 0) + rows
+        failed = {key: rows for key, rows in totals.items() if rows}
+        lines = [
+            f"check {check.name} of {table} finds {rows} rows in partition {partition}"
+            for (check, partition), rows in failed.items()
+        ]
+        if any(check.blocking for check, _ in failed):
+            raise CheckFailedError(
+                "; ".join(line for line, (check, _) in zip(lines, failed, strict=True) if check.blocking) + ".",
+                hint="Nothing was published. Fix the data or the check, and run the task again.",
+            )
+        for line in lines:
+            log.warning("%s", line)
+        return lines
+
+    def _quoted(self, partition: PartitionPlan, shard: ClickHouseShard) -> str:
+        name = self.plan.data_set.staging_table(self.attempt, partition.partition)
+        return f"{quote_name(shard.database)}.{quote_name(name)}"
+
+    def _write_cell(self, partition: PartitionPlan, client: Client, shard: ClickHouseShard) -> _Cell:
+        data_set, columns = self.plan.data_set, self.pull.columns
+        staging = self._quoted(partition, shard)
+        client.command(f"CREATE TABLE {staging} AS {quote_name(shard.database)}.{quote_name(data_set.local_table)}")
+        client.command(f"ALTER TABLE {staging} MODIFY SETTING min_bytes_for_wide_part = {COMPACT_BYTES}")
+        files = partition.of_shard(shard.number)
+        pulled, by_file, loads = Sums(), dict[str, int](), dict[str, Metrics]()
+        for source in self.pull.sources(files, shard.number):
+            query_id = f"publish:{self.attempt}:{partition.partition}:{shard.number}:{len(loads) + 1}"
+            done = client.command(
+                f"INSERT INTO {staging} ({columns.listed}) SELECT {columns.listed} FROM {source}",
+                settings={**PULL, "query_id": query_id},
+            )
+            loads[query_id] = Metrics.of_summary(getattr(done, "summary", {}))
+            sums, rows_by_file = self.pull.sums(client, source, files)
+            pulled += sums
+            by_file |= rows_by_file
+        held, partitions = staged(client, staging, columns)
+        where = f"{data_set.table}, partition {partition.partition}, {shard}"
+        self.pull.check_shard(where, files, held.rows)
+        if held != pulled:
+            raise AuditError(f"{where}: the values in staging are not those of the files.", hint="Run the task again.")
+        if foreign_partitions := partitions - {data_set.partition_id(partition.partition)}:
+            listed = ", ".join(sorted(foreign_partitions))
+            raise AuditError(f"{where}: staging holds rows of other partitions: {listed}.")
+        return _Cell(held.rows, by_file, loads)
+
+
+def staging_tables(cluster: Cluster) -> list[StagingTable]:
+    """Every staging table of every shard, whatever its attempt."""
+
+    def names(client: Client, shard: ClickHouseShard) -> list[tuple[ClickHouseShard, str]]:
+        rows = client.query(
+            f"SELECT name FROM system.tables WHERE database = {quote_text(shard.database)} AND name LIKE '%staging%'"
+        ).result_rows
+        return [(shard, row[0]) for row in rows]
+
+    return [
+        StagingTable(shard, name, match["table"], match["attempt"])
+        for by_shard in cluster.every_shard(names).values()
+        for shard, name in by_shard
+        if (match := _NAME.fullmatch(name))
+    ]
+
+
+def drop_staging(name: str, client: Client, shard: ClickHouseShard) -> None:
+    """End the queries that write to a staging table of this shard, and drop it. Safe if it does not exist."""
+    # DROP would wait for a query on the table, and an INSERT of a dead attempt can run for long. By kind: a KILL or a
+    # DROP of a table of the same name, for another shard of this server, is to go on.
+    client.command(f"KILL QUERY WHERE query LIKE {quote_text(f'%{name}%')} AND query_kind IN ('Insert', 'Alter') SYNC")
+    client.command(f"DROP TABLE IF EXISTS {quote_name(shard.database)}.{quote_name(name)} SYNC")

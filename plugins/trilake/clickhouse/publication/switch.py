@@ -1,0 +1,133 @@
+"""The switch: partitions that the ledger has decided become what readers see, on every shard.
+
+Each step can be repeated, by any process, any number of times. A publication only moves forward.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from trilake.clickhouse.cluster import (
+    INCOMPATIBLE_COLUMNS,
+    UNKNOWN_TABLE,
+    ClickHouseError,
+    Cluster,
+    Statement,
+    quote_name,
+    quote_text,
+)
+from trilake.clickhouse.publication.ledger import Ledger, Publication
+from trilake.clickhouse.publication.staging import drop_staging
+from trilake.errors import CountMismatchError, TrilakeError
+from trilake.lake.data_set import DataSet
+
+log = logging.getLogger(__name__)
+
+# An empty partition is published like any other. The server's check against it is for a forgotten load; here the count
+# was audited.
+REPLACE_SETTINGS = {"allow_replace_partition_from_empty_source": 1}
+
+# Partitions that are switched at once. Each is a handful of quick statements that mostly wait for one another.
+PARTITIONS_SIDE_BY_SIDE = 4
+
+
+class SwitchIncompleteError(TrilakeError):
+    """The publication is decided, but not every shard shows it yet."""
+
+
+class Switch:
+    """Switches publications of one ledger on one cluster."""
+
+    def __init__(self, cluster: Cluster, ledger: Ledger) -> None:
+        self.cluster = cluster
+        self.ledger = ledger
+
+    def all(self, publications: Sequence[Publication]) -> None:
+        """Switch each publication, several side by side.
+
+        :raises SwitchIncompleteError: of all that cannot be completed, after the others were.
+        """
+        errors: list[TrilakeError] = []
+
+        def collect(publication: Publication) -> None:
+            try:
+                self.one(publication)
+            except TrilakeError as e:
+                errors.append(e)
+
+        with ThreadPoolExecutor(max_workers=PARTITIONS_SIDE_BY_SIDE) as pool:
+            list(pool.map(collect, publications))
+        raise_all(errors)
+
+    def one(self, publication: Publication) -> None:
+        """Drop staging tables of lower fences, replace the partition on every shard, count again, and note it as done.
+
+        A process that acts late finds its staging table gone, and so can bring no old rows back.
+
+        :raises SwitchIncompleteError: a step failed, and no other process has completed this publication.
+        """
+        data_set = DataSet(publication.table)
+        partition_id = quote_text(data_set.partition_id(publication.partition))
+        staging = quote_name(data_set.staging_table(publication.attempt, publication.partition))
+        local = quote_name(data_set.local_table)
+        try:
+            for attempt in self.ledger.lower_fences(publication):
+                self._drop(publication, attempt)
+            self.cluster.every_shard(
+                Statement(
+                    f"ALTER TABLE {{shard}}.{local} REPLACE PARTITION ID {partition_id} FROM {{shard}}.{staging}",
+                    REPLACE_SETTINGS,
+                )
+            )
+            counted = self.cluster.every_shard(
+                Statement(f"SELECT count() FROM {{shard}}.{local} WHERE _partition_id = {partition_id}")
+            )
+        except TrilakeError as e:
+            self._raise_unless_overtaken(publication, e)
+            return
+        held = {number: int(rows[0][0]) for number, rows in counted.items()}
+        if held != dict(publication.rows):
+            wrong = CountMismatchError(
+                f"the shards hold {held} rows after the switch, the ledger says {publication.rows}."
+            )
+            self._raise_unless_overtaken(publication, wrong)
+            return
+        if self.ledger.done(publication):
+            log.info("Published %s of %s: %s rows by shard, fence %s", publication.partition, publication.table, held,
+                     publication.fence)  # fmt: skip
+        self._drop(publication, publication.attempt)
+
+    def _drop(self, publication: Publication, attempt: str) -> None:
+        """No process can fill this staging table, or switch to it, any more."""
+        name = DataSet(publication.table).staging_table(attempt, publication.partition)
+        self.cluster.every_shard(partial(drop_staging, name))
+
+    def _raise_unless_overtaken(self, publication: Publication, error: TrilakeError) -> None:
+        """A step failed. If the ledger has a higher fence by now, or the publication is done, that is why: no error."""
+        current = self.ledger.current(publication.table, publication.partition)
+        if current and (current.fence > publication.fence or current.state == "done"):
+            log.info("%s of %s was completed by another process", publication.partition, publication.table)
+            return
+        hints = {
+            UNKNOWN_TABLE: "Its staging table is gone: publish the snapshot again with force.",
+            INCOMPATIBLE_COLUMNS: "The table's columns were changed meanwhile: publish a snapshot that has "
+            "the new ones, or this one again with force.",
+        }
+        code = error.code if isinstance(error, ClickHouseError) else 0
+        raise SwitchIncompleteError(
+            f"Partition {publication.partition} of {publication.table} is decided (fence {publication.fence}), but not "
+            f"every shard shows it: {error.message}",
+            hint=hints.get(code, "Run the task again, or `trilake publications --finish`."),
+        ) from error
+
+
+def raise_all(errors: Sequence[TrilakeError]) -> None:
+    """Raise the one error, or one error for all of them."""
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        hints = dict.fromkeys(error.hint for error in errors if error.hint)
+        raise SwitchIncompleteError(" ".join(error.message for error in errors), hint=" ".join(hints))
