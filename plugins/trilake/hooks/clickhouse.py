@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from trilake.clickhouse.cluster import STATEMENT_TIMEOUT_S, ClickHouseError, Clu
 from trilake.endpoints import CLICKHOUSE_CONNECTION, ClickHouseEndpoint, is_on
 from trilake.errors import ConfigurationError, TrilakeError
 from trilake.hooks.clickhouse_cursor import IdentifiedConnection
+from trilake.hooks.task_instance import TaskInstance, as_comment, joined
 from trilake.retry import patiently
 
 if TYPE_CHECKING:
@@ -38,22 +38,12 @@ BLOCK_ROWS = 1_000_000
 # The client waits a little longer than the server works, so that the server's own error arrives.
 _ANSWER_SLACK_S = 30
 _PORT, _SECURE_PORT = 8123, 8443
-_UNSAFE_IN_ID = re.compile(r"[^\w.:+-]+", re.ASCII)
 _DUMP_FORMAT = "TabSeparated"
 
 
 def log_comment(context: Context | None) -> dict[str, Any]:
-    """What the query log says of a task's statements."""
-    if not context:
-        return {}
-    instance = context["ti"]
-    return {
-        "dag": instance.dag_id,
-        "task": instance.task_id,
-        "run": instance.run_id,
-        "map_index": instance.map_index,
-        "try": instance.try_number,
-    }
+    """What the query log keeps of a task's statements; nothing outside of a task."""
+    return TaskInstance.of(context).log_comment() if context else {}
 
 
 def remaining_seconds(context: Context | None) -> int | None:
@@ -192,7 +182,7 @@ class ClickHouseHook(OfficialClickHouseHook):
         context = self.context
         settings = kwargs["settings"] = dict(kwargs.get("settings") or {})
         if comment := log_comment(context):
-            settings.setdefault("log_comment", json.dumps(comment, sort_keys=True))
+            settings.setdefault("log_comment", as_comment(comment))
         settings.update(self._limits(settings))
         limit = int(settings.get("max_execution_time") or 0)
         kwargs.setdefault("send_receive_timeout", limit + _ANSWER_SLACK_S if limit else STATEMENT_TIMEOUT_S)
@@ -208,9 +198,11 @@ class ClickHouseHook(OfficialClickHouseHook):
 
     def new_query_id(self) -> str:
         """Says whose statement it is, and is used once."""
-        comment = log_comment(self.context)
-        words = [str(comment[key]) for key in ("dag", "task", "run", "map_index", "try") if key in comment]
-        return _UNSAFE_IN_ID.sub("_", ":".join([*words, uuid.uuid4().hex]))
+        words: list[str] = []
+        if context := self.context:
+            instance = TaskInstance.of(context)
+            words = [*instance.words, str(instance.try_number)]
+        return joined([*words, uuid.uuid4().hex])
 
     def identify(self, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """A statement's settings: a query id of its own, and what is left of the task's time."""

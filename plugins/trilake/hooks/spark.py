@@ -7,7 +7,7 @@ import json
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import tenacity
@@ -17,6 +17,8 @@ from kubernetes_asyncio.client import CoreV1Api, CustomObjectsApi
 from kubernetes_asyncio.client.exceptions import ApiException
 
 from trilake.errors import TrilakeError, UnreachableError
+from trilake.hooks.submission import Submission
+from trilake.hooks.task_instance import INSTANCE_LABEL
 from trilake.spark.application import API_GROUP, API_VERSION, NAMESPACE, PLURAL, State
 
 DRIVER_CONTAINER = "spark-kubernetes-driver"
@@ -27,9 +29,6 @@ OWNER = "trilake/owner"
 INPUTS = "trilake/inputs"
 # How far the driver's log was read into the task's: the time of its last line.
 LOG_READ = "trilake/log-read"
-# Stands for the task instance, whatever its try.
-INSTANCE = "trilake/instance"
-
 # On every pod of an application; the operator puts it there.
 _APPLICATION_LABEL = f"{API_GROUP}/app-name"
 
@@ -54,23 +53,16 @@ _SAID_AGAIN = re.compile(r"\. Received status: Status\(.*")
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class Submission:
-    """One application that a task has asked for. It is written down before the application is created.
+@dataclass
+class SparkSubmission(Submission):
+    """One application that a task has asked for.
 
-    :param number: counts the task instance's submissions, over its tries.
-    :param owner: the token of whoever may end it.
-    :param inputs: digest of what it was asked to do.
+    :param done: the task has read its result.
     """
 
-    name: str
-    namespace: str
-    number: int
-    owner: str
-    inputs: str
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    name: str = ""
+    namespace: str = ""
+    done: bool = False
 
 
 class KubernetesError(TrilakeError):
@@ -347,7 +339,7 @@ def newest(applications: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]
     found: dict[str, Mapping[str, Any]] = {}
     for application in sorted(applications, key=lambda one: str(one["metadata"].get("creationTimestamp") or "")):
         metadata = application["metadata"]
-        found[(metadata.get("labels") or {}).get(INSTANCE) or metadata["name"]] = application
+        found[(metadata.get("labels") or {}).get(INSTANCE_LABEL) or metadata["name"]] = application
     return sorted(found.values(), key=lambda one: str(one["metadata"]["name"]))
 
 

@@ -166,7 +166,7 @@ def again(lake: PostgresEndpoint, data_set: str, partition: str) -> None:
 class Arrivals:
     """The arrivals of one data set.
 
-    A run's name is `trilake.operators.window.run_name`'s, or what was given to a job that nobody's DAG started.
+    A run's name is `trilake.hooks.task_instance.TaskInstance.run`, or what a job got that no DAG started.
 
     :param lake: database ``lake``.
     :param settle_seconds: a partition is due when it has been quiet for so long.

@@ -8,9 +8,10 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowSkipException
 
 from trilake.hooks.lake import LakeHook
+from trilake.hooks.task_instance import TaskInstance
 from trilake.lake.arrivals import SETTLE_SECONDS
 from trilake.lake.window import partition_name
-from trilake.operators.window import WindowedOperator, run_name
+from trilake.operators.window import WindowedOperator
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -51,7 +52,7 @@ class TakeArrivalsOperator(WindowedOperator):
     def execute(self, context: Context) -> dict[str, str]:
         """:raises AirflowSkipException: nothing is due."""
         arrivals = LakeHook().arrivals(self.data_set, settle_seconds=self.settle_seconds)
-        run = run_name(context)
+        run = TaskInstance.of(context).run
         if self.start:
             window = self.window(context)
             arrivals.take_window(window, run)

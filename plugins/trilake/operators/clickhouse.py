@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import date
 from decimal import Decimal
 from itertools import islice
@@ -27,6 +25,8 @@ from trilake.clickhouse.sql import has_result, parameter_names, split_statements
 from trilake.endpoints import CLICKHOUSE_CONNECTION, ClickHouseEndpoint
 from trilake.errors import ConfigurationError, TrilakeError
 from trilake.hooks.clickhouse import ClickHouseHook, log_comment
+from trilake.hooks.submission import Submission, SubmissionStore
+from trilake.hooks.task_instance import TaskInstance, as_comment, joined
 from trilake.operators.project import ProjectOperator
 from trilake.triggers.clickhouse import ClickHouseQueryTrigger
 
@@ -34,19 +34,38 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
     from clickhouse_connect.driver.client import Client
 
-# Where a task instance keeps its submission between tries.
+# Where a task instance keeps its submission between tries
 STATE_KEY = "clickhouse_query"
 # What a result may bring into XCom, which is a row of Airflow's database.
 MAX_RESULT_ROWS = 1_000
 # A statement that is over by then needs no trigger.
 _SHORT_SECONDS = 5.0
-_STORE_SECONDS = 5.0
 _KILL_SECONDS = 20.0
 _LABEL_CHARACTERS = 120
-# How a submission has ended. Given up: it is for a person to see and to clear, and then it begins anew.
+# How a submission has ended. Given up: a person has to look at it. When the person clears the task, all runs again.
 _SUCCEEDED, _GIVEN_UP = "succeeded", "given up"
 # Refused before a query has an entry in the log: wrong credentials or address, no SQL, too many at once.
 _NEVER_BEGAN = {62, 192, 193, 194, 195, 202, 516}
+
+
+@dataclass
+class QuerySubmission(Submission):
+    """What a task's tries have sent to ClickHouse.
+
+    :param max_tries: Airflow's, of the task instance. It grows when a person clears the task, and never otherwise.
+    :param query_id: of the statement that was sent last; empty: none is under way.
+    :param statement: its number, from 0.
+    :param since: when it was sent, in seconds since 1970.
+    :param done: ``query_id`` and ``metrics`` of each statement that has finished, in order.
+    :param end: how the submission has ended; empty: it has not.
+    """
+
+    max_tries: int = 0
+    query_id: str = ""
+    statement: int = 0
+    since: float = 0.0
+    done: list[dict[str, Any]] = field(default_factory=list)
+    end: str = ""
 
 
 class QueryFailedError(ClickHouseError, AirflowException):
@@ -113,8 +132,7 @@ class ClickHouseOperator(ProjectOperator):
         self.deferrable = deferrable
         self.poll_interval = poll_interval
         self._servers: ClickHouseEndpoint | None = None
-        self._store: Any = None
-        self._record: dict[str, Any] = {}
+        self._submission: QuerySubmission | None = None
         self._killed = False
 
     # --- the task
@@ -128,29 +146,23 @@ class ClickHouseOperator(ProjectOperator):
         :raises ConfigurationError: no statement, or parameters that no statement has; nothing was sent.
         """
         statements = self._prepare(context)
-        earlier = self._store.get(STATE_KEY) if self._store is not None else None
-        self._record = {
-            "number": int((earlier or {}).get("number", 0)) + 1,
-            "owner": uuid.uuid4().hex,
-            "inputs": self._inputs(statements),
-            # it grows when a person clears the task, and by nothing else
-            "max_tries": context["ti"].max_tries,
-            "query_id": "",
-            "statement": 0,
-            "since": time.time(),
-            "done": [],
-            "end": "",
-        }
-        if earlier and earlier["end"] != _GIVEN_UP:
+        earlier = self._store.read()
+        self._submission = QuerySubmission(
+            number=earlier.number + 1 if earlier else 1,
+            owner=uuid.uuid4().hex,
+            inputs=self._inputs(statements),
+            max_tries=context["ti"].max_tries,
+            since=time.time(),
+        )
+        if earlier and earlier.end != _GIVEN_UP:
             self._take_over(context, earlier, statements)
         return self._go_on(context, statements)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """After the wait outside."""
         statements = self._prepare(context)
-        record = self._store.get(STATE_KEY) if self._store is not None else None
-        self._record = dict(record or event["record"])
-        if self._record["query_id"] != event["query_id"]:
+        self._submission = self._store.read() or QuerySubmission(**event["record"])
+        if self._submission.query_id != event["query_id"]:
             raise QueryFailedError(f"Another try of task {self.task_id} has gone on: this one ends.")
         if event["state"] == "unreachable":
             raise TrilakeError(f"What became of query {event['query_id']} cannot be seen. {event['error']}")
@@ -161,10 +173,11 @@ class ClickHouseOperator(ProjectOperator):
         """End this submission's query on every host; one that another try has taken over stays."""
         # The signal's handler returns to where it came: what is about to be sent is not.
         self._killed = True
-        query_id, servers = self._record.get("query_id"), self._servers
-        if not query_id or servers is None:
+        submission, servers = self._submission, self._servers
+        if submission is None or not submission.query_id or servers is None:
             return
-        if not self._is_ours():
+        query_id = submission.query_id
+        if not self._store.is_current(submission):
             self.log.info("Query %s is another try's by now: it stays", query_id)
             return
         # no comment: it would carry the task's; and in a client of its own, for the task's is in use
@@ -180,7 +193,7 @@ class ClickHouseOperator(ProjectOperator):
         )
         # known before there is anything to kill: on_kill cannot ask for it
         self._servers = self._hook.servers
-        self._store = context.get("task_state_store")
+        self._store = SubmissionStore(context, STATE_KEY, QuerySubmission)
         texts = [self.sql] if isinstance(self.sql, str) else self.sql
         statements = [statement for text in texts for statement in split_statements(text)]
         if not statements:
@@ -195,35 +208,36 @@ class ClickHouseOperator(ProjectOperator):
 
     def _go_on(self, context: Context, statements: Sequence[str]) -> Any:
         rows = None
-        for number in range(len(self._record["done"]), len(statements)):
+        for number in range(len(self._mine.done), len(statements)):
             rows = self._run(context, number, statements[number])
         self._write_down(end=_SUCCEEDED)
-        done = self._record["done"]
+        done = self._mine.done
         result = {name: sum(one["metrics"][name] for one in done) for name in (*queries.COUNTS, "seconds")}
         result["memory_bytes"] = max(one["metrics"]["memory_bytes"] for one in done)
         result["query_ids"] = [one["query_id"] for one in done]
         return result if rows is None else {**result, "rows": rows}
 
     def _run(self, context: Context, number: int, statement: str) -> list[list[Any]] | None:
-        record = self._record
-        if number and not self._is_ours():
+        submission = self._mine
+        if number and not self._store.is_current(submission):
             raise QueryFailedError(f"Another try of task {self.task_id} has gone on: this one ends.")
         # first: what could not be sent for want of a server is not written down as sent
         client = self._hook.get_client()
-        record |= {"statement": number, "query_id": self._query_id(context, number), "since": time.time()}
-        # Written down first: whoever comes after us knows what to look for, whether or not it was sent.
+        submission.statement, submission.since = number, time.time()
+        submission.query_id = self._query_id(context, number)
+        # Written down before it is sent: a later try knows what to look for, whether or not it was sent.
         self._write_down()
         if self._killed:
             client.close()
             raise QueryFailedError(f"Task {self.task_id} was killed before statement {number + 1} was sent.")
-        comment = {**log_comment(context), "submission": record["owner"]}
+        comment = {**log_comment(context), "submission": submission.owner}
         settings = {
-            "log_comment": json.dumps(comment, sort_keys=True),
+            "log_comment": as_comment(comment),
             **(self.settings or {}),
-            "query_id": record["query_id"],
+            "query_id": submission.query_id,
         }
         own = {name: value for name, value in (self.parameters or {}).items() if name in parameter_names(statement)}
-        self.log.info("Statement %s of this task is query %s", number + 1, record["query_id"])
+        self.log.info("Statement %s of this task is query %s", number + 1, submission.query_id)
         try:
             if has_result(statement):
                 rows, metrics = self._read(client, statement, own, settings)
@@ -272,7 +286,7 @@ class ClickHouseOperator(ProjectOperator):
         while sender.is_alive():
             with Cluster(self._hook.servers) as cluster:
                 # what is not seen yet may still be on its way: leaving would lose it
-                if queries.look(cluster, self._record["query_id"], since=self._record["since"]).state is State.RUNNING:
+                if queries.look(cluster, self._mine.query_id, since=self._mine.since).state is State.RUNNING:
                     self._defer()
             sender.join(self.poll_interval)
         if isinstance(outcome[0], Exception):
@@ -280,41 +294,42 @@ class ClickHouseOperator(ProjectOperator):
         return Metrics.of_summary(getattr(outcome[0], "summary", {}))
 
     def _defer(self) -> None:
-        record = self._record
-        self.log.info("Query %s runs on; it is waited for outside the worker", record["query_id"])
+        submission = self._mine
+        self.log.info("Query %s runs on; it is waited for outside the worker", submission.query_id)
         trigger = ClickHouseQueryTrigger(
             clickhouse_conn_id=self.clickhouse_conn_id,
-            query_id=record["query_id"],
-            since=record["since"],
+            query_id=submission.query_id,
+            since=submission.since,
             poll_interval=self.poll_interval,
-            record=record,
+            record=submission.to_dict(),
         )
         self.defer(trigger=trigger, method_name="execute_complete")
 
     # --- what an earlier try has left
 
-    def _take_over(self, context: Context, earlier: Mapping[str, Any], statements: Sequence[str]) -> None:
+    def _take_over(self, context: Context, earlier: QuerySubmission, statements: Sequence[str]) -> None:
         """Find out what became of what an earlier try has sent last, and go on from there."""
-        cleared = self._record["max_tries"] > earlier["max_tries"]
-        same = not cleared and earlier["inputs"] == self._record["inputs"]
+        mine = self._mine
+        cleared = mine.max_tries > earlier.max_tries
+        same = not cleared and earlier.inputs == mine.inputs
         if same:
-            self._record["done"] = list(earlier["done"])
+            mine.done = list(earlier.done)
         # Else nothing is under way: all is done and Airflow has not heard of it; the worker was lost between two
         # statements; or the last one failed and left nothing.
-        if earlier["query_id"] and not earlier["end"] and len(earlier["done"]) <= int(earlier["statement"]):
-            reads = same and has_result(statements[int(earlier["statement"])])
+        if earlier.query_id and not earlier.end and len(earlier.done) <= earlier.statement:
+            reads = same and has_result(statements[earlier.statement])
             self._look_after(context, earlier, waited_for=same and not reads, matters=not (reads or cleared))
-        if len(self._record["done"]) == len(statements) and has_result(statements[-1]):
-            self._record["done"].pop()  # its rows went with that try
+        if len(mine.done) == len(statements) and has_result(statements[-1]):
+            mine.done.pop()  # its rows went with that try
         self._write_down()  # from here on it is this try's
 
-    def _look_after(self, context: Context, earlier: Mapping[str, Any], *, waited_for: bool, matters: bool) -> None:
+    def _look_after(self, context: Context, earlier: QuerySubmission, *, waited_for: bool, matters: bool) -> None:
         """See to the query of an earlier try.
 
         :param waited_for: else it is ended if it runs.
         :param matters: whether it has run is to be known before anything else is sent.
         """
-        query_id, since = str(earlier["query_id"]), float(earlier["since"])
+        query_id, since, mine = earlier.query_id, earlier.since, self._mine
         with Cluster(self._hook.servers, comment=log_comment(context)) as cluster:
             seen = queries.look_for_sure(cluster, query_id, since=since)
             self.log.info("Query %s of an earlier try is %s", query_id, seen.state)
@@ -324,7 +339,7 @@ class ClickHouseOperator(ProjectOperator):
                 return
             if seen.state in (State.FAILED, State.UNKNOWN) and self._may_be_sent_again(seen):
                 return
-            self._record |= {"statement": earlier["statement"], "query_id": query_id, "since": since}
+            mine.statement, mine.query_id, mine.since = earlier.statement, query_id, since
             self._write_down()
             if seen.state is State.RUNNING:
                 if self._killed:  # before this try had a query: then nobody else ends it
@@ -347,10 +362,10 @@ class ClickHouseOperator(ProjectOperator):
         :raises PartlyWrittenError: it failed, and had written rows.
         :raises UnknownOutcomeError: nobody can tell.
         """
-        query_id = self._record["query_id"]
+        query_id = self._mine.query_id
         if seen.state is State.FINISHED:
             self.log.info("Query %s: %s", query_id, seen.metrics)
-            self._record["done"].append({"query_id": query_id, "metrics": seen.metrics.to_dict()})
+            self._mine.done.append({"query_id": query_id, "metrics": seen.metrics.to_dict()})
             self._write_down()
             return
         unknown = seen.state is State.UNKNOWN
@@ -359,7 +374,7 @@ class ClickHouseOperator(ProjectOperator):
             else f"Query {query_id} failed: {seen.error}"
         )  # fmt: skip
         if self._may_be_sent_again(seen):
-            self._record["query_id"] = ""  # nothing of it is under way
+            self._mine.query_id = ""  # nothing of it is under way
             self._write_down()
             raise QueryFailedError(message, code=seen.code)
         self._write_down(end=_GIVEN_UP)
@@ -374,7 +389,7 @@ class ClickHouseOperator(ProjectOperator):
         if seen.state is State.FAILED and not seen.metrics.written_rows:
             return True
         if self.idempotent:
-            self._record["done"] = []
+            self._mine.done = []
         return self.idempotent
 
     def _seen_failed(self, error: ClickHouseError, statement: str) -> Seen | None:
@@ -384,7 +399,7 @@ class ClickHouseOperator(ProjectOperator):
             return told
         try:
             with Cluster(self._hook.servers) as cluster:
-                seen = queries.look_for_sure(cluster, self._record["query_id"], since=self._record["since"])
+                seen = queries.look_for_sure(cluster, self._mine.query_id, since=self._mine.since)
         except TrilakeError:
             return None
         return replace(told, metrics=seen.metrics) if seen.state is State.FAILED else None
@@ -393,7 +408,7 @@ class ClickHouseOperator(ProjectOperator):
         """As the query log has it, which knows of memory; else as the answer's summary had it."""
         try:
             with Cluster(self._hook.servers) as cluster:
-                seen = queries.look(cluster, self._record["query_id"], since=self._record["since"])
+                seen = queries.look(cluster, self._mine.query_id, since=self._mine.since)
         except TrilakeError:
             return metrics
         return seen.metrics if seen.state is State.FINISHED else metrics
@@ -402,33 +417,25 @@ class ClickHouseOperator(ProjectOperator):
 
     def _query_id(self, context: Context, number: int) -> str:
         """Of the task instance, the submission, the statement and who submitted it."""
-        whose = log_comment(context)
-        words = [str(whose[key]) for key in ("dag", "task", "run", "map_index")]
-        label = re.sub(r"[^\w.:+-]+", "_", ":".join(words), flags=re.ASCII)[:_LABEL_CHARACTERS]
+        words = TaskInstance.of(context).words
+        label = joined(words)[:_LABEL_CHARACTERS]
         digest = hashlib.sha256(json.dumps(words).encode()).hexdigest()[:8]
-        return f"{label}:{digest}:{self._record['number']}:{number + 1}:{self._record['owner'][:12]}"
+        return f"{label}:{digest}:{self._mine.number}:{number + 1}:{self._mine.owner[:12]}"
 
     def _inputs(self, statements: Sequence[str]) -> str:
         asked = [list(statements), dict(self.parameters or {}), dict(self.settings or {}), self.database]
         return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
-    def _write_down(self, *, end: str = "") -> None:
-        self._record["end"] = end
-        if self._store is not None:
-            self._store.set(STATE_KEY, self._record)
+    @property
+    def _mine(self) -> QuerySubmission:
+        """This try's submission. There is one from the start of `execute` on."""
+        if self._submission is None:
+            raise RuntimeError(f"Task {self.task_id} has not begun.")
+        return self._submission
 
-    def _is_ours(self) -> bool:
-        """Whether no later try has gone on. A limit: a signal may have come while Airflow was asked."""
-        if self._store is None:
-            return True
-        pool = ThreadPoolExecutor(1)
-        try:
-            record = pool.submit(self._store.get, STATE_KEY).result(_STORE_SECONDS)
-        except Exception:
-            return True
-        finally:
-            pool.shutdown(wait=False)
-        return isinstance(record, dict) and record.get("owner") == self._record["owner"]
+    def _write_down(self, *, end: str = "") -> None:
+        self._mine.end = end
+        self._store.write(self._mine)
 
 
 def _plain(value: Any) -> Any:

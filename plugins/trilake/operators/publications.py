@@ -16,8 +16,9 @@ from trilake.endpoints import CLICKHOUSE_CONNECTION
 from trilake.errors import TrilakeError
 from trilake.hooks.clickhouse import ClickHouseHook
 from trilake.hooks.lake import LakeHook
+from trilake.hooks.task_instance import TaskInstance
 from trilake.operators.project import ProjectOperator
-from trilake.operators.window import WindowedOperator, run_name
+from trilake.operators.window import WindowedOperator
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -66,7 +67,7 @@ class PublishOperator(WindowedOperator, ProjectOperator):
         checks = read_checks(self.sql_folder, data_set.table)
         with ClickHouseHook(clickhouse_conn_id=self.clickhouse_conn_id).cluster(context) as cluster:
             publisher = Publisher(cluster, lake.ledger(), checks=checks)
-            report = publisher.publish(planned, run_id=run_name(context), force=self.force)
+            report = publisher.publish(planned, run_id=TaskInstance.of(context).run, force=self.force)
             report = publisher.measured(report, since=began)
         self.log.info(
             "Published %s partitions of %s (%s rows); %s showed this state or a later one already",

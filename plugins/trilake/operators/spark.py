@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import inspect
 import json
 import time
 import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime, timedelta
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from airflow.providers.cncf.kubernetes.operators.spark_kubernetes import SparkKubernetesOperator
-from airflow.sdk import BaseHook
+from airflow.sdk import BaseHook, BaseOperator
 from airflow.sdk.exceptions import AirflowException
 from kubernetes_asyncio.client.exceptions import ApiException
 
@@ -22,11 +25,13 @@ from trilake import s3
 from trilake.assets import published
 from trilake.endpoints import KUBERNETES_CONNECTION, S3_CONNECTION, S3Endpoint
 from trilake.errors import ConfigurationError, TrilakeError
-from trilake.hooks.spark import INPUTS, INSTANCE, OWNER, SparkApplicationHook, Submission, is_adoptable
+from trilake.hooks.spark import INPUTS, OWNER, SparkApplicationHook, SparkSubmission, is_adoptable
+from trilake.hooks.submission import SubmissionStore
+from trilake.hooks.task_instance import INSTANCE_LABEL, TaskInstance
 from trilake.lake.data_set import ARTIFACTS_BUCKET, DataSet
-from trilake.operators.window import START, WindowedOperator, run_name
+from trilake.operators.window import START, WindowedOperator
 from trilake.spark import event_log, versions
-from trilake.spark.application import SparkApplication, State, application_name, instance_digest
+from trilake.spark.application import SparkApplication, State
 from trilake.triggers.spark import SparkApplicationTrigger
 
 if TYPE_CHECKING:
@@ -47,6 +52,21 @@ _DEFER_SLACK_SECONDS = 300
 _KILL_SECONDS = 20.0
 
 Result = TypeVar("Result")
+
+# What takes the place of an official option that would have no effect.
+_MANIFEST_HINT = (
+    "The operator writes the manifest itself, from job, profile, spark_conf and jobs_version. For a manifest of your "
+    "own use the official SparkKubernetesOperator."
+)
+_INSTEAD = {
+    "image": "The image is the platform's. A job's code is in spark_jobs/ and needs no image of its own.",
+    "code_path": "Give job=, the name of a module of spark_jobs/.",
+    "name": "The name follows from the DAG, the task and the run.",
+    "random_name_suffix": "The name follows from the DAG, the task and the run.",
+    "reattach_on_restart": "A later try always goes on with an application that runs on the same inputs.",
+    "container_resources": "Choose a profile (small, medium, large), or give spark_conf.",
+    "labels": "The labels name the DAG, the task and the run.",
+}
 
 
 class SparkApplicationError(TrilakeError, AirflowException):
@@ -117,6 +137,7 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("multiple_outputs", True)
+        _refuse_ignored(job, kwargs)
         if run_timeout_seconds > LONGEST_RUN_SECONDS:
             raise ConfigurationError(
                 f"Job {job} may not run for {run_timeout_seconds} s: what it has written and not committed would be "
@@ -146,7 +167,7 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
         self.spark_conf = spark_conf
         self.aws_conn_id = aws_conn_id
         self.run_timeout_seconds = run_timeout_seconds
-        self._submission: Submission | None = None
+        self._submission: SparkSubmission | None = None
         self._killed = False
 
     # --- the task
@@ -179,7 +200,7 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """Read what the job made of it, and clear up."""
-        mine = self._submission = Submission(**event["submission"])
+        mine = self._submission = SparkSubmission(**event["submission"])
         application = asyncio.run(self.applications.get(mine.name))
         if event["outcome"] != "completed":
             # one that failed by itself is over; what we end is waited for
@@ -194,7 +215,7 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
         outcome["spark"] = self._metrics(_application_id(application))
         self._tell_published(context, outcome.get("published") or {})
         self._end(mine, wait=False)
-        self._write_down(context, mine, done=True)
+        self._store(context).write(replace(mine, done=True))
         return outcome
 
     def on_kill(self) -> None:
@@ -222,28 +243,23 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
 
     # --- submission
 
-    def _submit(self, context: Context) -> Submission:
+    def _submit(self, context: Context) -> SparkSubmission:
         version = self._version()
         arguments = self._arguments(context)
         inputs = self._inputs(arguments)
-        record = self._read_record(context)
-        adopted = self._clear_the_way(context, record, inputs)
+        earlier = self._store(context).read()
+        adopted = self._clear_the_way(context, earlier, inputs)
         if adopted is not None:
             self._check_still_ours(context, adopted)
             return adopted
         namespace = asyncio.run(self.applications.find_namespace())
-        number = int(record.get("number", 0))
+        number = earlier.number if earlier else 0
         while True:
             number += 1
-            submission = self._submission = Submission(
-                application_name(**_instance(context), number=number),
-                namespace,
-                number,
-                owner=uuid.uuid4().hex,
-                inputs=inputs,
-            )
-            # Written down first: whoever comes after us knows what to look for, whether or not it came to be.
-            self._write_down(context, submission)
+            name = TaskInstance.of(context).application_name(number)
+            submission = self._submission = SparkSubmission(number, uuid.uuid4().hex, inputs, name, namespace)
+            # Written down before it is created: a later try knows what to look for, whether or not it was created.
+            self._store(context).write(submission)
             manifest = self._manifest(context, submission, version, arguments)
             if asyncio.run(self.applications.create(manifest)) is not None:
                 self.log.info(
@@ -253,22 +269,17 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
                 return submission
             self.log.warning("There is another SparkApplication %s; taking the next number", submission.name)
 
-    def _clear_the_way(self, context: Context, record: Mapping[str, Any], inputs: str) -> Submission | None:
+    def _clear_the_way(self, context: Context, earlier: SparkSubmission | None, inputs: str) -> SparkSubmission | None:
         """Adopt the predecessor if it is at work on the same, and end all others of this task instance."""
         adopted = None
-        selector = f"{INSTANCE}={instance_digest(**_instance(context))}"
+        selector = f"{INSTANCE_LABEL}={TaskInstance.of(context).digest}"
         for application in asyncio.run(self.applications.find(selector)):
             name, state = application["metadata"]["name"], State.of(application)
-            if not record.get("done") and is_adoptable(application, str(record.get("name")), inputs):
-                submission = Submission(
-                    name,
-                    application["metadata"]["namespace"],
-                    int(record["number"]),
-                    owner=uuid.uuid4().hex,
-                    inputs=inputs,
-                )
+            if earlier and not earlier.done and is_adoptable(application, earlier.name, inputs):
+                namespace = application["metadata"]["namespace"]
+                submission = SparkSubmission(earlier.number, uuid.uuid4().hex, inputs, name, namespace)
                 self._submission = submission
-                self._write_down(context, submission)
+                self._store(context).write(submission)
                 if self._adopt(submission):
                     self.log.info("SparkApplication %s is %s: this try goes on with it", name, state or "new")
                     adopted = submission
@@ -282,7 +293,7 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
         asyncio.run(self.applications.await_no_pods(selector, others_than=others_than))
         return adopted
 
-    def _adopt(self, submission: Submission) -> bool:
+    def _adopt(self, submission: SparkSubmission) -> bool:
         # its status changes under our hands; if it is gone, or on its way out, there is nothing to adopt
         while (application := asyncio.run(self.applications.get(submission.name))) is not None:
             if not is_adoptable(application, submission.name, submission.inputs):
@@ -291,10 +302,10 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
                 return True
         return False
 
-    def _check_still_ours(self, context: Context, submission: Submission) -> None:
+    def _check_still_ours(self, context: Context, submission: SparkSubmission) -> None:
         """A worker that was cut off may come back after its successor, or be killed: then this one is one too many."""
-        record = self._read_record(context)
-        if self._killed or (record and record.get("owner") != submission.owner):
+        kept = self._store(context).read()
+        if self._killed or (kept and kept.owner != submission.owner):
             asyncio.run(self.applications.end(submission.name, owner=submission.owner))
             why = "this task was killed" if self._killed else "another try of this task has gone on"
             raise SparkApplicationError(
@@ -302,31 +313,22 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
             )
 
     def _manifest(
-        self, context: Context, submission: Submission, version: str, arguments: Sequence[str]
+        self, context: Context, submission: SparkSubmission, version: str, arguments: Sequence[str]
     ) -> dict[str, Any]:
-        instance = _instance(context)
-        labels = {
-            "trilake/dag": instance["dag_id"],
-            "trilake/task": instance["task_id"],
-            "trilake/run": instance["run_id"],
-            INSTANCE: instance_digest(**instance),
-        }
-        if instance["map_index"] >= 0:
-            labels["trilake/map-index"] = str(instance["map_index"])
         return SparkApplication(
             name=submission.name,
             job=self.job,
             version=version,
             arguments=[*arguments, "--result", _result_uri(submission.name)],
             profile=self.profile,
-            labels=labels,
+            labels=TaskInstance.of(context).labels(),
             annotations={OWNER: submission.owner, INPUTS: submission.inputs},
             namespace=submission.namespace,
             spark_conf=self.spark_conf or {},
         ).manifest()
 
     def _arguments(self, context: Context) -> list[str]:
-        arguments = ["--run", run_name(context)]
+        arguments = ["--run", TaskInstance.of(context).run]
         if self.data_set is not None:
             arguments += ["--data-set", self.data_set.to_json()]
             if self.data_set.grain is not None:
@@ -353,19 +355,12 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
 
     # --- what is kept between tries
 
-    def _read_record(self, context: Context) -> dict[str, Any]:
-        store = context.get("task_state_store")
-        record = store.get(STATE_KEY) if store is not None else None
-        return record if isinstance(record, dict) else {}
-
-    def _write_down(self, context: Context, submission: Submission, *, done: bool = False) -> None:
-        store = context.get("task_state_store")
-        if store is not None:
-            store.set(STATE_KEY, {**submission.to_dict(), "done": done})
+    def _store(self, context: Context) -> SubmissionStore[SparkSubmission]:
+        return SubmissionStore(context, STATE_KEY, SparkSubmission)
 
     # --- the end
 
-    def _end(self, submission: Submission, *, wait: bool) -> None:
+    def _end(self, submission: SparkSubmission, *, wait: bool) -> None:
         """Delete the application. That it cannot be is no reason to forget what became of the job."""
         if not self.delete_on_termination:
             self.log.info("SparkApplication %s is kept", submission.name)
@@ -376,7 +371,9 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
         except (TrilakeError, ApiException) as e:
             self.log.warning("SparkApplication %s could not be cleared away: %s", submission.name, e)
 
-    def _fail(self, submission: Submission, application: dict[str, Any] | None, event: Mapping[str, Any]) -> NoReturn:
+    def _fail(
+        self, submission: SparkSubmission, application: dict[str, Any] | None, event: Mapping[str, Any]
+    ) -> NoReturn:
         seconds = _seconds(application)
         after = f" after {seconds} s" if seconds is not None else ""
         what = {
@@ -448,14 +445,24 @@ def explained(what: str, event: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _instance(context: Context) -> dict[str, Any]:
-    ti = context["ti"]
-    return {
-        "dag_id": ti.dag_id,
-        "task_id": ti.task_id,
-        "run_id": str(context["run_id"]),
-        "map_index": ti.map_index if ti.map_index is not None else -1,
-    }
+@cache
+def _ignored_options() -> frozenset[str]:
+    """Options of the official operator, and of the pod operator below it, that this operator would not use."""
+
+    def options(operator: type) -> set[str]:
+        return set(inspect.signature(operator.__init__).parameters)  # type: ignore[misc]
+
+    inherited = options(SparkKubernetesOperator) | options(KubernetesPodOperator)
+    return frozenset(inherited - options(SparkApplicationOperator) - options(BaseOperator))
+
+
+def _refuse_ignored(job: str, given: Mapping[str, Any]) -> None:
+    """:raises ConfigurationError: an option of the official operator that would have no effect."""
+    if ignored := sorted(_ignored_options() & set(given)):
+        raise ConfigurationError(
+            f"SparkApplicationOperator (job {job}) does not use {', '.join(ignored)} of SparkKubernetesOperator.",
+            hint=next((_INSTEAD[name] for name in ignored if name in _INSTEAD), _MANIFEST_HINT),
+        )
 
 
 def _result_uri(name: str) -> str:

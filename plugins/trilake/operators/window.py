@@ -27,11 +27,6 @@ class WrongWindowError(ConfigurationError, AirflowFailException):
     """A window that nobody can run: the task fails at once, since another try would read the same."""
 
 
-def run_name(context: Context) -> str:
-    """Names a run among those of all DAGs: a run id is its DAG's own. Neither has a slash in it."""
-    return f"{context['ti'].dag_id}/{context['run_id']}"
-
-
 class WindowedOperator(BaseOperator):
     """An operator that works on a window of its data set's partitions.
 

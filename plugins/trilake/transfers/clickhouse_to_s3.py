@@ -11,12 +11,13 @@ from trilake.clickhouse import export as core
 from trilake.clickhouse.cluster import Cluster
 from trilake.endpoints import CLICKHOUSE_CONNECTION, ClickHouseEndpoint
 from trilake.errors import ConfigurationError
-from trilake.hooks.clickhouse import ClickHouseHook, log_comment
+from trilake.hooks.clickhouse import ClickHouseHook
 from trilake.hooks.lake import LakeHook
+from trilake.hooks.task_instance import TaskInstance
 from trilake.lake import DataSet
 from trilake.lake.data_set import EXPORTS_BUCKET, WHOLE
 from trilake.operators.project import ProjectOperator
-from trilake.operators.window import WindowedOperator, run_name
+from trilake.operators.window import WindowedOperator
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -99,7 +100,7 @@ class ClickHouseToS3Operator(WindowedOperator, ProjectOperator):
                 LakeHook().s3_client(),
                 prefix,
                 self._sources(context),
-                run_id=run_name(context),
+                run_id=TaskInstance.of(context).run,
                 attempt=attempt,
             )
         shards: dict[str, int] = {}
@@ -142,8 +143,7 @@ class ClickHouseToS3Operator(WindowedOperator, ProjectOperator):
 
     def _prefix(self, context: Context) -> str:
         """Of this task instance alone, over its tries."""
-        comment = log_comment(context)
-        words = [str(comment[key]) for key in ("dag", "task", "run", "map_index")]
+        words = TaskInstance.of(context).words
         label = _UNSAFE_IN_KEY.sub("_", ".".join(words))[:_LABEL_CHARACTERS]
         digest = hashlib.sha256("\n".join(words).encode()).hexdigest()[:12]
         name = self.name or (self.data_set.name if self.data_set else self.task_id)

@@ -9,9 +9,9 @@ from airflow.sdk import BaseOperator
 from trilake.endpoints import OLTP_CONNECTION, PostgresEndpoint
 from trilake.errors import ConfigurationError
 from trilake.hooks.lake import LakeHook
+from trilake.hooks.task_instance import TaskInstance
 from trilake.lake import DataSet
 from trilake.lake.dimensions import replace_table
-from trilake.operators.window import run_name
 from trilake.postgres.connection import await_answer, connect
 from trilake.postgres.locks import lock_mart
 
@@ -58,7 +58,7 @@ class PostgresToIcebergOperator(BaseOperator):
             with connect(source) as connection:
                 lock_mart(connection, self.data_set.curated)
                 snapshot_id, rows = replace_table(
-                    catalog, self.data_set, connection, self.table, run_id=run_name(context)
+                    catalog, self.data_set, connection, self.table, run_id=TaskInstance.of(context).run
                 )
         finally:
             catalog.close()

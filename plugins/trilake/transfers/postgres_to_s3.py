@@ -10,10 +10,11 @@ from trilake.assets import landed
 from trilake.endpoints import OLTP_CONNECTION, PostgresEndpoint
 from trilake.errors import ConfigurationError
 from trilake.hooks.lake import LakeHook
+from trilake.hooks.task_instance import TaskInstance
 from trilake.lake import DataSet
 from trilake.lake.data_set import RAW_BUCKET
 from trilake.operators.project import ProjectOperator
-from trilake.operators.window import WindowedOperator, run_name
+from trilake.operators.window import WindowedOperator
 from trilake.postgres.connection import await_answer, connect
 from trilake.postgres.extract import Format, extract, one_moment
 
@@ -80,7 +81,7 @@ class PostgresToS3Operator(WindowedOperator, ProjectOperator):
                 one = data_set.window(partition)
                 bound = {**(self.parameters or {}), "start": one.start, "stop": one.stop}
                 key = data_set.raw_key(partition, self.file_name)
-                with arrivals.putting(partition, key, run_name(context)):
+                with arrivals.putting(partition, key, TaskInstance.of(context).run):
                     done = extract(cursor, self.sql, bound, client, RAW_BUCKET, key, file_format=self.file_format)
                 written[partition] = asdict(done)
                 self.log.info("s3://%s/%s: %s rows, %s bytes", RAW_BUCKET, key, done.rows, done.bytes)

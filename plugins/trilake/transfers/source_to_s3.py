@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from trilake.assets import landed
 from trilake.errors import ConfigurationError
 from trilake.hooks.lake import LakeHook
+from trilake.hooks.task_instance import TaskInstance
 from trilake.lake import DataSet, Window
 from trilake.lake.data_set import RAW_BUCKET
-from trilake.operators.window import WindowedOperator, run_name
+from trilake.operators.window import WindowedOperator
 from trilake.s3 import ObjectWriter
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class SourceToS3Operator(WindowedOperator):
             key = data_set.raw_key(partition, self.file_name)
             # in parts, when it is large: some stores hold a request in memory. What a killed try has begun is ended
             with (
-                arrivals.putting(partition, key, run_name(context)),
+                arrivals.putting(partition, key, TaskInstance.of(context).run),
                 ObjectWriter(client, RAW_BUCKET, key) as target,
             ):
                 target.write(content)

@@ -14,7 +14,7 @@ from kubernetes_asyncio.client.exceptions import ApiException
 from trilake.errors import TrilakeError
 from trilake.hooks.spark import (
     SparkApplicationHook,
-    Submission,
+    SparkSubmission,
     driver_pod,
     error_message,
     is_transient,
@@ -37,7 +37,7 @@ _KILL_SECONDS = 25.0
 class SparkApplicationTrigger(BaseTrigger):
     """Fires once: when the application is over, gone, or out of time.
 
-    :param submission: `Submission.to_dict` of the application.
+    :param submission: `SparkSubmission.to_dict` of the application.
     :param poll_interval: seconds between two looks.
     :param start_by: it is to run by then; in seconds since 1970.
     :param end_by: it is to be over by then; in seconds since 1970; None: whenever.
@@ -85,7 +85,7 @@ class SparkApplicationTrigger(BaseTrigger):
 
     @property
     def name(self) -> str:
-        return Submission(**self.submission).name
+        return SparkSubmission(**self.submission).name
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         yield TriggerEvent(await self.wait())  # type: ignore[no-untyped-call]
@@ -191,7 +191,7 @@ class SparkApplicationTrigger(BaseTrigger):
 
     async def on_kill(self) -> None:
         """A person ended the task: end its application, if it is still this submission's."""
-        submission = Submission(**self.submission)
+        submission = SparkSubmission(**self.submission)
         if await self._hook.end(submission.name, owner=submission.owner, seconds=_KILL_SECONDS):
             self.log.info("SparkApplication %s was deleted with its task", submission.name)
 

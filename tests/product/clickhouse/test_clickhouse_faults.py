@@ -217,7 +217,7 @@ def test_a_tasks_query_does_not_outlive_it_though_its_client_hears_nothing(
     task = Task(slow, deferrable=False, execution_timeout=timedelta(seconds=4))
     with pytest.raises(UnreachableError):
         task.run()
-    query_id = task.operator._record["query_id"]
+    query_id = task.operator._submission.query_id
     assert gateway.running(query_id), "there was nothing to outlive"
     wait_until(lambda: not gateway.running(query_id), 15)
 

@@ -14,7 +14,8 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, T
 
 from support.kubernetes_api import KubernetesServer, await_true, kubernetes_server, manifest
 from trilake.errors import ConfigurationError
-from trilake.hooks.spark import INSTANCE, SparkApplicationHook
+from trilake.hooks.spark import SparkApplicationHook
+from trilake.hooks.task_instance import INSTANCE_LABEL
 from trilake.sensors.spark import (
     SparkApplicationFailedError,
     SparkApplicationNotCompletedError,
@@ -124,13 +125,13 @@ def test_one_that_is_deleted_before_its_end_is_an_error(server: KubernetesServer
 
 def test_by_labels_it_waits_for_all_and_for_the_last_try_of_a_task(server: KubernetesServer, name: str) -> None:
     labels = {"trilake/run": name}
-    labelled(server, f"{name}-1", {**labels, INSTANCE: "a"}, "exit", "1")
+    labelled(server, f"{name}-1", {**labels, INSTANCE_LABEL: "a"}, "exit", "1")
     server.await_state(f"{name}-1", "FAILED")
     with pytest.raises(SparkApplicationFailedError, match=f"{name}-1 is FAILED"):
         wait(labels=labels)
     asyncio.run(asyncio.sleep(1.1))  # creation times are in seconds
-    labelled(server, f"{name}-2", {**labels, INSTANCE: "a"}, "sleep", "1")
-    labelled(server, f"{name}-3", {**labels, INSTANCE: "b"})
+    labelled(server, f"{name}-2", {**labels, INSTANCE_LABEL: "a"}, "sleep", "1")
+    labelled(server, f"{name}-3", {**labels, INSTANCE_LABEL: "b"})
     done = wait(labels=labels)
     assert done._trigger.seen == {f"{name}-2": "COMPLETED", f"{name}-3": "COMPLETED"}
     with pytest.raises(SparkApplicationNotCompletedError, match="there was none"):
