@@ -17,6 +17,7 @@ import pytest
 from airflow_run import Airflow
 from cluster import Cluster, await_true, jobs_environment, write_overlay
 
+from support.rotation import describe_turn, keep_turn
 from support.running_platform import Platform, running_platform
 from support.tcp_proxy import TcpProxy
 from trilake.cli.airflow_api import AirflowApi, AirflowError
@@ -42,11 +43,17 @@ def _cluster() -> Cluster | str:
         return f"{file}: {e}"
 
 
-def pytest_report_header() -> str:
+def pytest_report_header() -> list[str]:
     found = _cluster()
     if isinstance(found, str) and os.environ.get("TRILAKE_KUBERNETES_IS_THERE"):
         pytest.exit(f"kubernetes: {found}", returncode=pytest.ExitCode.USAGE_ERROR)
-    return f"kubernetes: {'skipped, ' + found if isinstance(found, str) else found.kubeconfig}"
+    where = f"kubernetes: {'skipped, ' + found if isinstance(found, str) else found.kubeconfig}"
+    return [where, describe_turn()]
+
+
+@pytest.hookimpl(trylast=True)  # what is marked full is deselected by then, if it is
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    keep_turn(config, items, Path(__file__).parent)
 
 
 @pytest.fixture(scope="session")

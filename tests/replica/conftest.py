@@ -8,21 +8,30 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hosts_network import Container, Network, await_true, holders_and_vpn, running, why_no_docker
 from vpn_client import Client
-from whole_replica import FLIGHTS, HEALTHY_S, REFERENCE, REPORT, Replica, known
+from whole_replica import FLIGHTS, HEALTHY_S, REFERENCE, REPORT, WINDOW, Replica, known
+
+from support.rotation import describe_turn, keep_turn
 
 REPLICA = os.environ.get("TRILAKE_REPLICA", "")
 OWN_PROJECT = "trilake-test"
 OWN_SUBNET = "10.77.250.0/24"
 
 
-def pytest_report_header() -> str:
+def pytest_report_header() -> list[str]:
     why = why_no_docker()
-    return f"replica: {f'skipped, {why}' if why else REPLICA or 'holders and VPN of our own'}"
+    where = f"replica: {f'skipped, {why}' if why else REPLICA or 'holders and VPN of our own'}"
+    return [where, describe_turn()]
+
+
+@pytest.hookimpl(trylast=True)  # what is marked full is deselected by then, if it is
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    keep_turn(config, items, Path(__file__).parent)
 
 
 @pytest.fixture(scope="session")
@@ -84,19 +93,19 @@ def replica() -> Replica:
 
 @pytest.fixture(scope="session")
 def flights(replica: Replica) -> dict[str, Any]:
-    """What the replica holds when the reference tables and a year of flights have gone through it."""
+    """What the replica holds when the reference tables and the flights of `WINDOW` have gone through it."""
     replica.await_end(REFERENCE, replica.start_reference())
     began = datetime.now(UTC)
     with replica.api() as api:
         api.unpause(REPORT)
-    replica.await_end(FLIGHTS, replica.start(FLIGHTS, {"start": "2013-01", "end": "2013-12"}))
+    replica.await_end(FLIGHTS, replica.start(FLIGHTS, WINDOW))
     replica.await_end(REPORT, replica.appears(REPORT, began))
     return replica.held()
 
 
 @pytest.fixture(scope="session")
-def year(replica: Replica, request: pytest.FixtureRequest) -> dict[str, Any]:
-    """The same, for tests that need a year to be there and not to have come just now."""
+def published(replica: Replica, request: pytest.FixtureRequest) -> dict[str, Any]:
+    """The same, for tests that need flights to be there and not to have come just now."""
     try:
         found = replica.held()
     except AssertionError:  # there is no table of it yet

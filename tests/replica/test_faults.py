@@ -51,12 +51,15 @@ def check(replica: Replica, run: str, before: dict[str, Any]) -> None:
     assert {k: v for k, v in after.items() if k != "reports"} == {k: v for k, v in before.items() if k != "reports"}
 
 
+@pytest.mark.rotates(3)
 @pytest.mark.parametrize(
     ("service", "task"),
     [pytest.param(*killed, marks=[] if killed[0] in IN_CI else pytest.mark.full) for killed in KILLED],
     ids=[service for service, _ in KILLED],
 )
-def test_a_run_outlives_the_death_of_a_service(replica: Replica, year: dict[str, Any], service: str, task: str) -> None:
+def test_a_run_outlives_the_death_of_a_service(
+    replica: Replica, published: dict[str, Any], service: str, task: str
+) -> None:
     before, run = replica.held(), begin(replica, task)
     died = replica.state(service)["StartedAt"]
     replica.kill(service)
@@ -64,6 +67,7 @@ def test_a_run_outlives_the_death_of_a_service(replica: Replica, year: dict[str,
     check(replica, run, before)
 
 
+@pytest.mark.rotates(3)
 @pytest.mark.parametrize(
     ("host", "task"),
     [
@@ -73,7 +77,7 @@ def test_a_run_outlives_the_death_of_a_service(replica: Replica, year: dict[str,
     ],
 )
 def test_a_run_outlives_half_a_minute_without_a_hosts_network(
-    replica: Replica, year: dict[str, Any], host: str, task: str
+    replica: Replica, published: dict[str, Any], host: str, task: str
 ) -> None:
     before, run = replica.held(), begin(replica, task)
     with replica.cut(host):
@@ -82,7 +86,7 @@ def test_a_run_outlives_half_a_minute_without_a_hosts_network(
 
 
 @pytest.mark.full
-def test_a_holder_that_dies_comes_back_with_its_services(replica: Replica, year: dict[str, Any]) -> None:
+def test_a_holder_that_dies_comes_back_with_its_services(replica: Replica, published: dict[str, Any]) -> None:
     """Its namespace goes with it: the services that had joined it are made anew by `up`."""
     before = replica.held()
     replica.kill("vps_3")
@@ -93,7 +97,7 @@ def test_a_holder_that_dies_comes_back_with_its_services(replica: Replica, year:
 
 
 @pytest.mark.full
-def test_everything_is_there_after_the_docker_daemon_was_restarted(replica: Replica, year: dict[str, Any]) -> None:
+def test_everything_is_there_after_the_docker_daemon_was_restarted(replica: Replica, published: dict[str, Any]) -> None:
     """Needs a daemon that the tests may restart: TRILAKE_RESTART_DOCKER is the command for it."""
     import os
     import subprocess

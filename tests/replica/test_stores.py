@@ -39,6 +39,7 @@ def run_as(stores: Replica, job: str, program: str, **known: str) -> Any:
     return json.loads(told.splitlines()[-1])
 
 
+@pytest.mark.rotates(2)
 def test_each_identity_of_s3_may_in_each_bucket_what_the_table_says_and_nothing_beside_it(stores: Replica) -> None:
     found = run_as(stores, "setup-s3", "s3_rights")
     assert found["rights"] == {bucket: dict(rights) for bucket, rights in RIGHTS.items()}
@@ -78,6 +79,7 @@ def test_a_producer_puts_below_its_own_prefix_and_everything_else_is_refused(
     assert found["theirs"] == "theirs"
 
 
+@pytest.mark.rotates(2)
 def test_each_producer_has_its_own_prefix_and_loses_it_alone(
     stores: Replica, producers: Producers, name: str, tmp_path: Path
 ) -> None:
@@ -98,6 +100,7 @@ def test_each_producer_has_its_own_prefix_and_loses_it_alone(
     assert [one["data_set"] for one in producers.list() if one["name"] == name] == ["weather"]
 
 
+@pytest.mark.rotates(2)
 def test_a_producers_secret_is_in_one_file_of_its_owner_and_adding_goes_on_where_it_was_killed(
     producers: Producers, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +134,7 @@ def test_a_producers_secret_is_in_one_file_of_its_owner_and_adding_goes_on_where
     assert list(tmp_path.iterdir()) == [file]
 
 
+@pytest.mark.rotates(2)
 def test_each_user_of_postgresql_enters_its_own_database_with_its_password_and_nothing_else(stores: Replica) -> None:
     found = run_as(stores, "setup-databases", "postgres_rights")
     own = {"airflow@5433/airflow", "oltp@5432/oltp", "lake@5432/lake"}

@@ -12,6 +12,7 @@ from support.network_flows import PROJECT
 WRONG = "deadbeef" * 6
 
 
+@pytest.mark.rotates(6)
 @pytest.mark.parametrize(
     ("job", "variable", "says"),
     [
