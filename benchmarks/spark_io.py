@@ -28,8 +28,8 @@ from platform_of_benchmarks import endpoints, markdown
 from trilake.clickhouse.export import read_manifest
 from trilake.lake import DataSet
 from trilake.platform.embedded import jars
-from trilake.platform.embedded.home import find_project
 from trilake.postgres.connection import connect
+from trilake.project import find_project
 from trilake.s3 import client as s3_client
 from trilake.s3 import list_keys
 from trilake.spark.clickhouse import PREFIX, ClickHouseReader

@@ -33,6 +33,7 @@ CORE = (
     "errors.py",
     "lake",
     "postgres",
+    "project.py",
     "retry.py",
     "s3.py",
     "schema",
