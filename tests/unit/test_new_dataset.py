@@ -13,7 +13,7 @@ import pytest
 from trilake.cli.declared import find_task
 from trilake.cli.new import TEMPLATES, create, show
 from trilake.errors import ConfigurationError
-from trilake.schema.migrations import read_steps
+from trilake.schema.steps import read_steps
 
 PROJECT = Path(__file__).parents[2]
 

@@ -23,7 +23,8 @@ from trilake.lake import DataSet
 from trilake.platform.embedded.local_table import Column
 from trilake.platform.hosts import environment
 from trilake.platform.hosts.overlay import write_overlay
-from trilake.schema.migrations import Step, _read, local_ddl
+from trilake.schema.clickhouse_steps import local_ddl
+from trilake.schema.steps import Step, _read
 from trilake.spark import versions
 
 PROJECT = Path(__file__).parents[2]
