@@ -91,8 +91,8 @@ lint: $(STAMP) ## ruff, mypy --strict, import layers; shell scripts, Dockerfiles
 
 .PHONY: lock
 lock: $(STAMP) ## Write the locks in docker/requirements/ from pyproject.toml; what is locked stays where it can
-	@$(LOCK) --extra airflow --extra spark --extra embedded --group dev -o docker/requirements/development.txt
-	@$(LOCK) --extra airflow --group build --constraint docker/requirements/development.txt -o docker/requirements/airflow.txt
+	@$(LOCK) --extra airflow --extra spark --extra embedded --extra demo --group dev -o docker/requirements/development.txt
+	@$(LOCK) --extra airflow --extra demo --group build --constraint docker/requirements/development.txt -o docker/requirements/airflow.txt
 	@$(LOCK) --extra spark --constraint docker/requirements/development.txt -o docker/requirements/spark.txt
 
 .PHONY: bench

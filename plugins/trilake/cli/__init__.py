@@ -161,15 +161,16 @@ def doctor(json: Json = False) -> None:
 
 @app.command()
 def demo() -> None:
-    """Start the platform, run the DAGs over the flights of 2013, and tell what happened."""
+    """Start the platform, and run the project's demo (here: the flights of 2013 through all DAGs)."""
     from rich.console import Console
 
     from trilake.cli.airflow_api import AirflowApi
-    from trilake.cli.demo import run
+    from trilake.cli.demo import load
     from trilake.cli.lifecycle import administrator, start
     from trilake.endpoints import Endpoints
 
     home = _home()
+    run = load(home.project)
     start(home)
     url, user, password = administrator(home)
     with AirflowApi(url, user, password) as api:

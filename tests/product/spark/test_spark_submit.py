@@ -57,7 +57,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
     project = tmp_path_factory.mktemp("project")
     (project / "spark_jobs").mkdir()
     (project / "spark_jobs" / "sum_numbers.py").write_text(JOB)
-    (project / "plugins").symlink_to(PROJECT / "plugins")
     with object_store("artifacts", "lake", "spark-events") as store:
         versions.push(store.client, project)
         yield store
