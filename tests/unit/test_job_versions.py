@@ -55,7 +55,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def run_job(monkeypatch: pytest.MonkeyPatch, s3: Any) -> Iterator[ModuleType]:
     """The image's main file, with S3 behind it as a driver has it."""
-    spec = importlib.util.spec_from_file_location("run_job", PROJECT / "docker" / "spark" / "run_job.py")
+    spec = importlib.util.spec_from_file_location("run_job", PROJECT / "plugins/trilake/spark/image/run_job.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)

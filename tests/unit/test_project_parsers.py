@@ -208,7 +208,9 @@ def test_any_dag_file_is_read_or_refused(project: Path, text: str) -> None:
 
 @pytest.fixture(scope="module")
 def run_job() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("run_job_of_image", PROJECT / "docker" / "spark" / "run_job.py")
+    spec = importlib.util.spec_from_file_location(
+        "run_job_of_image", PROJECT / "plugins/trilake/spark/image/run_job.py"
+    )
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)

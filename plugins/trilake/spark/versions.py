@@ -1,7 +1,7 @@
 """Job code in S3, by content: ``s3://artifacts/jobs/<version>/``. A run in flight keeps its code; no image is built.
 
 A version is named by the digest of its manifest, and the manifest holds the digest of the zip: whoever fetches a
-version can tell that it got that one (``docker/spark/run_job.py`` does). The tables' checks go along: a driver that
+version can tell that it got that one (``spark/image/run_job.py`` does). The tables' checks go along: a driver that
 publishes (`trilake.spark.publish`) runs those of its version.
 """
 
@@ -180,6 +180,8 @@ def _files(project_folder: Path) -> Iterator[tuple[str, bytes]]:
                 hint="Install it again. Nothing was pushed.",
             )
         for source in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            if not (source.parent / "__init__.py").is_file():
+                continue  # a program of an image, which lies in no package
             found[f"trilake/{source.relative_to(PACKAGE).as_posix()}"] = source
     for source in sorted((project_folder / "sql").glob(CHECKS)):
         found[source.relative_to(project_folder).as_posix()] = source
