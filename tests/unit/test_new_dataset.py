@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from trilake.cli.declared import find_task
-from trilake.cli.new import TEMPLATES, create, show
+from trilake.cli.new import create, show
+from trilake.cli.new_files import TEMPLATES
 from trilake.errors import ConfigurationError
 from trilake.schema.steps import read_steps
 
@@ -84,7 +85,7 @@ def test_what_to_do_next_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "trilake run orders_curate --partition 20" in told
 
 
-def test_the_wheel_holds_the_templates(tmp_path: Path) -> None:
+def test_the_wheel_holds_what_is_read_at_run_time(tmp_path: Path) -> None:
     program = (
         "import sys; from hatchling.builders.wheel import WheelBuilder; "
         "print(*WheelBuilder(sys.argv[1]).build(directory=sys.argv[2], versions=['standard']))"
@@ -93,4 +94,13 @@ def test_the_wheel_holds_the_templates(tmp_path: Path) -> None:
         [sys.executable, "-c", program, str(PROJECT), str(tmp_path)], capture_output=True, text=True, check=True
     )
     names = set(zipfile.ZipFile(built.stdout.split()[-1]).namelist())
-    assert {f"trilake/cli/templates/dataset/{path.name}" for path in TEMPLATES.iterdir()} <= names
+    package = PROJECT / "plugins" / "trilake"
+    expected = [path for path in TEMPLATES.rglob("*") if path.is_file()]
+    for name in ("spark/image", "platform/requirements", "platform/embedded/s3proxy", "schema/sql/postgres/arrivals"):
+        expected += [path for path in (package / name).iterdir() if path.is_file()]
+    for_this_repository = {
+        "trilake/platform/requirements/bootstrap.txt",
+        "trilake/platform/requirements/development.txt",
+    }
+    assert {path.relative_to(package.parent).as_posix() for path in expected} - for_this_repository <= names
+    assert not names & for_this_repository

@@ -351,6 +351,19 @@ def jobs_push() -> None:
     print(versions.push(s3.client(_endpoints().s3), find_project()))
 
 
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Made if it is not there.")],
+    package: Annotated[
+        str, typer.Option(help="Of what DAGs and jobs share, below dags/; by default named as the folder.")
+    ] = "",
+) -> None:
+    """Write a small project of your own, with tests, which works as it is. Nothing is overwritten."""
+    from trilake.cli.init import show
+
+    show(folder, package)
+
+
 @new_app.callback()
 def _new() -> None:
     """Keeps `dataset` a command of its own."""
