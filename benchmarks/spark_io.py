@@ -28,7 +28,6 @@ from platform_of_benchmarks import endpoints, markdown
 from trilake.clickhouse.export import read_manifest
 from trilake.lake import DataSet
 from trilake.platform.embedded import jars
-from trilake.platform.embedded.home import find_project
 from trilake.postgres.connection import connect
 from trilake.s3 import client as s3_client
 from trilake.s3 import list_keys
@@ -58,7 +57,7 @@ class Measure:
         self.endpoints, self.rows = endpoints(), rows
         # Spark's Python workers import what this process does
         os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1] / "plugins"), *sys.path])
-        folder = jars.folder_of(find_project(), "spark")
+        folder = jars.folder_of("spark")
         conf = {"spark.master": f"local[{TASKS}]", "spark.driver.extraClassPath": f"{folder}/*"}
         self.spark = build_session(self.endpoints, "benchmark", {**conf, "spark.ui.enabled": "false"})
         self.spark.sparkContext.setLogLevel("ERROR")

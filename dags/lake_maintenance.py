@@ -17,7 +17,6 @@ from airflow.sdk import DAG, Param
 from airflow.timetables.trigger import CronTriggerTimetable
 
 from trilake.operators.spark import SparkApplicationOperator
-from trilake.tags import Tag
 
 with DAG(
     "lake_maintenance",
@@ -29,7 +28,7 @@ with DAG(
     # what a job began from was current when it began: two days ago at most, as long as a job may take
     params={"snapshot_days": Param(7, type="number", minimum=2, description="how long replaced snapshots stay")},
     default_args={"retries": 2, "retry_delay": timedelta(minutes=5)},
-    tags=[Tag.MAINTENANCE],
+    tags=["maintenance"],
     doc_md=__doc__,
 ):
     SparkApplicationOperator(

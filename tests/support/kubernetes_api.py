@@ -88,7 +88,7 @@ class KubernetesServer:
                     "namespace": NAMESPACE,
                     "spark_home": str(Path(pyspark.__file__).parent),
                     "python": sys.executable,
-                    "image_files": {"/opt/trilake/run_job.py": str(PROJECT / "docker" / "spark" / "run_job.py")},
+                    "image_files": {"/opt/trilake/run_job.py": str(PROJECT / "plugins/trilake/spark/image/run_job.py")},
                     "secrets": {"trilake-jobs": {"AIRFLOW_CONN_AWS_DEFAULT": SECRET_TEXT}},
                     "spark_submit": [sys.executable, str(STAND_IN)],
                     "grace_seconds": 1.0,

@@ -22,7 +22,7 @@ TIMEOUT_S = 900
 
 def start(platform: Platform, work: str, *arguments: str, **environ: str) -> subprocess.Popen[str]:
     """:param work: ``support.module:function``; it takes a session and `arguments`."""
-    command = [sys.executable, __file__, str(jars.folder_of(PROJECT, "spark")), work, *arguments]
+    command = [sys.executable, __file__, str(jars.folder_of("spark")), work, *arguments]
     path = os.pathsep.join(map(str, (PROJECT / "plugins", PROJECT / "tests")))
     env = {**platform.env, "PYTHONPATH": path, "PYSPARK_PYTHON": sys.executable, **environ}
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -14,7 +14,8 @@ from trilake.endpoints import ClickHouseEndpoint
 from trilake.lake.data_set import BACKUPS_BUCKET, LAKE_BUCKET, RAW_BUCKET
 from trilake.platform.hosts.connections import SHARDS
 from trilake.platform.hosts.environment import VARIABLES
-from trilake.schema.migrations import Step, overall_ddl
+from trilake.schema.clickhouse_steps import overall_ddl
+from trilake.schema.steps import Step
 
 FOLDER = Path(__file__).resolve().parents[2] / "docker" / "vps_3"
 USERS = (FOLDER / "users.d" / "trilake.xml").read_text()

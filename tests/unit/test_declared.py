@@ -21,6 +21,9 @@ def project(tmp_path: Path) -> Path:
     for name in ("dags", "spark_jobs"):
         (tmp_path / name).mkdir()
     (tmp_path / "dags" / "data_sets.py").write_text(SHARED)
+    (tmp_path / "dags" / "shop").mkdir()
+    (tmp_path / "dags" / "shop" / "data_sets.py").write_text(SHARED)
+    (tmp_path / "dags" / "shop" / "__init__.py").write_text("from .data_sets import A\n")
     (tmp_path / "spark_jobs" / "j.py").write_text("")
     return tmp_path
 
@@ -38,13 +41,18 @@ A = DataSet("a", grain="day", date="d", shard_by="k")
         'from data_sets import A\nSparkApplicationOperator(task_id="x", job="j", data_set=A)',
         'from data_sets import A as OTHER\nwith DAG():\n    c = SparkApplicationOperator(job="j", data_set=OTHER)',
         'import data_sets\nspark.SparkApplicationOperator(job="j", data_set=data_sets.A)',
+        'import data_sets as ds\nSparkApplicationOperator(job="j", data_set=ds.A)',
+        'from shop.data_sets import A\nSparkApplicationOperator(job="j", data_set=A)',
+        'from shop import data_sets\nSparkApplicationOperator(job="j", data_set=data_sets.A)',
+        'from shop import data_sets as known\nSparkApplicationOperator(job="j", data_set=known.A)',
+        'from shop import A\nSparkApplicationOperator(job="j", data_set=A)',
+        'import shop.data_sets\nSparkApplicationOperator(job="j", data_set=shop.data_sets.A)',
+        'import shop.data_sets as known\nSparkApplicationOperator(job="j", data_set=known.A)',
         'A: DataSet = DataSet("a", "day", "d", shard_by="k")\nSparkApplicationOperator(job="j", data_set=A)',
         'SparkApplicationOperator(job="j", data_set=DataSet("a", grain="day", date="d", shard_by="k"))',
     ],
 )
 def test_a_data_set_is_found_however_the_dag_names_it(project: Path, text: str) -> None:
-    if "import data_sets" in text:
-        text = text.replace("import data_sets", "from data_sets import A\nimport data_sets")
     dag(project, text)
     assert find_task(project, "j").data_set == A
     assert find_task(project, "spark_jobs/j.py").data_set == A
@@ -78,7 +86,7 @@ def test_arguments_profile_and_settings_of_the_dag_are_kept(project: Path) -> No
             'SparkApplicationOperator(job="j", data_set=A)\nSparkApplicationOperator(job="j", data_set=B)',
             "", "makes a and b. Say which one to make: --data-set NAME",
         ),
-        ("def", "", "dags/one.py:2 is no Python"),
+        ("def", "", "dags/one.py:2 is not valid Python"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_told_is_an_error_that_names_the_way_out(
@@ -102,3 +110,18 @@ def test_an_unknown_job_names_those_that_there_are(project: Path) -> None:
 def test_every_job_of_the_project_is_found() -> None:
     assert find_task(PROJECT, "flights_curate").data_set.name == "flights"
     assert {"flights", "weather", "airlines"} <= set(data_sets(PROJECT / "dags"))
+
+
+def test_a_call_in_a_shared_package_is_found_and_its_imports_are_relative_to_it(project: Path) -> None:
+    (project / "dags" / "shop" / "chain.py").write_text(
+        'from .data_sets import A\nfrom . import data_sets\nSparkApplicationOperator(job="j", data_set=A)\n'
+        'SparkApplicationOperator(job="k", data_set=data_sets.A)\n'
+    )
+    (project / "spark_jobs" / "k.py").write_text("")
+    assert [find_task(project, job).data_set for job in "jk"] == [A, A]
+
+
+def test_an_attribute_of_something_else_is_not_taken_for_a_data_set(project: Path) -> None:
+    dag(project, 'from data_sets import A\nSparkApplicationOperator(job="j", data_set=other.A)')
+    with pytest.raises(ConfigurationError, match="cannot be read off its DAG"):
+        find_task(project, "j")

@@ -26,14 +26,15 @@ def drive(tmp_path: Path, job: str, **more: str) -> tuple[int, dict[str, Any] | 
 
 
 def test_an_error_has_the_frames_of_the_projects_files_and_no_others(tmp_path: Path) -> None:
-    job = "import json\nimport data_sets\n\n\ndef main(arguments):\n    data_sets.check(json.loads, arguments)\n"
-    code, error = drive(tmp_path, job, data_sets="def check(read, given):\n    return read('{')\n")
+    job = "import json\nfrom shop import rules\n\n\ndef main(arguments):\n    rules.check(json.loads, arguments)\n"
+    rules = "def check(read, given):\n    return read('{')\n"
+    code, error = drive(tmp_path, job, **{"shop/__init__": "", "shop/rules": rules})
     assert code == 1
     assert error is not None
     assert (error["type"], error["ours"]) == ("JSONDecodeError", False)
     assert [(frame["file"], frame["line"], frame["code"]) for frame in error["frames"]] == [
-        ("spark_jobs/a_job.py", 6, "data_sets.check(json.loads, arguments)"),
-        ("dags/data_sets.py", 2, "return read('{')"),
+        ("spark_jobs/a_job.py", 6, "rules.check(json.loads, arguments)"),
+        ("dags/shop/rules.py", 2, "return read('{')"),
     ]
 
 

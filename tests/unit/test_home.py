@@ -16,7 +16,6 @@ from trilake.platform.embedded import home as homes
 from trilake.platform.embedded.home import (
     PORT_NAMES,
     Home,
-    find_project,
     format_environment,
     free_port,
     port_is_free,
@@ -91,15 +90,6 @@ def test_a_foreign_socket_folder_is_refused(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     with pytest.raises(ConfigurationError, match="belongs to another user"):
         deep.prepare()
-
-
-def test_the_project_is_found_from_any_folder_in_it(tmp_path: Path) -> None:
-    assert find_project(PROJECT / "dags", {}) == PROJECT
-    assert find_project(tmp_path, {"TRILAKE_PROJECT": str(PROJECT)}) == PROJECT
-    with pytest.raises(ConfigurationError, match="is not inside a Trilake project"):
-        find_project(tmp_path, {})
-    with pytest.raises(ConfigurationError, match="is no Trilake project"):
-        find_project(PROJECT, {"TRILAKE_PROJECT": str(tmp_path)})
 
 
 def test_the_home_is_the_projects_unless_named(tmp_path: Path) -> None:

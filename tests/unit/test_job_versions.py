@@ -37,17 +37,25 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def project(tmp_path: Path) -> Path:
     (tmp_path / "spark_jobs").mkdir()
     (tmp_path / "spark_jobs" / "greet.py").write_text("def main(arguments):\n    return ['greet', *arguments]\n")
-    core = tmp_path / "plugins" / "trilake"
-    for name in ("__init__.py", "errors.py", "lake/__init__.py", "operators/__init__.py", "cli.py"):
-        (core / name).parent.mkdir(parents=True, exist_ok=True)
-        (core / name).write_text(f"# {name}\n")
     return tmp_path
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An installed package of one file a part."""
+    folder = tmp_path / "site-packages" / "trilake"
+    for part in (*versions.CORE, "operators", "cli.py", "schema/sql/table.sql"):
+        path = folder / part if part.endswith((".py", ".sql")) else folder / part / "__init__.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"# {part}\n")
+    monkeypatch.setattr(versions, "PACKAGE", folder)
+    return folder
 
 
 @pytest.fixture
 def run_job(monkeypatch: pytest.MonkeyPatch, s3: Any) -> Iterator[ModuleType]:
     """The image's main file, with S3 behind it as a driver has it."""
-    spec = importlib.util.spec_from_file_location("run_job", PROJECT / "docker" / "spark" / "run_job.py")
+    spec = importlib.util.spec_from_file_location("run_job", PROJECT / "plugins/trilake/spark/image/run_job.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -90,18 +98,53 @@ def test_a_changed_job_is_another_version_and_the_old_one_stays(s3: Any, project
     assert versions.exists(s3, second)
 
 
-def test_the_zip_holds_jobs_and_core_and_nothing_of_airflow(s3: Any, project: Path) -> None:
+def test_the_zip_holds_jobs_and_the_installed_core_and_nothing_of_airflow(
+    s3: Any, project: Path, package: Path
+) -> None:
+    other = project / "plugins" / "trilake"
+    other.mkdir(parents=True)
+    (other / "errors.py").write_text("# a package in the project's folder is not what runs\n")
     version = versions.push(s3, project)
-    assert names_in(s3, version) == ["greet.py", "trilake/__init__.py", "trilake/errors.py", "trilake/lake/__init__.py"]
+    expected = [part if part.endswith(".py") else f"{part}/__init__.py" for part in versions.CORE]
+    assert names_in(s3, version) == ["greet.py", *sorted(f"trilake/{name}" for name in expected)]
+    assert versions.build(project)[0]["trilake/errors.py"] == (package / "errors.py").read_bytes()
     assert versions.jobs(s3, version) == ["greet"]
 
 
-def test_the_data_sets_that_dags_and_jobs_share_go_along_and_are_no_job(s3: Any, project: Path) -> None:
-    (project / "dags").mkdir()
-    (project / "dags" / "data_sets.py").write_text("ORDERS = 1\n")
+@pytest.mark.parametrize("part", versions.CORE)
+def test_a_package_that_lacks_a_part_is_named_and_nothing_is_pushed(
+    s3: Any, project: Path, package: Path, part: str
+) -> None:
+    (package / part).rename(package / "gone")
+    with pytest.raises(ConfigurationError, match=rf"not whole: {package / part} is missing"):
+        versions.push(s3, project)
+    assert "Contents" not in s3.list_objects_v2(Bucket="artifacts")
+
+
+def test_packages_that_dags_and_jobs_share_go_along_and_are_no_job(s3: Any, project: Path) -> None:
+    for name in ("shop/__init__.py", "shop/data_sets.py", "shop/deep/__init__.py", "no_package/text.py", "orders.py"):
+        (project / "dags" / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / "dags" / name).write_text("ORDERS = 1\n")
     version = versions.push(s3, project)
-    assert "data_sets.py" in names_in(s3, version)
+    assert [name for name in names_in(s3, version) if not name.startswith("trilake/")] == [
+        "greet.py",
+        "shop/__init__.py",
+        "shop/data_sets.py",
+        "shop/deep/__init__.py",
+    ]
     assert versions.jobs(s3, version) == ["greet"]
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [("calendar", "name of a module"), ("sql", "name of a module"), ("greet", "name of the job")]
+)
+def test_a_shared_package_that_would_hide_another_module_is_refused(
+    s3: Any, project: Path, name: str, what: str
+) -> None:
+    (project / "dags" / name).mkdir(parents=True)
+    (project / "dags" / name / "__init__.py").touch()
+    with pytest.raises(ConfigurationError, match=what):
+        versions.push(s3, project)
 
 
 def test_a_version_has_the_tables_checks_of_its_time(s3: Any, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +153,9 @@ def test_a_version_has_the_tables_checks_of_its_time(s3: Any, project: Path, mon
     check.write_text("-- warning: paid\nSELECT 1 FROM {table} WHERE NOT paid;\n")
     (check.parents[1] / "table.sql").write_text("CREATE TABLE orders\n")
     first = versions.push(s3, project)
-    assert [name for name in names_in(s3, first) if "sql" in name] == ["sql/clickhouse/orders/checks/paid.sql"]
+    assert [name for name in names_in(s3, first) if name.startswith("sql/")] == [
+        "sql/clickhouse/orders/checks/paid.sql"
+    ]
     check.write_text("SELECT 1 FROM {table}\n")
     assert versions.push(s3, project) != first
     archive = project / "jobs.zip"

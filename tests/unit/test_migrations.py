@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from trilake.endpoints import ClickHouseEndpoint, ClickHouseShard
-from trilake.schema.migrations import MigrationError, Step, local_ddl, overall_ddl, read_steps
+from trilake.errors import ConfigurationError
+from trilake.schema.clickhouse_steps import local_ddl, overall_ddl
+from trilake.schema.resources import open_resource
+from trilake.schema.steps import MigrationError, Step, read_steps
 
 SQL = Path(__file__).resolve().parents[2] / "sql"
 ONE_SERVER = ClickHouseEndpoint(
@@ -79,7 +83,55 @@ def test_a_file_that_is_almost_a_step_is_refused_and_not_passed_over(tmp_path: P
 
 def test_every_step_of_this_project_can_be_derived() -> None:
     steps = read_steps(SQL)
-    assert {"clickhouse/flights/table.sql", "postgres/publications/table.sql"} <= {s.path for s in steps}
+    assert {"clickhouse/flights/table.sql", "postgres/carrier_month/table.sql"} <= {s.path for s in steps}
     for found in steps:
         if found.database == "clickhouse":
             assert local_ddl(found, ONE_SERVER.shards[0])
+
+
+@pytest.mark.parametrize("table", ["publications", "arrivals"])
+def test_a_project_cannot_change_trilakes_own_tables(tmp_path: Path, table: str) -> None:
+    folder = tmp_path / "sql" / "postgres" / table
+    folder.mkdir(parents=True)
+    (folder / "table.sql").write_text(f"CREATE TABLE {table} (a int)")
+    assert [s.database for s in read_steps(tmp_path / "sql")] == ["oltp"], "the name is free in the team's own database"
+    (folder / "table.sql").write_text(f"-- database: lake\nCREATE TABLE {table} (a int)")
+    with pytest.raises(MigrationError, match=rf"sql/postgres/{table}/table\.sql is about {table} of database lake"):
+        read_steps(tmp_path / "sql")
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package of data that cannot be imported, as some cannot."""
+    folder = tmp_path / "somedata"
+    (folder / "data").mkdir(parents=True)
+    (folder / "__init__.py").write_text("raise ImportError\n")
+    (folder / "plain.csv").write_text("a\n1\n")
+    (folder / "data" / "deep.csv").write_text("a\n2\n")
+    with zipfile.ZipFile(folder / "data" / "zipped.csv.zip", "w") as archive:
+        archive.writestr("zipped.csv", "a\n3\n")
+    (tmp_path / "secret.csv").write_text("no")
+    monkeypatch.syspath_prepend(tmp_path)
+    return folder
+
+
+@pytest.mark.parametrize(("name", "value"), [("plain.csv", b"1"), ("deep.csv", b"2"), ("data/zipped.csv", b"3")])
+def test_a_resource_is_read_from_any_installed_package(package: Path, name: str, value: bytes) -> None:
+    with open_resource(f"somedata:{name}") as file:
+        assert file.read().split() == [b"a", value]
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("somedata:../secret.csv", "is not package:resource"),
+        ("somedata:/etc/hosts", "is not package:resource"),
+        ("plain.csv", "is not package:resource"),
+        ("somedata:missing.csv", "The package somedata has no file missing.csv"),
+        ("no_such_package:x.csv", "The package no_such_package is not installed"),
+        ("no_such_package.inner:x.csv", "The package no_such_package.inner is not installed"),
+    ],
+)
+def test_a_resource_that_is_not_there_is_named(package: Path, name: str, what: str) -> None:
+    with pytest.raises(ConfigurationError, match=what), open_resource(name):
+        pass

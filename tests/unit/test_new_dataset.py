@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from trilake.cli.declared import find_task
-from trilake.cli.new import TEMPLATES, create, show
+from trilake.cli.new import create, show
+from trilake.cli.new_files import TEMPLATES
 from trilake.errors import ConfigurationError
-from trilake.schema.migrations import read_steps
+from trilake.schema.steps import read_steps
 
 PROJECT = Path(__file__).parents[2]
 
@@ -53,8 +54,7 @@ def test_what_is_written_is_as_lint_wants_it_and_is_known_as_a_data_set(tmp_path
     ],
 )
 def test_a_name_that_cannot_be_one_writes_nothing(tmp_path: Path, name: str, grain: str, what: str) -> None:
-    (tmp_path / "dags").mkdir()
-    (tmp_path / "dags" / "data_sets.py").write_text((PROJECT / "dags" / "data_sets.py").read_text())
+    shutil.copytree(PROJECT / "dags" / "nyc", tmp_path / "dags" / "nyc", ignore=shutil.ignore_patterns("__pycache__"))
     before = contents(tmp_path)
     with pytest.raises(ConfigurationError, match=what):
         create(tmp_path, name, grain)
@@ -85,7 +85,7 @@ def test_what_to_do_next_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "trilake run orders_curate --partition 20" in told
 
 
-def test_the_wheel_holds_the_templates(tmp_path: Path) -> None:
+def test_the_wheel_holds_what_is_read_at_run_time(tmp_path: Path) -> None:
     program = (
         "import sys; from hatchling.builders.wheel import WheelBuilder; "
         "print(*WheelBuilder(sys.argv[1]).build(directory=sys.argv[2], versions=['standard']))"
@@ -94,4 +94,13 @@ def test_the_wheel_holds_the_templates(tmp_path: Path) -> None:
         [sys.executable, "-c", program, str(PROJECT), str(tmp_path)], capture_output=True, text=True, check=True
     )
     names = set(zipfile.ZipFile(built.stdout.split()[-1]).namelist())
-    assert {f"trilake/cli/templates/dataset/{path.name}" for path in TEMPLATES.iterdir()} <= names
+    package = PROJECT / "plugins" / "trilake"
+    expected = [path for path in TEMPLATES.rglob("*") if path.is_file()]
+    for name in ("spark/image", "platform/requirements", "platform/embedded/s3proxy", "schema/sql/postgres/arrivals"):
+        expected += [path for path in (package / name).iterdir() if path.is_file()]
+    for_this_repository = {
+        "trilake/platform/requirements/bootstrap.txt",
+        "trilake/platform/requirements/development.txt",
+    }
+    assert {path.relative_to(package.parent).as_posix() for path in expected} - for_this_repository <= names
+    assert not names & for_this_repository

@@ -23,7 +23,8 @@ from trilake.lake import DataSet
 from trilake.platform.embedded.local_table import Column
 from trilake.platform.hosts import environment
 from trilake.platform.hosts.overlay import write_overlay
-from trilake.schema.migrations import Step, _read, local_ddl
+from trilake.schema.clickhouse_steps import local_ddl
+from trilake.schema.steps import Step, _read
 from trilake.spark import versions
 
 PROJECT = Path(__file__).parents[2]
@@ -207,7 +208,9 @@ def test_any_dag_file_is_read_or_refused(project: Path, text: str) -> None:
 
 @pytest.fixture(scope="module")
 def run_job() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("run_job_of_image", PROJECT / "docker" / "spark" / "run_job.py")
+    spec = importlib.util.spec_from_file_location(
+        "run_job_of_image", PROJECT / "plugins/trilake/spark/image/run_job.py"
+    )
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -230,8 +233,9 @@ def test_job_code_is_its_files_and_a_function_of_them(
     assert built[0] == built[1]
     files, archive = built[0]
     with zipfile.ZipFile(io.BytesIO(archive)) as found:
-        assert {name: found.read(name) for name in found.namelist()} == files == jobs
-        assert found.namelist() == sorted(jobs)
+        assert {name: found.read(name) for name in found.namelist()} == files
+        assert found.namelist() == sorted(files)
+    assert {name: content for name, content in files.items() if not name.startswith("trilake/")} == jobs
 
 
 @given(

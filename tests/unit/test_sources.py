@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from nyc import nycflights13
+
 from trilake.lake import Window
-from trilake.sources import nycflights13
 
 
 def test_every_flight_of_the_year_is_given_once() -> None:

@@ -161,15 +161,16 @@ def doctor(json: Json = False) -> None:
 
 @app.command()
 def demo() -> None:
-    """Start the platform, run the DAGs over the flights of 2013, and tell what happened."""
+    """Start the platform, and run the project's demo (here: the flights of 2013 through all DAGs)."""
     from rich.console import Console
 
     from trilake.cli.airflow_api import AirflowApi
-    from trilake.cli.demo import run
+    from trilake.cli.demo import load
     from trilake.cli.lifecycle import administrator, start
     from trilake.endpoints import Endpoints
 
     home = _home()
+    run = load(home.project)
     start(home)
     url, user, password = administrator(home)
     with AirflowApi(url, user, password) as api:
@@ -205,7 +206,7 @@ def put(
 ) -> None:
     """Put files into a partition of s3://raw/, as a producer does. One of the same name is replaced."""
     from trilake.cli.put import put
-    from trilake.platform.embedded.home import find_project
+    from trilake.project import find_project
 
     put(find_project(), _endpoints(), data_set, partition, files, as_json=json)
 
@@ -218,7 +219,7 @@ def migrate(
 ) -> None:
     """Apply the files of sql/ to PostgreSQL and to every shard of ClickHouse."""
     from trilake.cli import ledger
-    from trilake.platform.embedded.home import find_project
+    from trilake.project import find_project
 
     ledger.migrate(_endpoints(), find_project() / "sql", dry_run=plan, wait=wait, as_json=json)
 
@@ -296,7 +297,7 @@ def deploy(
     """Push the jobs' code and make the project's DAGs and SQL live under the same version. All or nothing."""
     from trilake.cli.deploy import check as look_at
     from trilake.cli.deploy import deploy as put_live
-    from trilake.platform.embedded.home import find_project
+    from trilake.project import find_project
 
     if check:
         look_at(find_project())
@@ -311,7 +312,7 @@ def replica(
     """Start the three hosts' replica in Docker, or what of it does not run, and wait until all is well."""
     from trilake.cli.replica import down as end
     from trilake.cli.replica import up as start
-    from trilake.platform.embedded.home import find_project
+    from trilake.project import find_project
 
     (end if down else start)(find_project())
 
@@ -344,10 +345,23 @@ def setup_airflow() -> None:
 def jobs_push() -> None:
     """Put the jobs' code into S3 and make it the current version, for runs that start from now on."""
     from trilake import s3
-    from trilake.platform.embedded.home import find_project
+    from trilake.project import find_project
     from trilake.spark import versions
 
     print(versions.push(s3.client(_endpoints().s3), find_project()))
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Made if it is not there.")],
+    package: Annotated[
+        str, typer.Option(help="Of what DAGs and jobs share, below dags/; by default named as the folder.")
+    ] = "",
+) -> None:
+    """Write a small project of your own, with tests, which works as it is. Nothing is overwritten."""
+    from trilake.cli.init import show
+
+    show(folder, package)
 
 
 @new_app.callback()
@@ -362,7 +376,7 @@ def new_dataset(
 ) -> None:
     """Write a data set's DAG, job, table, check and tests, which run as they are. Nothing is overwritten."""
     from trilake.cli.new import show
-    from trilake.platform.embedded.home import find_project
+    from trilake.project import find_project
 
     show(find_project(), name, grain)
 

@@ -22,7 +22,7 @@ _WRITTEN = (("arguments", list | tuple, "list"), ("profile", str, "text"), ("spa
 
 def data_sets(dags: Path) -> dict[str, DataSet]:
     """Every data set that is declared in these files, by its name."""
-    return {found.name: found for path in sorted(dags.glob("*.py")) for found in _declared(path).values()}
+    return {found.name: found for path in _files(dags) for found in _declared(path, dags).values()}
 
 
 def find_data_set(dags: Path, name: str) -> DataSet:
@@ -50,7 +50,8 @@ def find_task(project: Path, job: str, data_set: str = "") -> Task:
     if name not in jobs:
         raise ConfigurationError(f"There is no job {name} in spark_jobs/.", hint=f"There are {', '.join(jobs)}.")
     asked = find_data_set(project / "dags", data_set) if data_set else None
-    calls = [call for path in sorted((project / "dags").glob("*.py")) for call in _calls(path, name)]
+    dags = project / "dags"
+    calls = [call for path in _files(dags) for call in _calls(path, dags, name)]
     made = {found.name: (found, call) for found, call in calls if found is not None}
     if asked:
         return _task(name, asked, made[data_set][1] if data_set in made else {})
@@ -82,9 +83,14 @@ def _task(job: str, data_set: DataSet, call: dict[str, Any]) -> Task:
     return Task(job, data_set, arguments, call.get("profile") or "small", call.get("spark_conf") or {})
 
 
-def _calls(path: Path, job: str) -> Iterator[tuple[DataSet | None, dict[str, Any]]]:
+def _files(dags: Path) -> list[Path]:
+    """DAG files, and those of the packages that they share."""
+    return sorted(dags.rglob("*.py"))
+
+
+def _calls(path: Path, dags: Path, job: str) -> Iterator[tuple[DataSet | None, dict[str, Any]]]:
     """The operators that run `job`: their data set, if it can be read, and what else is written out."""
-    tree, names = _parse(path), _declared(path)
+    tree, names = _parse(path, dags), _declared(path, dags)
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and _name(node.func) == _OPERATOR:
             given = {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg}
@@ -93,25 +99,50 @@ def _calls(path: Path, job: str) -> Iterator[tuple[DataSet | None, dict[str, Any
                 yield _data_set(given.get("data_set"), names), more
 
 
-def _declared(path: Path, importing: tuple[Path, ...] = ()) -> dict[str, DataSet]:
-    """The data sets that a file knows, by the names of its variables."""
+def _declared(path: Path, dags: Path, importing: tuple[Path, ...] = ()) -> dict[str, DataSet]:
+    """The data sets that a file knows, by its expressions for them: ``ORDERS``, ``data_sets.ORDERS``."""
     importing = (*importing, path)
     found: dict[str, DataSet] = {}
-    for node in _parse(path).body:
-        if isinstance(node, ast.ImportFrom) and not node.level and (path.parent / f"{node.module}.py").is_file():
-            other = path.parent / f"{node.module}.py"
-            # files that import each other are none that Python could run: what each has by itself is all there is
-            theirs = {} if other in importing else _declared(other, importing)
-            found |= {alias.asname or alias.name: theirs[alias.name] for alias in node.names if alias.name in theirs}
+
+    def of(module: Path | None) -> dict[str, DataSet]:
+        # files that import each other are none that Python could run: what each has by itself is all there is
+        return {} if module is None or module in importing else _declared(module, dags, importing)
+
+    for node in _parse(path, dags).body:
+        if isinstance(node, ast.ImportFrom):
+            # as Python does: of the folder that the dots name, or of dags/, which is on its path
+            folder = path.parents[node.level - 1] if node.level else dags
+            parts = (node.module or "").split(".") if node.module else []
+            theirs = of(_module(folder, parts))
+            for alias in node.names:
+                name = alias.asname or alias.name
+                if alias.name in theirs:
+                    found[name] = theirs[alias.name]
+                else:
+                    found |= _prefixed(name, of(_module(folder, [*parts, alias.name])))
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                found |= _prefixed(alias.asname or alias.name, of(_module(dags, alias.name.split("."))))
         elif isinstance(node, ast.Assign | ast.AnnAssign) and (made := _data_set(node.value, found)):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             found |= {target.id: made for target in targets if isinstance(target, ast.Name)}
     return found
 
 
+def _module(folder: Path, parts: list[str]) -> Path | None:
+    """The file of a module below `folder`; None if it is not there (an installed package's, say)."""
+    base = folder.joinpath(*parts)
+    candidates = (base / "__init__.py", *([base.with_name(f"{base.name}.py")] if parts else []))
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def _prefixed(module: str, names: dict[str, DataSet]) -> dict[str, DataSet]:
+    return {f"{module}.{name}": data_set for name, data_set in names.items()}
+
+
 def _data_set(node: ast.expr | None, names: dict[str, DataSet]) -> DataSet | None:
     if isinstance(node, ast.Name | ast.Attribute):
-        return names.get(_name(node))
+        return names.get(ast.unparse(node))
     if isinstance(node, ast.Call) and _name(node.func) == "DataSet":
         positional = [_literal(argument) for argument in node.args]
         named = {keyword.arg: _literal(keyword.value) for keyword in node.keywords if keyword.arg}
@@ -134,8 +165,9 @@ def _name(node: ast.expr) -> str:
     return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
 
 
-def _parse(path: Path) -> ast.Module:
+def _parse(path: Path, dags: Path) -> ast.Module:
     try:
         return ast.parse(path.read_text(encoding="utf-8"), path.name)
     except SyntaxError as e:
-        raise ConfigurationError(f"dags/{path.name}:{e.lineno} is no Python: {e.msg}.") from None
+        file = path.relative_to(dags.parent)
+        raise ConfigurationError(f"{file}:{e.lineno} is not valid Python: {e.msg}.") from None

@@ -13,7 +13,7 @@ from trilake.endpoints import Endpoints
 from trilake.platform.hosts.airflow import REPOSITORY
 from trilake.platform.hosts.deploy import DeployError, missing_jobs
 from trilake.platform.hosts.deploy import deploy as put_live
-from trilake.schema import migrations
+from trilake.schema.steps import read_steps
 
 _PARSE_TIMEOUT_S = 600
 # In a process of its own, with a home of its own: nothing of a running Airflow is read or changed.
@@ -35,7 +35,7 @@ def check(project: Path) -> None:
 
     :raises DeployError: what is in the way, all of it.
     """
-    steps = migrations.read_steps(project / "sql")
+    steps = read_steps(project / "sql")
     dags = _parse(project / "dags")
     jobs = {job: f"{dag}.{task}" for dag, tasks in dags.items() for task, job in tasks.items() if job}
     if problems := missing_jobs(project, jobs):

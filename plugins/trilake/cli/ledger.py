@@ -82,7 +82,7 @@ def migrate(endpoints: Endpoints, sql_folder: Path, *, dry_run: bool, wait: int 
         with Cluster(endpoints.clickhouse.for_questions()) as cluster:
             cluster.await_hosts(wait)
     rows = [
-        {"step": f"sql/{planned.step.path}", "target": planned.target, "state": planned.state}
+        {"step": planned.step.file, "target": planned.target, "state": planned.state}
         for planned in migrations.migrate(endpoints, sql_folder, dry_run=dry_run)
         if planned.state == "pending" or dry_run
     ]

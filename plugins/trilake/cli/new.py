@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import cast
 
 from trilake.cli.declared import data_sets
+from trilake.cli.new_files import refuse_taken, render, write
 from trilake.errors import ConfigurationError
 from trilake.lake import DataSet, Grain
 from trilake.lake.window import partition_name
 
-TEMPLATES = Path(__file__).parent / "templates" / "dataset"
 _CSV = "id bigint NOT NULL, happened_at timestamp NOT NULL, amount double, note string"
 _SCHEDULES: Mapping[Grain, str] = {"day": "@daily", "month": "@monthly"}
 # ClickHouse's functions whose value, as a text, is the partition's id that `DataSet.partition_id` gives
@@ -30,26 +30,12 @@ def create(project: Path, name: str, grain: str) -> list[Path]:
     files = _render(data_set)
     if name in data_sets(project / "dags"):
         raise ConfigurationError(f"A file of dags/ declares a data set {name} already.", hint="Choose another name.")
-    if taken := [path for path in files if (project / path).exists()]:
-        raise ConfigurationError(
-            f"{', '.join(map(str, taken))} exists already. Nothing was written.",
-            hint="Choose another name, or move it away.",
-        )
+    # a package of this name would be imported in its place
+    refuse_taken(project, [*files, Path("dags", name)], "Choose another name, or move it away.")
     # dags/ is a folder that Python imports from: a file there can hide a package
     if name.isidentifier() and importlib.util.find_spec(name) is not None:
         raise ConfigurationError(f"dags/{name}.py would hide the Python module {name}.", hint="Choose another name.")
-    written: list[Path] = []
-    try:
-        for path, text in files.items():
-            (project / path).parent.mkdir(parents=True, exist_ok=True)
-            with open(project / path, "x", encoding="utf-8") as file:
-                written.append(path)
-                file.write(text)
-    except OSError as e:
-        for path in written:
-            (project / path).unlink(missing_ok=True)
-        raise ConfigurationError(f"{e.filename or project} cannot be written: {e.strerror}.") from None
-    return written
+    return write(project, files)
 
 
 def show(project: Path, name: str, grain: str) -> None:
@@ -71,16 +57,7 @@ Next:
 
 
 def _render(data_set: DataSet) -> dict[Path, str]:
-    import jinja2
-
     name, grain = data_set.name, cast("Grain", data_set.grain)
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-        trim_blocks=True,
-        autoescape=False,  # noqa: S701  Python and SQL, of a checked name
-    )
     values = {
         "name": name,
         "title": name.replace("_", " ").capitalize(),
@@ -93,16 +70,14 @@ def _render(data_set: DataSet) -> dict[Path, str]:
         "year": _today().year,
         "csv": _CSV,
     }
-    return {
-        Path(path): templates.get_template(template).render(values)
-        for path, template in {
-            f"dags/{name}.py": "dag.py.jinja",
-            f"spark_jobs/{name}_curate.py": "job.py.jinja",
-            f"sql/clickhouse/{name}/table.sql": "table.sql.jinja",
-            f"sql/clickhouse/{name}/checks/one_row_an_id.sql": "check.sql.jinja",
-            f"tests/spark/test_{name}_curate.py": "test.py.jinja",
-        }.items()
+    templates = {
+        f"dags/{name}.py": "dag.py.jinja",
+        f"spark_jobs/{name}_curate.py": "job.py.jinja",
+        f"sql/clickhouse/{name}/table.sql": "table.sql.jinja",
+        f"sql/clickhouse/{name}/checks/one_row_an_id.sql": "check.sql.jinja",
+        f"tests/spark/test_{name}_curate.py": "test.py.jinja",
     }
+    return render("dataset", templates, values)
 
 
 def _header() -> str:

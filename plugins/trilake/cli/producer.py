@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 
 from trilake.cli.declared import find_data_set
-from trilake.platform.embedded.home import find_project
 from trilake.platform.hosts import environment
 from trilake.platform.hosts.containers import project_name
 from trilake.platform.hosts.producers import Producers
 from trilake.platform.hosts.s3_admin import ROOT, secret
+from trilake.project import find_project
 
 
 def here() -> Producers:

@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from trilake.platform.embedded.home import find_project
 from trilake.platform.hosts import environment
 from trilake.platform.hosts.containers import project_name
 from trilake.platform.hosts.vpn import Vpn
+from trilake.project import find_project
 
 
 def here() -> Vpn:

@@ -1,25 +1,18 @@
-"""Where a DAG's project lies: its ``sql/`` beside its ``dags/``, in whichever bundle version the run has."""
+"""Operators that read files of the project's ``sql/``."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airflow.sdk import BaseOperator
 
-from trilake.errors import ConfigurationError
+from trilake.project import sql_folder
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from airflow.sdk import DAG
     from jinja2 import Environment
-
-
-def sql_folder(dag_file: str) -> Path:
-    """:raises ConfigurationError: no folder above the DAG's file has a ``sql/``."""
-    for folder in Path(dag_file).resolve().parents:
-        if (folder / "sql").is_dir():
-            return folder / "sql"
-    raise ConfigurationError(f"There is no sql/ beside the folder of {dag_file}.")
 
 
 class ProjectOperator(BaseOperator):

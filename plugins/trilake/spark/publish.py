@@ -19,14 +19,12 @@ from trilake.clickhouse.publication.ledger import Ledger
 from trilake.clickhouse.publication.publisher import PublicationReport, Publisher
 from trilake.errors import ConfigurationError
 from trilake.lake.catalog import load_table, open_catalog, plan
+from trilake.project import PROJECT
 from trilake.spark.session import JOBS_ZIP
 
 if TYPE_CHECKING:
     from trilake.endpoints import Endpoints
     from trilake.lake import DataSet
-
-# Where a job that runs from a project's folder, and not from a pushed version, finds it.
-PROJECT = "TRILAKE_PROJECT"
 
 
 def job_checks(table: str) -> tuple[Check, ...]:

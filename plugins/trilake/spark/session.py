@@ -13,7 +13,7 @@ from trilake.spark.application import SPARK_CONF
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-# Where docker/spark/run_job.py has put the job's code.
+# Where spark/image/run_job.py has put the job's code.
 JOBS_ZIP = "TRILAKE_JOBS_ZIP"
 
 

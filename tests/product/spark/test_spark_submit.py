@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from support.airflow_task import Lines, ObjectStore, Task, object_store
-from support.kubernetes_api import PROJECT, KubernetesServer, await_true, kubernetes_server
+from support.kubernetes_api import KubernetesServer, await_true, kubernetes_server
 from trilake.operators.spark import SparkApplicationError
 from trilake.platform.embedded import jars, java
 from trilake.platform.embedded.kubernetes.driver_process import session_members
@@ -57,7 +57,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
     project = tmp_path_factory.mktemp("project")
     (project / "spark_jobs").mkdir()
     (project / "spark_jobs" / "sum_numbers.py").write_text(JOB)
-    (project / "plugins").symlink_to(PROJECT / "plugins")
     with object_store("artifacts", "lake", "spark-events") as store:
         versions.push(store.client, project)
         yield store
@@ -65,11 +64,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
 
 @pytest.fixture(scope="module")
 def server(store: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubernetesServer]:
-    found = java.ensure(PROJECT)
+    found = java.ensure()
     options: dict[str, Any] = {
         "spark_submit": [],
         "java_home": str(found.home),
-        "jars": str(jars.ensure(PROJECT, "spark", lambda: found)),
+        "jars": str(jars.ensure("spark", lambda: found)),
         "secrets": {"trilake-jobs": {"AIRFLOW_CONN_AWS_DEFAULT": store.connection}},
     }
     with kubernetes_server(tmp_path_factory.mktemp("kubernetes"), **options) as server:

@@ -26,6 +26,7 @@ from trilake.platform.embedded import airflow, postgres, s3
 from trilake.platform.embedded.home import LOOPBACK, Home, format_environment, write_private
 from trilake.platform.embedded.java import Java
 from trilake.platform.embedded.processes import base_environment
+from trilake.platform.package_files import package_file
 
 CLUSTER = "trilake"
 SHARDS = ("shard_1", "shard_2")
@@ -145,7 +146,7 @@ def write(home: Home, java: Java, spark_jars: Path) -> dict[str, str]:
         "java_home": str(java.home),
         "jars": str(spark_jars),
         "python": sys.executable,
-        "image_files": {"/opt/trilake/run_job.py": str(home.project / "docker/spark/run_job.py")},
+        "image_files": {"/opt/trilake/run_job.py": str(package_file("spark", "image", "run_job.py"))},
         "secrets": {
             JOBS_SECRET: {name: text for name, text in known.items() if not name.endswith("KUBERNETES_DEFAULT")}
         },

@@ -1,6 +1,6 @@
 """The main file of a dry run's driver: ``dry_run_driver.py FOLDER JOB ARGUMENTS...``.
 
-As docker/spark/run_job.py, with the code of this project in place of a version of it: FOLDER holds ``jobs.zip``. What a
+As spark/image/run_job.py, with the code of this project in place of a version of it: FOLDER holds ``jobs.zip``. What a
 job raises is left in FOLDER for whoever started this. Standard library alone: the zip has to be on the path first.
 """
 
@@ -27,13 +27,10 @@ def describe(error: BaseException, archive: str) -> dict[str, Any]:
     for frame in traceback.extract_tb(error.__traceback__):
         name = frame.filename.removeprefix(archive).lstrip("/")
         if frame.filename.startswith(archive) and not name.startswith("trilake/"):
-            folder = "dags" if name == "data_sets.py" else "spark_jobs"
-            frames.append({"file": f"{folder}/{name}", "line": frame.lineno, "in": frame.name, "code": frame.line})
+            frames.append({"file": _file(name), "line": frame.lineno, "in": frame.name, "code": frame.line})
     if isinstance(error, SyntaxError) and (error.filename or "").startswith(archive):
         name = str(error.filename).removeprefix(archive).lstrip("/")
-        frames.append(
-            {"file": f"spark_jobs/{name}", "line": error.lineno, "in": "", "code": (error.text or "").strip()}
-        )
+        frames.append({"file": _file(name), "line": error.lineno, "in": "", "code": (error.text or "").strip()})
     message = str(getattr(error, "message", None) or error)
     lines = message.split("JVM stacktrace:", maxsplit=1)[0].strip().splitlines()[:_MESSAGE_LINES]
     return {
@@ -43,6 +40,11 @@ def describe(error: BaseException, archive: str) -> dict[str, Any]:
         "ours": any(base.__name__ == "TrilakeError" for base in type(error).__mro__),
         "frames": frames,
     }
+
+
+def _file(name: str) -> str:
+    """Where a file of the zip lies in the project: jobs are files, and what they share with DAGs is a package."""
+    return f"dags/{name}" if "/" in name else f"spark_jobs/{name}"
 
 
 def main(folder: Path, job: str, arguments: list[str]) -> int:

@@ -17,13 +17,13 @@ import shlex
 import socket
 import stat
 import tempfile
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from trilake.errors import ConfigurationError
+from trilake.project import find_project
 
 T = TypeVar("T")
 
@@ -76,37 +76,6 @@ _SECRETS: Mapping[str, Callable[[], str]] = {
     "airflow_jwt_secret": _token,
     "airflow_api_secret_key": _token,
 }
-
-
-def find_project(start: Path | None = None, environ: Mapping[str, str] = os.environ) -> Path:
-    """The project's folder: ``TRILAKE_PROJECT``, or the nearest folder from `start` upward that holds the project.
-
-    :raises ConfigurationError: there is none.
-    """
-    if named := environ.get("TRILAKE_PROJECT"):
-        folder = Path(named).absolute()
-        if not _is_project(folder):
-            raise ConfigurationError(
-                f"TRILAKE_PROJECT names {folder}, which is no Trilake project.",
-                hint="Set it to the folder that holds Trilake's pyproject.toml.",
-            )
-        return folder
-    here = (start or Path.cwd()).absolute()
-    for folder in (here, *here.parents):
-        if _is_project(folder):
-            return folder
-    raise ConfigurationError(
-        f"{here} is not inside a Trilake project.",
-        hint="Go to the project's folder, or set TRILAKE_PROJECT to it.",
-    )
-
-
-def _is_project(folder: Path) -> bool:
-    try:
-        with open(folder / "pyproject.toml", "rb") as file:
-            return bool(tomllib.load(file).get("project", {}).get("name") == "trilake")
-    except (OSError, ValueError):
-        return False
 
 
 @dataclass(frozen=True)

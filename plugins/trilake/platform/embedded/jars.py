@@ -1,6 +1,6 @@
 """Jars by their coordinates: fetched by Ivy, which pyspark brings along, checked, and shared by all clones.
 
-A set of jars is a folder of the project with ``ivy.xml`` (what) and ``jars.sha256`` (what each must hold). It is kept
+A set of jars is a folder of the package with ``ivy.xml`` (what) and ``jars.sha256`` (what each must hold). It is kept
 in the cache under the digest of both.
 """
 
@@ -15,12 +15,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from xml.etree import ElementTree
 
-from trilake.errors import ConfigurationError, TrilakeError
+from trilake.errors import TrilakeError
 from trilake.platform.embedded import java as javas
 from trilake.platform.embedded.cache import cache_folder, filled_atomically
+from trilake.platform.package_files import INSTALL, package_file
 
-SETS: Mapping[str, Path] = {"spark": Path("docker/spark"), "s3proxy": Path("docker/s3proxy")}
-_SETTINGS = Path("docker/ivysettings.xml")
+# Name of the set -> its folder in the package. Spark's image is built from the first.
+SETS: Mapping[str, Path] = {
+    "spark": package_file("spark", "image"),
+    "s3proxy": package_file("platform", "embedded", "s3proxy"),
+}
+_SETTINGS = SETS["spark"] / "ivysettings.xml"
 # Ivy asks for one jar after another and mostly waits: side by side, slices take a fraction of the time.
 _SLICES = 3
 _FETCH_TIMEOUT_S = 600
@@ -30,21 +35,13 @@ class JarsError(TrilakeError):
     """A jar is not to be had, or is not the one it should be."""
 
 
-def folder_of(project: Path, name: str, environ: Mapping[str, str] = os.environ) -> Path:
-    """Where the jars of a set are kept, fetched or not.
-
-    :raises ConfigurationError: the project does not have that set.
-    """
-    source = project / SETS[name]
-    try:
-        content = (source / "ivy.xml").read_bytes() + (source / "jars.sha256").read_bytes()
-    except OSError as e:
-        raise ConfigurationError(f"{e.filename} is missing.", hint="Restore it from the repository.") from None
+def folder_of(name: str, environ: Mapping[str, str] = os.environ) -> Path:
+    """Where the jars of a set are kept, fetched or not."""
+    content = (SETS[name] / "ivy.xml").read_bytes() + (SETS[name] / "jars.sha256").read_bytes()
     return cache_folder(environ) / "jars" / f"{name}-{hashlib.sha256(content).hexdigest()[:16]}"
 
 
 def ensure(
-    project: Path,
     name: str,
     java: Callable[[], javas.Java],
     environ: Mapping[str, str] = os.environ,
@@ -54,12 +51,12 @@ def ensure(
     :param java: asked only when something is to be fetched.
     :raises JarsError: a jar is not to be had, or is not the one it should be.
     """
-    folder = folder_of(project, name, environ)
+    folder = folder_of(name, environ)
     if folder.is_dir():
         return folder
-    expected = read_checksums(project / SETS[name] / "jars.sha256")
+    expected = read_checksums(SETS[name] / "jars.sha256")
     with filled_atomically(folder) as fresh:
-        _fetch(project, name, java(), fresh, environ)
+        _fetch(name, java(), fresh, environ)
         check(name, fresh, expected)
     return folder
 
@@ -89,18 +86,18 @@ def ivy_command(java: javas.Java, scratch: Path, environ: Mapping[str, str]) -> 
     spec = importlib.util.find_spec("pyspark")
     ivy = next(iter(sorted(Path(spec.origin).parent.glob("jars/ivy-*.jar"))), None) if spec and spec.origin else None
     if ivy is None:
-        raise JarsError("pyspark is not installed here, and with it Ivy.", hint="Run `make setup`.")
+        raise JarsError("pyspark is not installed here, and with it Ivy.", hint=INSTALL)
     trust = javas.trust_store(scratch, environ) if java.bundled else []
     return [str(java.executable), "-Xmx128m", "-XX:TieredStopAtLevel=1", *trust, "-cp", str(ivy), "org.apache.ivy.Main"]
 
 
-def _fetch(project: Path, name: str, java: javas.Java, folder: Path, environ: Mapping[str, str]) -> None:
+def _fetch(name: str, java: javas.Java, folder: Path, environ: Mapping[str, str]) -> None:
     scratch = folder / ".ivy"
     scratch.mkdir()
-    tree = ElementTree.parse(project / SETS[name] / "ivy.xml")  # noqa: S314  the project's own file
+    tree = ElementTree.parse(SETS[name] / "ivy.xml")  # noqa: S314  the package's own file
     dependencies = tree.getroot().findall("dependencies/dependency")
     # a machine with a mirror of its own names it in Ivy's way
-    settings = environ.get("TRILAKE_IVY_SETTINGS") or project / _SETTINGS
+    settings = environ.get("TRILAKE_IVY_SETTINGS") or _SETTINGS
     command = [*ivy_command(java, scratch, environ), "-settings", str(settings)]
     retrieve = ["-retrieve", str(folder / "[artifact]-[revision].[ext]"), "-types", "jar"]
 

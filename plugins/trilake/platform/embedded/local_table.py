@@ -17,7 +17,8 @@ from trilake.clickhouse.publication.types import bare, fits
 from trilake.endpoints import ClickHouseShard
 from trilake.errors import ConfigurationError
 from trilake.lake import DataSet
-from trilake.schema.migrations import local_ddl, read_steps
+from trilake.schema.clickhouse_steps import local_ddl
+from trilake.schema.steps import read_steps
 
 if TYPE_CHECKING:
     from pyspark.sql.types import StructType

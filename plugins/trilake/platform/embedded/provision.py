@@ -15,7 +15,7 @@ from pathlib import Path
 from trilake.errors import TrilakeError
 from trilake.platform.embedded import jars
 from trilake.platform.embedded import java as javas
-from trilake.platform.embedded.home import Home, find_project, write_private
+from trilake.platform.embedded.home import Home, write_private
 
 Progress = Callable[[str, str], None]
 """Called with what is being done (a service, or a step) and how it stands (`starting`, `ready`); from any thread."""
@@ -36,23 +36,23 @@ def provision(home: Home, progress: Progress = quiet) -> tuple[javas.Java, Path,
     java = _remembered_java(remembered)
     if java is None:
         progress("java", "looking for one")
-        java = javas.ensure(home.project)
+        java = javas.ensure()
         remembered.parent.mkdir(parents=True, exist_ok=True)
         write_private(remembered, json.dumps({"home": str(java.home), "version": java.version}) + "\n")
-    spark_jars, s3_jars = fetch_jars(home.project, java, progress)
+    spark_jars, s3_jars = fetch_jars(java, progress)
     return java, spark_jars, s3_jars
 
 
-def fetch_jars(project: Path, java: javas.Java, progress: Progress = quiet) -> tuple[Path, Path]:
+def fetch_jars(java: javas.Java, progress: Progress = quiet) -> tuple[Path, Path]:
     """The folders of Spark's and of S3Proxy's jars.
 
     :raises TrilakeError: one of them is not to be had.
     """
 
     def fetch(name: str) -> Path:
-        if not jars.folder_of(project, name).is_dir():
+        if not jars.folder_of(name).is_dir():
             progress(f"{name} jars", "fetching")
-        return jars.ensure(project, name, lambda: java)
+        return jars.ensure(name, lambda: java)
 
     with ThreadPoolExecutor(2) as pool:
         spark, s3proxy = pool.map(fetch, ("spark", "s3proxy"))
@@ -71,8 +71,7 @@ def _remembered_java(path: Path) -> javas.Java | None:
 def main() -> int:
     """Exit code 1 and one line if something is not to be had."""
     try:
-        project = find_project()
-        fetch_jars(project, javas.ensure(project), lambda what, how: print(f"  {what}: {how}", file=sys.stderr))
+        fetch_jars(javas.ensure(), lambda what, how: print(f"  {what}: {how}", file=sys.stderr))
     except TrilakeError as e:
         print(f"setup: {e}", file=sys.stderr)
         return 1

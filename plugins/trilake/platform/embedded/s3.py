@@ -9,6 +9,7 @@ from pathlib import Path
 
 from trilake.lake.data_set import BUCKETS
 from trilake.platform.embedded.home import LOOPBACK, Home, write_private
+from trilake.platform.embedded.jars import SETS
 from trilake.platform.embedded.java import Java
 from trilake.platform.embedded.processes import HOME_MARKER, SERVICE_MARKER, Program
 from trilake.s3 import UNFINISHED
@@ -64,6 +65,6 @@ def program(home: Home, java: Java, jars: Path) -> Program:
     """The server."""
     clean = ["/usr/bin/env", "-i", f"{HOME_MARKER}={home.path}", f"{SERVICE_MARKER}={SERVICE}", "LC_ALL=C.UTF-8"]
     machine = [str(java.executable), f"-Xmx{_HEAP}", "-Xss512k", "-XX:+UseSerialGC", "-XX:MaxMetaspaceSize=96m"]
-    machine += ["-Djava.awt.headless=true", f"-Dlogback.configurationFile={home.project}/docker/s3proxy/logback.xml"]
+    machine += ["-Djava.awt.headless=true", f"-Dlogback.configurationFile={SETS['s3proxy']}/logback.xml"]
     server = ["-cp", f"{jars}/*", "org.gaul.s3proxy.Main", "--properties", str(home.config(_CONFIGURATION))]
     return Program(SERVICE, [*clean, *machine, *server])

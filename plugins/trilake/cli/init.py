@@ -1,0 +1,79 @@
+"""``trilake init FOLDER``: a project of its own, which works as it is."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from trilake.cli.new_files import refuse_taken, render, write
+from trilake.errors import ConfigurationError
+
+_WORD = re.compile(r"[^a-z0-9]+")
+# A package of this name would hide the project's own folders or Trilake itself.
+_TAKEN = frozenset({"trilake", "dags", "spark_jobs", "sql", "tests"}) | sys.stdlib_module_names
+
+
+def create(folder: Path, package: str = "") -> list[Path]:
+    """Write the files of a new project; all or none.
+
+    :param folder: made if it is not there. It may hold other files, such as a repository's.
+    :param package: the package below ``dags/`` that DAGs and jobs share; by default named as the folder.
+    :return: what was written, below `folder`.
+    :raises ConfigurationError: a file is there already, or the package's name is not one. Nothing was written.
+    """
+    folder = folder.absolute()
+    package = package or _WORD.sub("_", folder.name.lower()).strip("_")
+    _check_package(package)
+    files = _render(package.replace("_", "-"), package)
+    refuse_taken(folder, files, "Choose another folder. `trilake new dataset` adds a data set to a project.")
+    return write(folder, files)
+
+
+def show(folder: Path, package: str) -> None:
+    """`create`, and say what was written and what comes next."""
+    for path in create(folder, package):
+        print(f"wrote {folder / path}")
+    print(
+        f"""
+Next:
+  cd {folder}
+  pytest                                   to run its tests
+  trilake up                               to start the platform on this machine
+  trilake new dataset NAME --grain day     to add a data set
+README.md says how others install it."""
+    )
+
+
+def _check_package(package: str) -> None:
+    if not package.isidentifier() or package != package.lower():
+        raise ConfigurationError(
+            f"{package!r} cannot name a Python package.",
+            hint="Name one of lower-case letters, digits and underscores: `trilake init FOLDER --package NAME`.",
+        )
+    if package in _TAKEN or importlib.util.find_spec(package) is not None:
+        raise ConfigurationError(
+            f"The package dags/{package}/ would hide the Python module {package}.",
+            hint="Name another one: `trilake init FOLDER --package NAME`.",
+        )
+
+
+def _render(name: str, package: str) -> dict[Path, str]:
+    values = {"name": name, "package": package, "version": version("trilake")}
+    templates = {
+        "pyproject.toml": "pyproject.toml.jinja",
+        "README.md": "README.md.jinja",
+        ".gitignore": "gitignore.txt",
+        ".github/workflows/ci.yml": "ci.yml.txt",
+        "dags/.airflowignore": "dags/airflowignore.jinja",
+        f"dags/{package}/__init__.py": "dags/package.py.jinja",
+        "dags/lake_maintenance.py": "dags/lake_maintenance.py.txt",
+        "dags/publication_housekeeping.py": "dags/publication_housekeeping.py.txt",
+        "spark_jobs/lake_maintenance.py": "spark_jobs/lake_maintenance.py.txt",
+        "sql/README.md": "sql_README.md.txt",
+        "tests/test_dags.py": "tests/test_dags.py.txt",
+        "tests/spark/conftest.py": "tests/spark/conftest.py.txt",
+    }
+    return render("project", templates, values)

@@ -1,0 +1,85 @@
+"""A team's project: the folder with ``dags/``, ``spark_jobs/`` and ``sql/``, and how it is found.
+
+Its mark is a table ``[tool.trilake]`` in its ``pyproject.toml``. A deployed bundle of DAGs has no such file: there the
+``sql/`` beside ``dags/`` is looked up from the DAG's own file.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trilake.errors import ConfigurationError
+
+# The environment variable that names a project.
+PROJECT = "TRILAKE_PROJECT"
+_FILE = "pyproject.toml"
+_TABLE = "[tool.trilake]"
+
+
+def find_project(start: Path | None = None, environ: Mapping[str, str] = os.environ) -> Path:
+    """The project's folder: ``TRILAKE_PROJECT``, or the nearest folder from `start` upward that is a project.
+
+    :raises ConfigurationError: there is none.
+    """
+    if named := environ.get(PROJECT):
+        folder = Path(named).absolute()
+        if not is_project(folder):
+            raise ConfigurationError(
+                f"{PROJECT} names {folder}, which is not a Trilake project.",
+                hint=f"Set it to a folder whose {_FILE} has a table {_TABLE}.",
+            )
+        return folder
+    here = (start or Path.cwd()).absolute()
+    for folder in (here, *here.parents):
+        if is_project(folder):
+            return folder
+    raise ConfigurationError(
+        f"{here} is not inside a Trilake project: no {_FILE} in it or above it has a table {_TABLE}.",
+        hint=f"Go to the project's folder, set {PROJECT} to it, or make a project with `trilake init FOLDER`.",
+    )
+
+
+def is_project(folder: Path) -> bool:
+    """Whether the folder has a ``pyproject.toml`` with a table ``[tool.trilake]``.
+
+    :raises ConfigurationError: the file is there and cannot be read.
+    """
+    return _table(folder) is not None
+
+
+def settings(project: Path) -> dict[str, Any]:
+    """What a project's ``[tool.trilake]`` says.
+
+    :raises ConfigurationError: its ``pyproject.toml`` cannot be read.
+    """
+    return _table(project) or {}
+
+
+def _table(folder: Path) -> dict[str, Any] | None:
+    try:
+        with open(folder / _FILE, "rb") as file:
+            document = tomllib.load(file)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as e:
+        raise ConfigurationError(f"{folder / _FILE} cannot be read: {e.strerror}.") from None
+    except ValueError as e:
+        raise ConfigurationError(f"{folder / _FILE} is not valid TOML: {e}.", hint="Correct the file.") from None
+    tools = document.get("tool")
+    table = tools.get("trilake") if isinstance(tools, dict) else None
+    return table if isinstance(table, dict) else None
+
+
+def sql_folder(dag_file: str) -> Path:
+    """The ``sql/`` of the project that a DAG's file belongs to, in whichever bundle version the run has.
+
+    :raises ConfigurationError: no folder above the file has a ``sql/``.
+    """
+    for folder in Path(dag_file).resolve().parents:
+        if (folder / "sql").is_dir():
+            return folder / "sql"
+    raise ConfigurationError(f"There is no sql/ beside the folder of {dag_file}.")

@@ -1,0 +1,55 @@
+"""Files of installed packages, such as reference data that a step of PostgreSQL loads: ``package:resource``."""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+from trilake.errors import ConfigurationError
+
+_PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
+_NAME = re.compile(rf"(?P<package>[A-Za-z_][A-Za-z0-9_.]*):(?P<resource>{_PART}(?:/{_PART})*)")
+
+
+@contextmanager
+def open_resource(name: str) -> Iterator[io.BufferedIOBase]:
+    """The bytes of a file of an installed package.
+
+    The file lies below the package's folder or below its folder ``data/``, as it is or as a member of the zip
+    ``<resource>.zip``. The package is looked up and not imported: old packages of data often fail to import.
+
+    :param name: ``package:resource``, such as ``countries:regions/europe.csv``.
+    :raises ConfigurationError: the name is not written so, the package is not installed, or it has no such file.
+    """
+    named = _NAME.fullmatch(name)
+    if named is None:
+        raise ConfigurationError(f"{name!r} is not package:resource.", hint="Write it like countries:europe.csv.")
+    package, resource = named["package"], named["resource"]
+    for folder in _folders(package):
+        plain, zipped = folder / resource, folder / f"{resource}.zip"
+        if plain.is_file():
+            with plain.open("rb") as file:
+                yield file
+            return
+        if zipped.is_file():
+            with zipfile.ZipFile(zipped) as archive, archive.open(plain.name) as member:
+                yield member  # type: ignore[misc]  # typeshed calls a ZipExtFile an IO[bytes]
+            return
+    raise ConfigurationError(f"The package {package} has no file {resource}.")
+
+
+def _folders(package: str) -> list[Path]:
+    try:
+        spec = find_spec(package)
+    except ImportError:
+        spec = None  # the package that it would be in
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigurationError(
+            f"The package {package} is not installed.", hint="Install it, and name it in the project's dependencies."
+        )
+    return [Path(location, part) for location in spec.submodule_search_locations for part in ("", "data")]

@@ -1,0 +1,144 @@
+"""The steps of a schema: files of SQL, read in order, each applied once to every database that it is meant for."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from trilake.errors import TrilakeError
+
+RECORD = "schema_migrations"
+# The tables that Trilake itself needs, in the database `lake`. Every home has recorded these files' checksums, so not a
+# byte of them may change, not even a comment that names a module by an older path.
+OWN = Path(__file__).parent / "sql"
+
+_STEP = re.compile(r"table\.sql|\d{3}_[a-z0-9_]+\.sql")
+_OPTION = re.compile(r"^--\s*(database|source):\s*(\S+)\s*$", re.MULTILINE)
+
+
+class MigrationError(TrilakeError):
+    """A step of sql/ that cannot be applied."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One file of SQL.
+
+    :param path: below its ``sql/``, as it is recorded.
+    :param database: ``clickhouse``, or a database of PostgreSQL (``oltp``, ``lake``).
+    :param source: a file of an installed package that COPY FROM STDIN reads, as ``package:resource``.
+    :param own: one of Trilake's own tables, not one of the project.
+    """
+
+    path: str
+    table: str
+    database: str
+    sql: str
+    source: str = ""
+    own: bool = False
+
+    @property
+    def checksum(self) -> str:
+        return hashlib.sha256(self.sql.encode()).hexdigest()
+
+    @property
+    def statement(self) -> str:
+        """The SQL without its comment lines: those may say CREATE TABLE too."""
+        return (
+            "\n".join(line for line in self.sql.splitlines() if not line.lstrip().startswith("--")).strip().rstrip(";")
+        )
+
+    @property
+    def first(self) -> bool:
+        return self.path.endswith("/table.sql")
+
+    @property
+    def file(self) -> str:
+        """The file's name for people: below the project, or in the package."""
+        return f"trilake/schema/sql/{self.path}" if self.own else f"sql/{self.path}"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A step and what is to be done with it, on `target` (a database, or a shard)."""
+
+    step: Step
+    target: str
+    state: Literal["applied", "pending"]
+
+
+def own_steps() -> list[Step]:
+    """The steps of Trilake's own tables. They are applied before those of the project."""
+    return read_steps(OWN, own=True)
+
+
+def read_steps(sql_folder: Path, *, own: bool = False) -> list[Step]:
+    """The steps in the order they are applied: every table's ``table.sql``, then the numbered ones by number.
+
+    :param own: the folder is the package's, not a project's.
+    :raises MigrationError: a folder without ``table.sql``, a file with a number that is no step, or a table that is
+        Trilake's own.
+    """
+    steps = []
+    for kind in ("postgres", "clickhouse"):
+        for folder in sorted(path for path in (sql_folder / kind).glob("*") if path.is_dir()):
+            files = sorted(path for path in folder.glob("*.sql") if _STEP.fullmatch(path.name))
+            for path in folder.glob("[0-9]*.sql"):
+                if path not in files:
+                    raise MigrationError(
+                        f"{path.relative_to(sql_folder.parent)} is named like a step and is none.",
+                        hint="Name it like 001_what_changes.sql: three digits, then lower-case letters and digits.",
+                    )
+            if not (folder / "table.sql").exists() and files:
+                raise MigrationError(f"{folder.relative_to(sql_folder.parent)} has no table.sql.")
+            steps += [_read(sql_folder, kind, path, own=own) for path in files]
+    if not own:
+        _refuse_own_tables(steps)
+    return sorted(steps, key=lambda step: (not step.first, step.path.rsplit("/", 1)[1][:3] * (not step.first)))
+
+
+def _refuse_own_tables(steps: list[Step]) -> None:
+    ours = {(step.database, step.table) for step in own_steps()}
+    for step in steps:
+        if (step.database, step.table) in ours:
+            raise MigrationError(
+                f"{step.file} is about {step.table} of database {step.database}, which is Trilake's own table.",
+                hint="Remove the folder: `trilake migrate` applies the package's files, and what was applied stays.",
+            )
+
+
+def _read(sql_folder: Path, kind: str, path: Path, *, own: bool = False) -> Step:
+    sql = path.read_text(encoding="utf-8")
+    options = dict(_OPTION.findall(sql))
+    database = "clickhouse" if kind == "clickhouse" else options.get("database", "oltp")
+    if database not in ("clickhouse", "oltp", "lake"):
+        raise MigrationError(f"{path.name} of {path.parent.name} is for an unknown database {database}.")
+    return Step(
+        path=path.relative_to(sql_folder).as_posix(),
+        table=path.parent.name,
+        database=database,
+        sql=sql,
+        source=options.get("source", ""),
+        own=own,
+    )
+
+
+def plan(steps: list[Step], target: str, applied: dict[str, str]) -> list[Planned]:
+    """What is to be done with each step on a target.
+
+    :param applied: path -> checksum, as the target has recorded them.
+    :raises MigrationError: a file was changed after it was applied.
+    """
+    planned = []
+    for step in steps:
+        recorded = applied.get(step.path)
+        if recorded not in (None, step.checksum):
+            raise MigrationError(
+                f"{step.file} was changed after it was applied to {target}.",
+                hint="Undo the change and write it as a new step beside the file.",
+            )
+        planned.append(Planned(step, target, "applied" if recorded else "pending"))
+    return planned
