@@ -15,6 +15,8 @@ from typing import Any
 from support.running_platform import PROJECT, Platform
 from trilake.platform.embedded import jars
 
+# A test's session does not live for as long as the second compiler needs to pay for itself.
+QUICK_JVM = {"spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"}
 _MARK = "RESULT "
 # A session starts in 6 s on a machine that has nothing else to do; a crowded one takes minutes.
 TIMEOUT_S = 900
@@ -45,6 +47,7 @@ def main(folder: str, work: str, *arguments: str) -> None:
         "spark.master": os.environ.get("SPARK_TEST_MASTER", "local[2,4]"),
         "spark.driver.extraClassPath": f"{folder}/*",
         "spark.sql.shuffle.partitions": "2",
+        **QUICK_JVM,
         **json.loads(os.environ.get("SPARK_TEST_CONF", "{}")),
     }
     spark = build_session(Endpoints.from_environment(), "tests", conf)

@@ -34,6 +34,11 @@ DEMO_TIMEOUT_S = 600
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(DEMO_TIMEOUT_S + 60)]
 
 
+@pytest.fixture(scope="session")
+def platform(whole_platform: Platform) -> Platform:
+    return whole_platform
+
+
 @pytest.fixture(scope="module")
 def demo(platform: Platform) -> str:
     """What the demo printed."""
@@ -184,7 +189,7 @@ def test_the_snapshot_says_which_run_made_it_and_what_became_of_every_row(platfo
     assert summary["trilake.run"].startswith("flights/manual__")
 
 
-@pytest.mark.full
+@pytest.mark.nightly
 def test_a_second_demo_changes_no_count_anywhere_and_stays_below_4_gib(platform: Platform, demo: str) -> None:
     before = held(platform)
     with memory_watched(platform) as samples:

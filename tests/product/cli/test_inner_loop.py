@@ -190,7 +190,7 @@ def test_a_job_that_writes_past_its_commit_is_refused_by_the_catalog(platform: P
 
 
 @pytest.mark.timeout(RUN_TIMEOUT_S + 3 * TIMEOUT_S)
-@pytest.mark.full
+@pytest.mark.nightly
 def test_what_was_written_runs_through_the_scheduler_and_a_dry_run_tells_the_difference(
     platform: Platform, project: Path
 ) -> None:

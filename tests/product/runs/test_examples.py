@@ -70,6 +70,11 @@ def test_the_documentation_shows_the_example_job_as_it_is() -> None:
     assert all(text in (EXAMPLES / "spark_jobs" / "purchases_curate.py").read_text() for text in shown)
 
 
+@pytest.fixture(scope="session")
+def platform(whole_platform: Platform) -> Platform:
+    return whole_platform
+
+
 @pytest.fixture(scope="module")
 def runs(platform: Platform) -> dict[str, Any]:
     """Each example's run: all at once, as they come."""

@@ -19,6 +19,11 @@ _EXAMPLE = re.compile(r"`((?:dags|spark_jobs|sql)/[\w/.]+)`:\n\n```\w+\n(.*?)```
 RUN_TIMEOUT_S = 240
 
 
+@pytest.fixture(scope="session")
+def platform(whole_platform: Platform) -> Platform:
+    return whole_platform
+
+
 @pytest.fixture(scope="module")
 def files() -> dict[str, str]:
     """Path and content of each file that the README shows."""
