@@ -61,7 +61,7 @@ def test_a_killed_store_comes_back_with_everything_acknowledged(platform: Platfo
     pid = pids(platform)[service]
     assert pid
     os.kill(pid, signal.SIGKILL)
-    psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=10)
+    psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=60)
     platform.up()
     assert states(platform) == RUNNING
     assert pids(platform)[service] != pid
@@ -98,7 +98,7 @@ def test_down_leaves_no_process_and_up_finds_the_data(platform: Platform, kept: 
         start_new_session=True,
     )
     # for a moment after its start a process has no environment yet
-    until = time.monotonic() + 5
+    until = time.monotonic() + 120
     while driver.pid not in {process.pid for process in processes.find(platform.home)}:
         assert time.monotonic() < until, "a driver is not known by its environment"
         time.sleep(0.05)
@@ -106,7 +106,7 @@ def test_down_leaves_no_process_and_up_finds_the_data(platform: Platform, kept: 
     if supervisor_is_gone:
         os.kill(supervisor, signal.SIGKILL)
     assert platform.down()
-    driver.wait(5)
+    driver.wait(120)
     assert processes.find(platform.home) == {}
     assert not psutil.pid_exists(supervisor) or psutil.Process(supervisor).status() == psutil.STATUS_ZOMBIE
     for port in ports.values():

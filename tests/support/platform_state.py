@@ -45,7 +45,7 @@ class Kept:
             data=statement.encode(),
             headers={"X-ClickHouse-User": endpoint.user, "X-ClickHouse-Key": endpoint.password},
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             return answer.read().decode().strip()
 
     def check(self) -> None:

@@ -45,7 +45,7 @@ class Platform:
     def down(self) -> bool:
         return lifecycle.down(self.home)
 
-    def trilake(self, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def trilake(self, *arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
         """The command line, as a user calls it: it knows the home and the project, and nothing else."""
         return run_trilake(self.home.path, *arguments, timeout=timeout, TRILAKE_PROJECT=str(self.home.project))
 
@@ -98,7 +98,7 @@ def copy_project(folder: Path) -> Path:
     return folder
 
 
-def run_trilake(home: Path, *arguments: str, timeout: float = 120, **environ: str) -> subprocess.CompletedProcess[str]:
+def run_trilake(home: Path, *arguments: str, timeout: float = 600, **environ: str) -> subprocess.CompletedProcess[str]:
     """``trilake ...`` in a process of its own."""
     known = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "TRILAKE"))}
     environment = known | {"TRILAKE_HOME": str(home), "TRILAKE_PROJECT": str(PROJECT)}

@@ -35,7 +35,7 @@ def test_it_is_at_most_three_files_and_eighty_lines(files: dict[str, str]) -> No
     assert sum(len([line for line in text.splitlines() if line.strip()]) for text in files.values()) <= 80
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_it_runs(platform: Platform, files: dict[str, str]) -> None:
     for path, text in files.items():
         file = Path(platform.home.project) / path

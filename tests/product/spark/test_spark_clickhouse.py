@@ -65,6 +65,7 @@ def test_values_types_and_nulls_are_kept(platform: Platform) -> None:
     assert second["old"] == "datetime.date(1925, 1, 1)"
 
 
+@pytest.mark.nightly
 def test_what_is_asked_for_is_read_from_every_shard_and_removed_in_the_end(platform: Platform, table: DataSet) -> None:
     told, said = spark_session.run(platform, "support.spark_work:read_some", table.to_json())
     assert told["columns"] == ["k", "note"]
