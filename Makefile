@@ -6,8 +6,10 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
 VENV := .venv
-# Tests mostly wait for servers; the whole platform's share one worker (tests/conftest.py).
+# Tests mostly wait for servers; each worker has its own (tests/conftest.py).
 WORKERS ?= 2
+# How many parts the tests of `make test-nightly` alone are run in, one with each commit.
+PARTS := 5
 BIN := $(VENV)/bin
 REQUIREMENTS := plugins/trilake/platform/requirements
 LOCKS := $(addprefix $(REQUIREMENTS)/, bootstrap.txt development.txt jdk.txt)
@@ -55,11 +57,19 @@ setup: $(STAMP) ## Virtual environment, jars, Java: as locked, once
 
 .PHONY: test
 test: $(STAMP) ## Every quick test that needs neither Docker nor Kubernetes
-	@$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(PYTEST)
+	@$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not nightly" $(PYTEST)
 
 .PHONY: test-slow
-test-slow: $(STAMP) ## Tests that take long: Spark sessions of their own, the demo, the README's example; FULL=1: the longest, too
-	@$(BIN)/python -m pytest -m "slow$(if $(FULL),, and not full)" $(PYTEST)
+test-slow: $(STAMP) ## What shows the promises that take long: the demo on the whole platform, jobs in Spark sessions
+	@$(BIN)/python -m pytest -m "slow and not nightly" $(PYTEST)
+
+.PHONY: test-nightly
+test-nightly: $(STAMP) ## Every test that needs neither Docker nor Kubernetes, and more examples of each (an hour)
+	@TRILAKE_SCHEDULES=$(or $(SCHEDULES),100) $(BIN)/python -m pytest --hypothesis-profile nightly --timeout 3600 $(PYTEST)
+
+.PHONY: test-part
+test-part: $(STAMP) ## The part of the tests of test-nightly alone that this commit picks; PART=k/n: that one
+	@$(BIN)/python -m pytest -m nightly --part $(or $(PART),HEAD/$(PARTS)) $(PYTEST)
 
 .PHONY: test-schedules
 test-schedules: $(STAMP) ## 1,000 new schedules of publishers that die, wait and meet (10 to 20 min; SCHEDULES=n)

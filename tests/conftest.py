@@ -1,4 +1,4 @@
-"""Which tests run beside which, when there is more than one worker; one platform for all; and no test has a deadline.
+"""Which tests run beside which, when there is more than one worker; a platform for each; and no test has a deadline.
 
 ``TRILAKE_TEST_HOME=DIR`` keeps the platform: the first run starts it in DIR, later ones find it running.
 """
@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,35 +22,59 @@ if TYPE_CHECKING:
     from trilake.platform.embedded.home import Home
 
 # An example may take its time on a machine that has other work: hypothesis would call 200 ms a failure.
-settings.register_profile("without a deadline", deadline=None)
-settings.load_profile("without a deadline")
+settings.register_profile("quick", deadline=None, max_examples=30)
+settings.register_profile("nightly", deadline=None, max_examples=300)
+settings.load_profile("quick")
 
-_PROJECT = Path(__file__).parents[1]
-# How a test asks for the whole platform
-_PLATFORM = re.compile(r"\b(platform: Platform|endpoints: Endpoints)\b")
-# Ends its services over and over, while others would wait: it has a platform of its own, if not one is kept for all.
-_ENDS_IT = "tests/embedded/test_platform.py"
-
-
-@cache
-def _group(file: str) -> str:
-    alone = file == _ENDS_IT and not os.environ.get("TRILAKE_TEST_HOME")
-    shares = not alone and _PLATFORM.search((_PROJECT / file).read_text(encoding="utf-8"))
-    return "the whole platform" if shares else file
+_CHOSEN = pytest.StashKey[str]()
+# One session of Spark for all of them: a second one would cost more than it saves.
+_TOGETHER = ("tests/spark/",)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A file's tests stay on one worker, for their fixtures' sake; all tests of the whole platform share one.
-
-    By file, and not by xdist's own marks: it writes those into the test's id, where this pytest does not look for them.
+    """A file's tests stay on one worker, for their fixtures' sake. Files go out in the order of `testpaths`: those that
+    take long first, so that both workers have work until the end.
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return _group(nodeid.split("::", maxsplit=1)[0])
+            file = nodeid.split("::", maxsplit=1)[0]
+            return next((folder for folder in _TOGETHER if file.startswith(folder)), file)
 
+    config.option.loadscopereorder = False
     return ByFile(config, log)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--part", help="k/n: of the files, the k-th of n parts; HEAD/n: the part that the commit picks")
+
+
+def _part(asked: str) -> tuple[int, int]:
+    """Which part, and of how many."""
+    which, _, parts = asked.partition("/")
+    if which == "HEAD":
+        command = ["git", "rev-parse", "HEAD"]
+        commit = subprocess.run(command, cwd=Path(__file__).parent, check=True, capture_output=True, text=True).stdout
+        return int(commit[:8], 16) % int(parts) + 1, int(parts)
+    return int(which), int(parts)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.option.part:
+        return
+    part, parts = _part(config.option.part)
+    files = sorted({item.path for item in items})
+    chosen = set(files[part - 1 :: parts])
+    config.hook.pytest_deselected(items=[item for item in items if item.path not in chosen])
+    items[:] = [item for item in items if item.path in chosen]
+    names = ", ".join(str(file.relative_to(config.rootpath)) for file in sorted(chosen))
+    config.stash[_CHOSEN] = f"part {part} of {parts}: {names}"
+
+
+def pytest_report_collectionfinish(config: pytest.Config) -> str:
+    return config.stash.get(_CHOSEN, "")
 
 
 @pytest.fixture
@@ -72,15 +95,30 @@ def fresh_home() -> Iterator[Home]:
 
 
 @pytest.fixture(scope="session")
-def platform() -> Iterator[Platform]:
-    """A running platform, kept for the session, or for ever where ``TRILAKE_TEST_HOME`` says so."""
+def stores() -> Iterator[Platform]:
+    """A running platform without Airflow, kept for the session, or for ever where ``TRILAKE_TEST_HOME`` says so.
+
+    Each worker has its own: a test may end a service of it, if it brings it up again.
+    """
     from support.running_platform import running_platform
 
-    with running_platform(os.environ.get("TRILAKE_TEST_HOME")) as platform:
+    with running_platform(os.environ.get("TRILAKE_TEST_HOME"), airflow_too=False) as platform:
         yield platform
 
 
 @pytest.fixture(scope="session")
-def endpoints(platform: Platform) -> Endpoints:
+def whole_platform(stores: Platform) -> Platform:
+    """The same platform with Airflow, from here on."""
+    return stores.with_airflow()
+
+
+@pytest.fixture(scope="session")
+def platform(stores: Platform) -> Platform:
+    """What most tests need. One of Airflow's own has `platform` be the whole platform."""
+    return stores
+
+
+@pytest.fixture(scope="session")
+def endpoints(stores: Platform) -> Endpoints:
     """Where the running platform's services are."""
-    return platform.endpoints
+    return stores.endpoints

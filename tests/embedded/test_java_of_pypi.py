@@ -12,6 +12,7 @@ import pytest
 from trilake.platform.embedded import jars, java
 
 
+@pytest.mark.nightly
 def test_a_machine_without_java_gets_one_that_starts_with_sparks_options(tmp_path: Path) -> None:
     tools = tmp_path / "bin"
     tools.mkdir()

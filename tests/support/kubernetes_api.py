@@ -23,11 +23,13 @@ STAND_IN = Path(__file__).parent / "spark_submit_stand_in.py"
 TOKEN = "test-token"
 NAMESPACE = "spark"
 SECRET_TEXT = "open sesame"
+# What hangs fails then. A machine that others use may be many times slower than one that is free.
+PATIENCE_S = 120.0
 
 Found = TypeVar("Found")
 
 
-def await_true(what: Callable[[], Found], seconds: float = 20) -> Found:
+def await_true(what: Callable[[], Found], seconds: float = PATIENCE_S) -> Found:
     """Poll until `what` gives something; the last thing it gave is in the error."""
     until = time.monotonic() + seconds
     while not (found := what()):
@@ -43,7 +45,7 @@ class KubernetesServer:
     process: subprocess.Popen[bytes] | None = None
     port: int = 0
     # one for all: making one costs 20 ms
-    client: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=30, trust_env=False))
+    client: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=PATIENCE_S, trust_env=False))
 
     @property
     def config(self) -> Path:
@@ -123,7 +125,7 @@ class KubernetesServer:
         assert self.process
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(10)
+        return self.process.wait(PATIENCE_S)
 
     # --- requests, as short as tests want them
 
@@ -152,7 +154,7 @@ class KubernetesServer:
     def state(self, name: str) -> str:
         return str((self.get(name).get("status") or {}).get("applicationState", {}).get("state", ""))
 
-    def await_state(self, name: str, *states: str, seconds: float = 20) -> dict[str, Any]:
+    def await_state(self, name: str, *states: str, seconds: float = PATIENCE_S) -> dict[str, Any]:
         def reached() -> dict[str, Any] | None:
             document = self.get(name)
             return document if document.get("status", {}).get("applicationState", {}).get("state") in states else None
@@ -202,7 +204,7 @@ def kubernetes_server(folder: Path, **options: Any) -> Iterator[KubernetesServer
         yield server
     finally:
         server.stop()
-        until = time.monotonic() + 5
+        until = time.monotonic() + PATIENCE_S
         while left := [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in server.processes()]:
             assert time.monotonic() < until, left
             time.sleep(0.02)

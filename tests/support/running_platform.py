@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trilake.endpoints import Endpoints
@@ -26,19 +26,26 @@ class Platform:
     """A running platform.
 
     :param env: what a process needs to use it: a shell's environment with ``connections.env`` in it.
+    :param airflow_too: whether Airflow runs, too.
     """
 
     home: Home
     endpoints: Endpoints
     env: dict[str, str]
+    airflow_too: bool = True
 
     def up(self) -> None:
-        lifecycle.up(self.home)
+        lifecycle.up(self.home, airflow_too=self.airflow_too)
+
+    def with_airflow(self) -> Platform:
+        whole = replace(self, airflow_too=True)
+        whole.up()
+        return whole
 
     def down(self) -> bool:
         return lifecycle.down(self.home)
 
-    def trilake(self, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def trilake(self, *arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
         """The command line, as a user calls it: it knows the home and the project, and nothing else."""
         return run_trilake(self.home.path, *arguments, timeout=timeout, TRILAKE_PROJECT=str(self.home.project))
 
@@ -48,6 +55,8 @@ def running_platform(
     kept: str | None,
     add: Callable[[Path], None] = lambda project: None,
     make_home: Callable[[Path, Path], Home] = Home,
+    *,
+    airflow_too: bool = True,
 ) -> Iterator[Platform]:
     """A platform in the folder `kept`, found or started there and left running; None: one that ends with the tests.
 
@@ -64,9 +73,9 @@ def running_platform(
     add(project)
     home = make_home(folder.resolve() / "home", project)
     try:
-        lifecycle.up(home)
+        lifecycle.up(home, airflow_too=airflow_too)
         environment = home.environment()
-        yield Platform(home, Endpoints.from_environment(environment), {**os.environ, **environment})
+        yield Platform(home, Endpoints.from_environment(environment), {**os.environ, **environment}, airflow_too)
     finally:
         if not kept:
             lifecycle.down(home)
@@ -89,7 +98,7 @@ def copy_project(folder: Path) -> Path:
     return folder
 
 
-def run_trilake(home: Path, *arguments: str, timeout: float = 120, **environ: str) -> subprocess.CompletedProcess[str]:
+def run_trilake(home: Path, *arguments: str, timeout: float = 600, **environ: str) -> subprocess.CompletedProcess[str]:
     """``trilake ...`` in a process of its own."""
     known = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "TRILAKE"))}
     environment = known | {"TRILAKE_HOME": str(home), "TRILAKE_PROJECT": str(PROJECT)}

@@ -7,6 +7,7 @@ import signal
 import time
 from datetime import date
 from typing import Any
+from unittest.mock import patch
 
 from trilake import s3
 from trilake.clickhouse.export import Source
@@ -155,9 +156,9 @@ def write_in_a_storm(spark: Any, table: str) -> Any:
             seen["staged"] = cursor.fetchone()[0]
         return swap(connection, *options, **more)
 
-    postgres._copier, postgres.replace_from = copier, count_first
     frame = spark.range(0, 1000, 1, 2).selectExpr("cast(id AS int) k", "date'2013-02-01' d")
-    written = write_postgres(frame, table)
+    with patch.object(postgres, "_copier", copier), patch.object(postgres, "replace_from", count_first):
+        written = write_postgres(frame, table)
     return {"written": written.rows, **seen, "left": staging(table)}
 
 

@@ -39,5 +39,5 @@ def test_a_driver_that_is_being_started_when_its_folder_goes_does_not_come_to_ru
         assert late.stdout
         late.stdout.readline()
         cluster.forget(record)
-        assert late.communicate(timeout=60)[1] == b"too late\n"
+        assert late.communicate(timeout=120)[1] == b"too late\n"
         assert not list((tmp_path / "data" / "applications").iterdir())

@@ -32,7 +32,7 @@ def test_a_server_that_begins_to_listen_is_reached() -> None:
     with server:
         later = threading.Timer(0.5, begin)
         later.start()
-        patiently(lambda: ask(port), seconds=20)
+        patiently(lambda: ask(port), seconds=120)
         later.join()
 
 

@@ -94,11 +94,16 @@ def _endpoints() -> Endpoints:
 
 
 @app.command()
-def up() -> None:
+def up(
+    without_airflow: Annotated[
+        bool,
+        typer.Option("--without-airflow", help="The stores and Spark only: enough for jobs and SQL."),
+    ] = False,
+) -> None:
     """Start what does not run, and wait until all of it is ready."""
     from trilake.cli.lifecycle import start
 
-    start(_home())
+    start(_home(), airflow_too=not without_airflow)
 
 
 @app.command()

@@ -34,10 +34,13 @@ def administrator(home: Home) -> tuple[str, str, str]:
     return airflow.url(home.ports()[airflow.API_SERVER]), airflow.ADMIN, home.secrets()["airflow_admin"]
 
 
-def start(home: Home) -> None:
+def start(home: Home, *, airflow_too: bool = True) -> None:
     """Bring it up; progress goes to stderr, the result to stdout."""
     began = time.monotonic()
-    platform.up(home, _Told())
+    platform.up(home, _Told(), airflow_too=airflow_too)
+    if not airflow_too:
+        print(f"Up after {time.monotonic() - began:.0f} s, without Airflow: `trilake up` starts it, too.")
+        return
     url, user, password = administrator(home)
     print(f"Up after {time.monotonic() - began:.0f} s. Airflow: {url}  user {user}, password {password}")
 

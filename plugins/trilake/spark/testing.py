@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 
+# A short session: the second compiler would take longer than it saves.
+_LOCAL = {
+    "spark.sql.shuffle.partitions": "1",
+    "spark.ui.enabled": "false",
+    "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+}
+
+
 @contextmanager
 def local_session() -> Iterator[SparkSession]:
     """One core of this machine. For a fixture of session scope: a start costs seconds."""
@@ -26,7 +34,7 @@ def local_session() -> Iterator[SparkSession]:
     os.environ["PYSPARK_PYTHON"] = sys.executable  # or a worker is any python3 that the path has
     builder = SparkSession.builder.master("local[1]").appName("tests")
     conf = {key: value for key, value in SPARK_CONF.items() if "catalog" not in key and "extensions" not in key}
-    for key, value in {**conf, "spark.sql.shuffle.partitions": "1", "spark.ui.enabled": "false"}.items():
+    for key, value in {**conf, **_LOCAL}.items():
         builder = builder.config(key, value)
     session = builder.getOrCreate()
     session.sparkContext.setLogLevel("ERROR")

@@ -23,7 +23,7 @@ from trilake.lake import DataSet, Window
 from trilake.lake.data_set import RAW_BUCKET
 from trilake.postgres.connection import connect
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(1500)]
 
 DAG_ID = "flights_arrivals"
 FLIGHTS = DataSet("flights", grain="month", date="flight_date", shard_by="flight")
@@ -32,6 +32,11 @@ SETTLE_S, POLL_S = 5, 2
 # A machine of two cores that others use too; a watcher is another triggerer's half a minute after its own has died.
 RUN_S = 600
 QUIET_S = 30
+
+
+@pytest.fixture(scope="session")
+def platform(whole_platform: Platform) -> Platform:
+    return whole_platform
 
 
 class Producer:
@@ -175,7 +180,6 @@ def test_months_that_arrive_start_one_run_and_a_late_file_its_month_alone(produc
     assert len(producer.runs()) == 2, "nothing new has come"
 
 
-@pytest.mark.full
 def test_months_with_a_gap_are_a_run_each(producer: Producer) -> None:
     for month in ("2013-03", "2013-05"):
         producer.drop(month, "a.csv", producer.rows[month][:500])
@@ -184,7 +188,6 @@ def test_months_with_a_gap_are_a_run_each(producer: Producer) -> None:
     assert producer.seen("2013-03", "2013-04", "2013-05") == {"2013-03": 500, "2013-05": 500}
 
 
-@pytest.mark.full
 def test_what_the_dag_flights_ingests_and_curates_itself_starts_no_other_run(producer: Producer) -> None:
     trigger_and_wait(producer.api, "flights", {"start": "2013-04"})
     time.sleep(QUIET_S)
@@ -192,7 +195,6 @@ def test_what_the_dag_flights_ingests_and_curates_itself_starts_no_other_run(pro
     assert producer.seen("2013-04") == {"2013-04": len(producer.rows["2013-04"])}
 
 
-@pytest.mark.full
 def test_of_a_triggerer_that_is_killed_no_arrival_is_lost_or_doubled(producer: Producer) -> None:
     june, july = producer.rows["2013-06"], producer.rows["2013-07"]
     producer.kill_triggerer()

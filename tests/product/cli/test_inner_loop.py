@@ -131,12 +131,14 @@ def _error(platform: Platform, *arguments: str) -> str:
     return done.stderr
 
 
+@pytest.mark.nightly
 @pytest.mark.timeout(2 * TIMEOUT_S)
 def test_a_partition_without_input_is_named(platform: Platform, project: Path) -> None:
     assert project
     assert f"s3://raw/{NAME}/2013-07/ is empty" in _error(platform, JOB, "--partition", "2013-07")
 
 
+@pytest.mark.nightly
 @pytest.mark.timeout(2 * TIMEOUT_S)
 def test_what_the_commit_would_refuse_of_the_input_does_not_fit_here_either(
     platform: Platform, project: Path, tmp_path: Path
@@ -158,6 +160,7 @@ def test_an_unknown_job_and_a_wrong_partition_are_refused_at_once(platform: Plat
     assert "'February' is not a month" in _error(platform, JOB, "--partition", "February")
 
 
+@pytest.mark.nightly
 @pytest.mark.timeout(2 * TIMEOUT_S)
 def test_a_job_that_raises_shows_its_own_frames_alone(platform: Platform, project: Path) -> None:
     job = project / "spark_jobs" / f"{JOB}.py"
@@ -174,6 +177,7 @@ def test_a_job_that_raises_shows_its_own_frames_alone(platform: Platform, projec
     assert "java" not in told.lower()
 
 
+@pytest.mark.nightly
 @pytest.mark.timeout(2 * TIMEOUT_S)
 def test_a_job_that_writes_past_its_commit_is_refused_by_the_catalog(platform: Platform, project: Path) -> None:
     job = project / "spark_jobs" / f"{JOB}.py"
@@ -190,7 +194,7 @@ def test_a_job_that_writes_past_its_commit_is_refused_by_the_catalog(platform: P
 
 
 @pytest.mark.timeout(RUN_TIMEOUT_S + 3 * TIMEOUT_S)
-@pytest.mark.full
+@pytest.mark.nightly
 def test_what_was_written_runs_through_the_scheduler_and_a_dry_run_tells_the_difference(
     platform: Platform, project: Path
 ) -> None:

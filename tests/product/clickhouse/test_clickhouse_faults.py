@@ -213,13 +213,17 @@ def test_a_tasks_query_does_not_outlive_it_though_its_client_hears_nothing(
     """An INSERT SELECT goes on without its client."""
     connect(monkeypatch, proxy.port, send_receive_timeout=1)
     proxy.fault = Fault(b"INSERT INTO", stall=True)
-    slow = f"INSERT INTO {table} SELECT number, '' FROM numbers(100000000000) WHERE cityHash64(number) = 1"
-    task = Task(slow, deferrable=False, execution_timeout=timedelta(seconds=4))
+    slow = f"INSERT INTO {table} SELECT number, toString(sleepEachRow(0.1)) FROM numbers(100000)"
+    task = Task(
+        f"{slow} SETTINGS max_block_size = 1, max_threads = 1",
+        deferrable=False,
+        execution_timeout=timedelta(seconds=10),
+    )
     with pytest.raises(UnreachableError):
         task.run()
     query_id = task.operator._submission.query_id
     assert gateway.running(query_id), "there was nothing to outlive"
-    wait_until(lambda: not gateway.running(query_id), 15)
+    wait_until(lambda: not gateway.running(query_id))
 
 
 def test_an_answer_that_is_lost_is_not_sent_again_by_the_next_try(
@@ -265,7 +269,7 @@ def two(gateway: RunningGateway) -> Iterator[tuple[TcpProxy, TcpProxy, Cluster]]
             ClickHouseShard(number, "127.0.0.1", at.port, f"shard_{number}")
             for number, at in enumerate((one, other), start=1)
         )
-        endpoint = ClickHouseEndpoint(shards, USER, PASSWORD, options={"send_receive_timeout": 2})
+        endpoint = ClickHouseEndpoint(shards, USER, PASSWORD, options={"send_receive_timeout": 120})
         with Cluster(endpoint) as cluster:
             yield one, other, cluster
 
@@ -309,6 +313,8 @@ def test_two_hosts_that_stall_are_waited_for_side_by_side(two: tuple[TcpProxy, T
 
     thread = threading.Thread(target=ask)
     thread.start()
-    wait_until(lambda: one.hits and other.hits, 1.5)
+    wait_until(lambda: one.hits and other.hits, 60)
+    one.refuse()
+    other.refuse()
     thread.join()
     assert len(errors[0].errors) == 2  # type: ignore[attr-defined]

@@ -64,7 +64,7 @@ def test_files_are_brought_together_and_what_no_publication_needs_and_a_killed_j
         forget(platform, table, name)
 
 
-@pytest.mark.full
+@pytest.mark.nightly
 def test_no_file_is_rewritten_that_a_job_at_work_began_from_however_long_it_takes(platform: Platform) -> None:
     told, _ = spark_session.run(platform, "support.lake_work:keep_up_beside_a_job")
     assert told["while it is at work"] == [[None, "A job is at work on it."]] * 2

@@ -6,7 +6,6 @@ import asyncio
 import json
 import secrets
 import threading
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -47,7 +46,7 @@ class Published:
         self.ledger.forget(attempt)
 
     def sensor(self, **options: Any) -> ClickHousePartitionSensor:
-        usual = {"data_set": self.data_set, "start": JANUARY, "end": FEBRUARY, "poke_interval": 0.1, "timeout": 20}
+        usual = {"data_set": self.data_set, "start": JANUARY, "end": FEBRUARY, "poke_interval": 0.1, "timeout": 120}
         made: ClickHousePartitionSensor = make(ClickHousePartitionSensor, **{**usual, **options})
         return made
 
@@ -182,12 +181,12 @@ def test_a_ledger_that_is_away_for_a_while_is_waited_for_and_said_to_be_away(
 def test_the_triggerers_loop_goes_on_while_the_ledger_is_asked(
     published: Published, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A ledger that takes 0.5 s to answer holds up nobody else."""
+    """A ledger that does not answer holds up nobody else: it answers here when the loop has gone on."""
     trigger = published.defer(timeout=0)
-    missing = Ledger.missing
+    missing, gone_on = Ledger.missing, threading.Event()
 
     def slow(*arguments: Any, **options: Any) -> Any:
-        time.sleep(0.5)
+        assert gone_on.wait(60), "the loop stands still"
         return missing(*arguments, **options)
 
     monkeypatch.setattr(Ledger, "missing", slow)
@@ -198,6 +197,8 @@ def test_the_triggerers_loop_goes_on_while_the_ledger_is_asked(
         while not waiting.done():
             await asyncio.sleep(0.01)
             turns += 1
+            if turns > 20:
+                gone_on.set()
         return turns, waiting.result()
 
     turns, event = asyncio.run(beside())

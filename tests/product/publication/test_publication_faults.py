@@ -39,7 +39,7 @@ def kill_engine(platform: Platform) -> None:
     """kill -9 of the process that holds the engine."""
     (engine,) = [process for process, service in processes.find(platform.home).items() if service == "clickhouse"]
     os.kill(engine.pid, signal.SIGKILL)
-    psutil.wait_procs([engine], timeout=10)
+    psutil.wait_procs([engine], timeout=60)
 
 
 def plan_of(table: Table) -> Any:
@@ -115,11 +115,13 @@ def test_a_kill_of_the_engine_in_the_middle_of_the_write_changes_nothing(
 
 
 @pytest.fixture
-def proxied(table: Table) -> Iterator[tuple[TcpProxy, Publisher]]:
+def proxied(table: Table, request: pytest.FixtureRequest) -> Iterator[tuple[TcpProxy, Publisher]]:
     first, second = table.cluster.shards
     with TcpProxy(second.host, second.port) as proxy:
         shards = (first, replace(second, port=proxy.port))
-        endpoint = replace(table.endpoints.clickhouse, shards=shards, options={"send_receive_timeout": 1})
+        stalls = getattr(request.node, "callspec", None) and request.node.callspec.params["fault"] == "stall"
+        options = {"send_receive_timeout": 2 if stalls else 120}
+        endpoint = replace(table.endpoints.clickhouse, shards=shards, options=options)
         with Cluster(endpoint) as cluster:
             yield proxy, Publisher(cluster, Ledger(table.endpoints.lake))
 

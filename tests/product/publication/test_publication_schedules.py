@@ -37,7 +37,9 @@ SNAPSHOTS: list[dict[str, tuple[int, int]]] = [
 ]
 # As many schedules as are asked for, and new ones; else a few that are the same each time.
 ASKED = int(os.environ.get("TRILAKE_SCHEDULES", "0"))
-USUAL = 40
+USUAL = 15
+# Else of all statements one in so many; tests that differ in one thing share them.
+STRIDE = 12
 
 Rows = tuple[tuple[int, str], ...]
 
@@ -255,9 +257,9 @@ FAULTS = [fate for fate in Fate if fate is not Fate.GO]
 def schedules(world: World, make: Any, first: int) -> Iterator[int]:
     """A schedule for each statement of an actor that `make` makes: the number of those that go before it.
 
-    :param first: of the statements, where only every fourth is taken: tests that differ in one thing share them.
+    :param first: of the statements, where not all are taken.
     """
-    for number in count() if ASKED else count(first, 4):
+    for number in count() if ASKED else count(first, STRIDE):
         world.begin()
         actor = make()
         for _ in range(number):
@@ -276,7 +278,7 @@ def test_a_publisher_whose_any_statement_goes_wrong_leaves_old_or_new(world: Wor
         world.run(world.publish(0, (JANUARY,)))
         return world.publish(3, (JANUARY,))
 
-    for _ in schedules(world, over_an_older_one, FAULTS.index(fate)):
+    for _ in schedules(world, over_an_older_one, 3 * FAULTS.index(fate)):
         world.step(world.alive[0], fate=fate)
         world.settle()
 
@@ -287,7 +289,7 @@ def test_a_publisher_that_sleeps_at_any_statement_changes_nothing_that_came_afte
     world: World, force: bool, lost: bool
 ) -> None:
     """It sleeps while another publishes something newer and a third cleans up, and then goes on."""
-    for _ in schedules(world, lambda: world.publish(0, BOTH, force=force), 2 * force + lost):
+    for _ in schedules(world, lambda: world.publish(0, BOTH, force=force), 6 * force + 3 * lost):
         (sleeper,) = world.alive
         if lost:
             world.lose_connections(sleeper)

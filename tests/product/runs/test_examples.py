@@ -15,10 +15,9 @@ import pytest
 from airflow.sdk import BaseHook, BaseOperator
 
 from support.running_platform import PROJECT, Platform
+from support.secrets_left import secrets_left, task_logs
 from trilake.cli.airflow_api import AirflowApi
 from trilake.cli.lifecycle import administrator
-from trilake.platform.embedded.postgres import endpoint
-from trilake.postgres.connection import connect
 
 EXAMPLES = PROJECT / "tests" / "dags" / "examples"
 NAMES = sorted(file.stem for file in (EXAMPLES / "dags").glob("*.py"))
@@ -70,6 +69,11 @@ def test_the_documentation_shows_the_example_job_as_it_is() -> None:
     assert all(text in (EXAMPLES / "spark_jobs" / "purchases_curate.py").read_text() for text in shown)
 
 
+@pytest.fixture(scope="session")
+def platform(whole_platform: Platform) -> Platform:
+    return whole_platform
+
+
 @pytest.fixture(scope="module")
 def runs(platform: Platform) -> dict[str, Any]:
     """Each example's run: all at once, as they come."""
@@ -98,6 +102,7 @@ def runs(platform: Platform) -> dict[str, Any]:
     return ended
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", NAMES)
 def test_the_example_runs(runs: dict[str, Any], name: str) -> None:
     assert name in runs, f"not at its end after {RUN_TIMEOUT_S} s"
@@ -106,26 +111,8 @@ def test_the_example_runs(runs: dict[str, Any], name: str) -> None:
     assert found == FOUND.get(name, (None, None))[1]
 
 
+@pytest.mark.nightly
 def test_what_ran_left_no_secret_in_a_log_or_in_airflows_database(platform: Platform, runs: dict[str, Any]) -> None:
-    """XCom, rendered templates, the tasks' state, the log of actions: every table is searched, and every file."""
-    home = platform.home
-    secrets = {name: text for name, text in home.secrets().items() if len(text) >= 12}
-    assert {"clickhouse_trilake", "s3_secret_access_key"} <= set(secrets)
-    found = []
-    with (
-        connect(endpoint(home.ports()["postgres"], home.secrets(), "airflow")) as connection,
-        connection.cursor() as cursor,
-    ):
-        cursor.execute("SELECT table_name FROM information_schema.tables WHERE table_schema = 'public'")
-        tables = {row[0] for row in cursor.fetchall()}
-        assert {"xcom", "rendered_task_instance_fields", "log", "task_state_store"} <= tables
-        for table in sorted(tables):
-            for name, text in secrets.items():
-                cursor.execute(f'SELECT count(*) FROM "{table}" AS t WHERE strpos(t::text, %s) > 0', (text,))
-                found += [f"{name} in table {table}"] * (cursor.fetchone() or (0,))[0]
-    logs = [file for folder in (home.data("s3") / "logs", home.path / "logs") for file in folder.rglob("*.log")]
+    logs = task_logs(platform.home)
     assert len([file for file in logs if "dag_id=clickhouse_operator" in str(file)]) >= 2
-    for file in logs:
-        content = file.read_text(errors="replace")
-        found += [f"{name} in {file}" for name, text in secrets.items() if text in content]
-    assert not found
+    assert not secrets_left(platform.home)

@@ -20,11 +20,16 @@ from trilake.lake.data_set import RAW_BUCKET
 from trilake.postgres.connection import connect
 from trilake.s3 import client as s3_client
 
-pytestmark = [pytest.mark.slow, pytest.mark.full, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(1800)]
 FLIGHTS = DataSet("flights", grain="month", date="flight_date", shard_by="flight")
 MONTH, QUARTER = {"start": "2013-02"}, {"start": "2013-01", "end": "2013-03"}
 RUN_S = 900
 ROWS = {"2013-01": 27_004, "2013-02": 24_951, "2013-03": 28_834}
+
+
+@pytest.fixture(scope="session")
+def platform(whole_platform: Platform) -> Platform:
+    return whole_platform
 
 
 @pytest.fixture(scope="module")

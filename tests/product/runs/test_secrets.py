@@ -193,11 +193,12 @@ def test_a_failure_tells_no_secret(
     assert not [secret for secret in secrets if secret in said]
 
 
+@pytest.mark.slow
 def test_no_process_of_the_platform_has_a_secret_in_its_arguments(
-    platform: Platform, connections: dict[str, dict[str, Any]]
+    whole_platform: Platform, connections: dict[str, dict[str, Any]]
 ) -> None:
     secrets = {str(document["password"]) for document in connections.values()}
-    running = processes.find(platform.home)
+    running = processes.find(whole_platform.home)
     assert {"postgres", "s3", "clickhouse", "airflow-scheduler"} <= set(running.values())
     for process in running:
         try:

@@ -19,6 +19,11 @@ _EXAMPLE = re.compile(r"`((?:dags|spark_jobs|sql)/[\w/.]+)`:\n\n```\w+\n(.*?)```
 RUN_TIMEOUT_S = 240
 
 
+@pytest.fixture(scope="session")
+def platform(whole_platform: Platform) -> Platform:
+    return whole_platform
+
+
 @pytest.fixture(scope="module")
 def files() -> dict[str, str]:
     """Path and content of each file that the README shows."""
@@ -30,7 +35,7 @@ def test_it_is_at_most_three_files_and_eighty_lines(files: dict[str, str]) -> No
     assert sum(len([line for line in text.splitlines() if line.strip()]) for text in files.values()) <= 80
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_it_runs(platform: Platform, files: dict[str, str]) -> None:
     for path, text in files.items():
         file = Path(platform.home.project) / path

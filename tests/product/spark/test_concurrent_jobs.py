@@ -69,7 +69,7 @@ def test_a_file_that_is_replaced_while_a_run_commits_fails_it_and_the_next_try_r
     assert told["after the retry"] == held([2], "retry", "a")
 
 
-@pytest.mark.full
+@pytest.mark.nightly
 def test_what_a_run_leaves_that_is_killed_between_both_tables_is_put_right_by_the_next(platform: Platform) -> None:
     name = f"t_{secrets.token_hex(4)}"
     killed = spark_session.start(platform, "support.concurrent_jobs:die_between", name)

@@ -41,7 +41,7 @@ def test_a_job_that_loses_or_makes_rows_commits_nothing(platform: Platform) -> N
         assert (kept, refused) == ([-2, -1], ["bad", "bad"]), f"it {how}: what an earlier run has committed"
 
 
-@pytest.mark.full
+@pytest.mark.nightly
 def test_a_flood_of_tiny_files_is_read_whole(platform: Platform) -> None:
     told, _ = spark_session.run(platform, "support.corpus_work:run_flood", str(FLOOD))
     hold(corpus_cases.flood(FLOOD), told)

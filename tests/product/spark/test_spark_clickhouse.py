@@ -65,6 +65,7 @@ def test_values_types_and_nulls_are_kept(platform: Platform) -> None:
     assert second["old"] == "datetime.date(1925, 1, 1)"
 
 
+@pytest.mark.nightly
 def test_what_is_asked_for_is_read_from_every_shard_and_removed_in_the_end(platform: Platform, table: DataSet) -> None:
     told, said = spark_session.run(platform, "support.spark_work:read_some", table.to_json())
     assert told["columns"] == ["k", "note"]
@@ -77,7 +78,7 @@ def test_what_is_asked_for_is_read_from_every_shard_and_removed_in_the_end(platf
     assert platform.endpoints.clickhouse.password not in said
 
 
-@pytest.mark.full
+@pytest.mark.nightly
 def test_what_a_killed_session_leaves_is_removed_by_the_next_that_reads(platform: Platform, table: DataSet) -> None:
     driver = spark_session.start(platform, "support.spark_work:read_and_hang", table.to_json())
     assert driver.stdout

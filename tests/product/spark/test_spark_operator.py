@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -165,6 +164,8 @@ def test_what_does_not_start_in_time_is_ended_and_says_why(
 
     monkeypatch.setattr(SparkApplicationOperator, "_manifest", with_another_secret)
     _, trigger = task.submit(startup_timeout_seconds=1)
+    shared.await_state(task.name, "SUBMITTED")
+    await_true(lambda: "CreateContainerConfigError" in shared.request("GET", shared.pods()).text)
     with pytest.raises(SparkApplicationError) as error:
         task.complete(trigger, startup_timeout_seconds=1)
     text = str(error.value)
@@ -176,6 +177,7 @@ def test_what_does_not_start_in_time_is_ended_and_says_why(
 @pytest.mark.parametrize("options", [{"run_timeout_seconds": 1}, {"execution_timeout": timedelta(seconds=1)}])
 def test_what_takes_too_long_is_ended(task: Task, shared: KubernetesServer, options: dict[str, Any]) -> None:
     _, trigger = task.submit("sleep", "600", **options)
+    shared.await_state(task.name, "RUNNING")
     with pytest.raises(SparkApplicationError, match="took too long: it was RUNNING"):
         task.complete(trigger)
     assert nothing_left(shared, task.name)
@@ -460,22 +462,24 @@ def test_an_api_server_that_is_restarted_is_waited_for(
             gate.touch()
             return await waiting
 
-        event = asyncio.run(asyncio.wait_for(interrupted(), 30))
+        event = asyncio.run(asyncio.wait_for(interrupted(), 120))
         assert event["outcome"] == "completed"
         assert (lines.count("before"), lines.count("after")) == (1, 1)
         task.operator().execute_complete(task.context, event)
 
 
-def test_many_triggers_wait_side_by_side(shared: KubernetesServer, request: pytest.FixtureRequest) -> None:
+def test_many_triggers_wait_side_by_side(request: pytest.FixtureRequest, tmp_path: Path, lines: Lines) -> None:
+    gate = tmp_path / "gate"
     tasks = [Task(f"manual__{request.node.name}{number}") for number in range(4)]
-    triggers = [task.submit("sleep", "2")[1] for task in tasks]
+    triggers = [task.submit("print", "up", "wait-for", str(gate))[1] for task in tasks]
 
     async def together() -> list[dict[str, Any]]:
-        return await asyncio.gather(*(trigger.wait() for trigger in triggers))
+        waiting = [asyncio.create_task(trigger.wait()) for trigger in triggers]
+        await until(lambda: lines.count("up") == len(triggers))  # each has brought its driver's line, and waits
+        gate.touch()
+        return await asyncio.gather(*waiting)
 
-    started = time.monotonic()
-    events = asyncio.run(together())
-    assert time.monotonic() - started < 6
+    events = asyncio.run(asyncio.wait_for(together(), 120))
     assert {event["outcome"] for event in events} == {"completed"}
     for task, event in zip(tasks, events, strict=True):
         task.operator().execute_complete(task.context, event)

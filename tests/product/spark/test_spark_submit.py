@@ -93,10 +93,11 @@ def test_a_job_computes_on_s3_and_tells_its_result(
     outcome = task.complete(trigger)
     assert outcome["total"] == sum(range(1000))
     assert lines.count("the sum is 499500 in UTC") == 1
-    assert len(lines) < 40, "Spark's own lines do not flood the task's log"
+    assert not [line for line in lines if " INFO " in line or " DEBUG " in line], "Spark's own lines flood the log"
     assert "shut sesame" not in json.dumps([list(lines), server.log])
 
 
+@pytest.mark.nightly
 def test_a_job_that_fails_says_why(task: Task) -> None:
     _, trigger = task.submit("fail")
     with pytest.raises(SparkApplicationError, match="no_such_column") as error:
@@ -104,6 +105,7 @@ def test_a_job_that_fails_says_why(task: Task) -> None:
     assert "shut sesame" not in str(error.value)
 
 
+@pytest.mark.nightly
 def test_a_killed_job_leaves_no_process(task: Task, server: KubernetesServer) -> None:
     """Its Python workers are in process groups of their own."""
     _, trigger = task.submit("linger")
@@ -112,7 +114,7 @@ def test_a_killed_job_leaves_no_process(task: Task, server: KubernetesServer) ->
     await_true(path.exists)
     leader = json.loads(path.read_text())["pid"]
     # keeper, JVM, the job's Python, pyspark's daemon and its two workers
-    await_true(lambda: len(_named(leader, "pyspark.daemon")) >= 2, 60)
+    await_true(lambda: len(_named(leader, "pyspark.daemon")) >= 2, 280)
     groups = {Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[2] for pid in session_members(leader)}
     assert len(groups) > 1
     asyncio.run(trigger.on_kill())

@@ -338,7 +338,7 @@ def test_a_killed_task_leaves_no_statement_and_a_successors_goes_on(exports: Exp
     time.sleep(0.3)
     assert running(exports.cluster, exports.data_set.name) == 2
     operator.on_kill()
-    task.join(30)
+    task.join()
     assert errors
     assert running(exports.cluster, exports.data_set.name) == 0
     assert exports.listed() == []

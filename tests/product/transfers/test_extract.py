@@ -232,13 +232,13 @@ def _program(platform: Platform, program: str, *arguments: str) -> subprocess.Po
     )
 
 
-@pytest.mark.parametrize("file_format", ["parquet", "csv"])
+@pytest.mark.parametrize("file_format", ["parquet", pytest.param("csv", marks=pytest.mark.nightly)])
 def test_memory_does_not_grow_with_the_result(platform: Platform, target: Target, file_format: str) -> None:
     peaks = {}
     for rows in (100_000, 2_000_000):
         program = f"assert run({_WIDE.format(rows=rows)!r}, sys.argv[1]).rows == {rows}; print(memory())"
         done = _program(platform, program, target.key, file_format)
-        peaks[rows] = int(done.communicate(timeout=120)[0])
+        peaks[rows] = int(done.communicate(timeout=600)[0])
     # in KiB; the text of 2,000,000 rows is 190 MB, of 100,000 it is 9 MB
     assert peaks[2_000_000] - peaks[100_000] < 40_000, peaks
 
@@ -246,13 +246,13 @@ def test_memory_does_not_grow_with_the_result(platform: Platform, target: Target
 def test_a_killed_process_leaves_no_object_and_the_next_one_ends_its_upload(platform: Platform, target: Target) -> None:
     dying = _program(platform, f"run({_WIDE.format(rows=20_000_000)!r}, sys.argv[1])", target.key, "csv")
     try:
-        wait_until(target.uploads, 60)
+        wait_until(target.uploads)
     finally:
         dying.send_signal(signal.SIGKILL)
         dying.communicate()
     assert target.key not in target.listed()
     # the store may still be at the part that was cut off, and list nothing for a moment
-    wait_until(target.uploads, 20)
+    wait_until(target.uploads)
     target.extract("SELECT 1 a")
     assert target.table().to_pylist() == [{"a": 1}]
     assert not target.uploads()
@@ -274,7 +274,7 @@ def test_whoever_leaves_early_does_not_wait_for_the_query(target: Target, monkey
     finally:
         timer.cancel()
         signal.signal(signal.SIGUSR1, before)
-    assert (datetime.now(UTC) - started).total_seconds() < 60
+    assert (datetime.now(UTC) - started).total_seconds() < 500, "the query takes 1,000 s"
     assert not target.listed()
 
 

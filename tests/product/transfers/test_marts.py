@@ -242,7 +242,7 @@ print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM"
     peaks = {}
     for rows in (50_000, 200_000):
         command = [sys.executable, "-c", program, keyed, str(rows)]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=200)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=600)
         assert done.returncode == 0, done.stderr[-2000:]
         peaks[rows] = int(done.stdout.splitlines()[-1])
     # in KiB; the 150,000 rows more are 60 MB as Python's objects

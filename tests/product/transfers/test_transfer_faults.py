@@ -53,7 +53,7 @@ def proxy(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> Iterator[TcpPr
     document = json.loads(platform.env[name])
     with TcpProxy("127.0.0.1", document["port"]) as running:
         document["port"] = running.port
-        document["extra"]["client_kwargs"] = {"send_receive_timeout": 2}
+        document["extra"]["client_kwargs"] = {"send_receive_timeout": 5}
         for shard in document["extra"]["shards"]:
             shard["port"] = running.port
         monkeypatch.setenv(name, json.dumps(document))

@@ -28,11 +28,10 @@ from trilake.project import find_project
 T = TypeVar("T")
 
 LOOPBACK = "127.0.0.1"
+# What jobs, SQL and publications need: each is up within seconds.
+STORES = ("postgres", "s3", "clickhouse", "kubernetes")
 SERVICES = (
-    "postgres",
-    "s3",
-    "clickhouse",
-    "kubernetes",
+    *STORES,
     "airflow-api-server",
     "airflow-scheduler",
     "airflow-dag-processor",

@@ -18,7 +18,7 @@ from typing import IO, Any
 from trilake.endpoints import Endpoints
 from trilake.errors import TrilakeError
 from trilake.platform.embedded import airflow, connections, postgres, processes, s3
-from trilake.platform.embedded.home import LOOPBACK, SERVICES, Home, port_is_free, write_private
+from trilake.platform.embedded.home import LOOPBACK, SERVICES, STORES, Home, port_is_free, write_private
 from trilake.platform.embedded.processes import NEVER_STARTED, Program, Supervisor, last_lines
 from trilake.platform.embedded.provision import Progress, provision, quiet
 
@@ -84,24 +84,27 @@ def busy(home: Home) -> str:
 # --- up
 
 
-def up(home: Home, progress: Progress = quiet) -> None:
+def up(home: Home, progress: Progress = quiet, *, airflow_too: bool = True) -> None:
     """Start what does not run, wait until all of it is ready, apply the migrations and push the jobs' code.
 
     Safe twice. What runs and was started with the same configuration is left alone.
 
+    :param airflow_too: False: Airflow is not started. What works without it (jobs, SQL, publications) is up in seconds,
+        in a third of the memory. Airflow that runs is left running.
     :raises TrilakeError: what is in the way, and what to do about it.
     """
     home.prepare()
     with exclusive(home):
-        _Start(home, progress).run()
+        _Start(home, progress, SERVICES if airflow_too else STORES).run()
 
 
 class _Start:
     """One start of the platform."""
 
-    def __init__(self, home: Home, progress: Progress) -> None:
+    def __init__(self, home: Home, progress: Progress, wanted: Collection[str]) -> None:
         self._home = home
         self._progress = progress
+        self._wanted = set(wanted)
         self._supervisor = Supervisor(home)
         self._failed = threading.Event()
 
@@ -136,13 +139,16 @@ class _Start:
             self._check_ports(SERVICES)
             supervisor.start_daemon(programs, processes.base_environment(home))
             write_private(stamp, digest)
-            return list(SERVICES)
+            return [name for name in SERVICES if name in self._wanted]
         states = supervisor.states()
         missing = [name for name in SERVICES if not states.get(name, NEVER_STARTED).running]
+        if any(name not in missing for name in airflow.COMMANDS):
+            self._wanted.update(airflow.COMMANDS)  # it runs in part: it is to run as a whole
         if "postgres" in missing:
             # they do not outlive their database, and some take a while to find that out
             supervisor.stop(airflow.HEALTH_NAMES)
             missing = [name for name in SERVICES if name in missing or name in airflow.HEALTH_NAMES]
+        missing = [name for name in missing if name in self._wanted]
         # what a service that died has left behind
         processes.end({p: s for p, s in processes.find(home).items() if s in missing})
         self._check_ports(missing)
@@ -164,13 +170,14 @@ class _Start:
         steps: dict[str, tuple[Callable[[], None], tuple[str, ...]]] = {
             "postgres": (self._start_postgres, ()),
             "s3": (self._start_s3, ()),
-            "airflow-database": (self._migrate_airflow, ("postgres",)),
             "clickhouse": (lambda: self._bring_up("clickhouse", lambda: self._get("clickhouse", "/ping")), ()),
             "kubernetes": (lambda: self._bring_up("kubernetes", lambda: self._get("kubernetes", "/readyz")), ()),
-            "airflow": (self._start_airflow, ("airflow-database",)),
             "tables": (self._migrate_tables, ("postgres", "clickhouse", "s3")),
             "jobs": (self._push_jobs, ("s3",)),
         }
+        if self._wanted >= set(airflow.COMMANDS):
+            steps["airflow-database"] = (self._migrate_airflow, ("postgres",))
+            steps["airflow"] = (self._start_airflow, ("airflow-database",))
         self._missing = set(services)
         done: dict[str, Future[None]] = {}
 
