@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from running_platform import Platform
+from support.running_platform import Platform
 
 from trilake.endpoints import PostgresEndpoint
 from trilake.platform.embedded import postgres
