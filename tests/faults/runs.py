@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from trilake.cli.airflow_api import FINAL_STATES, AirflowApi, Task
-from trilake.cli.lifecycle import administrator
 from trilake.errors import TrilakeError
+from trilake.platform.airflow_api import FINAL_STATES, AirflowApi, Task
 from trilake.platform.embedded import platform as lifecycle
 from trilake.platform.embedded import postgres
+from trilake.platform.embedded.airflow import administrator
 from trilake.platform.embedded.home import SERVICES, Home
 from trilake.platform.embedded.processes import Supervisor
 from trilake.postgres.connection import connect

@@ -11,8 +11,8 @@ import psutil
 from cluster import Cluster, await_true
 
 from trilake import s3
-from trilake.cli.airflow_api import FINAL_STATES, AirflowApi, Task
 from trilake.endpoints import Endpoints
+from trilake.platform.airflow_api import FINAL_STATES, AirflowApi, Task
 
 # Where a test has two of them run, or takes one from the other, they share two cores with everything else.
 SMALL: dict[str, Any] = {

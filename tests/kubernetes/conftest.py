@@ -20,9 +20,9 @@ from cluster import Cluster, await_true, jobs_environment, write_overlay
 from support.rotation import describe_turn, keep_turn
 from support.running_platform import Platform, running_platform
 from support.tcp_proxy import TcpProxy
-from trilake.cli.airflow_api import AirflowApi, AirflowError
-from trilake.cli.lifecycle import administrator
 from trilake.endpoints import Endpoints
+from trilake.platform.airflow_api import AirflowApi, AirflowError
+from trilake.platform.embedded.airflow import administrator
 from trilake.platform.embedded.connections import KUBECONFIG_VARIABLE
 
 # Port of the hosts -> the embedded service behind it

@@ -15,8 +15,8 @@ from typing import Any
 from hosts_network import HOST_IMAGE, await_true, docker
 
 from support.network_flows import PROJECT
-from trilake.cli.airflow_api import FINAL_STATES, AirflowApi, AirflowError
 from trilake.errors import TrilakeError
+from trilake.platform.airflow_api import FINAL_STATES, AirflowApi, AirflowError
 from trilake.platform.hosts import environment
 
 INSIDE = Path(__file__).parent / "inside"

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import trilake.cli
+from trilake.cli import options
 from trilake.cli.query import _json, tab_separated
 from trilake.errors import ConfigurationError
 
@@ -46,14 +47,18 @@ def test_an_error_is_one_line_and_debug_shows_the_trace(
     def fail() -> None:
         raise ValueError("odd") if unforeseen else ConfigurationError("It is missing.", hint="Make it.")
 
-    monkeypatch.setattr(trilake.cli, "_home", fail)
+    monkeypatch.setattr(options, "home", fail)
     monkeypatch.setattr(sys, "argv", ["trilake", "down"])
     with pytest.raises(SystemExit) as ended:
         trilake.cli.main()
     assert ended.value.code == 1
     told = capsys.readouterr().err
     assert told.count("\n") == 1
-    assert "see it whole with --debug" in told if unforeseen else told == "trilake: It is missing. Make it.\n"
+    assert (
+        "Run again with --debug for the traceback" in told
+        if unforeseen
+        else told == "trilake: It is missing. Make it.\n"
+    )
     monkeypatch.setattr(sys, "argv", ["trilake", "down", "--debug"])
     with pytest.raises(ValueError if unforeseen else ConfigurationError):
         trilake.cli.main()

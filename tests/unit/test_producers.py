@@ -108,11 +108,13 @@ def test_the_secret_of_a_revoked_key_never_comes_back(tmp_path: Path) -> None:
     assert producers.keys["flights.acme"] == secret(file) != old
 
 
-def test_a_data_set_that_no_dag_declares_has_no_producer(tmp_path: Path) -> None:
+def test_a_data_set_that_no_dag_declares_has_no_producer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     producers = Kept()
+    monkeypatch.setattr(command, "producers_here", lambda: producers)
     with pytest.raises(ConfigurationError, match=r"declares a data set fligths.*flights"):
-        command.add(producers, "acme", "fligths", file=tmp_path / "k", as_json=False)
-    assert not producers.keys
+        command.add("acme", "fligths", out=tmp_path / "k")
+    assert producers.keys == {}
+    assert not (tmp_path / "k").exists()
 
 
 def test_a_job_whose_container_was_cleared_away_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,9 @@ import re
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from trilake.cli.new_files import refuse_taken, render, write
 from trilake.errors import ConfigurationError
@@ -14,6 +17,20 @@ from trilake.errors import ConfigurationError
 _WORD = re.compile(r"[^a-z0-9]+")
 # A package of this name would hide the project's own folders or Trilake itself.
 _TAKEN = frozenset({"trilake", "dags", "spark_jobs", "sql", "tests"}) | sys.stdlib_module_names
+
+
+app = typer.Typer()
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="It is made if it does not exist.")],
+    package: Annotated[
+        str, typer.Option(help="Of what DAGs and jobs share, below dags/; by default named as the folder.")
+    ] = "",
+) -> None:
+    """Write a small project of your own, with tests, which works as it is. Nothing is overwritten."""
+    show(folder, package)
 
 
 def create(folder: Path, package: str = "") -> list[Path]:

@@ -8,7 +8,8 @@ import threading
 import time
 from dataclasses import asdict
 
-from trilake.platform.embedded import airflow, platform
+from trilake.platform.embedded import platform
+from trilake.platform.embedded.airflow import administrator
 from trilake.platform.embedded.home import Home
 from trilake.platform.embedded.status import status
 
@@ -27,11 +28,6 @@ class _Told:
     def __call__(self, what: str, how: str) -> None:
         with self._lock:
             print(f"{time.monotonic() - self._began:6.1f} s  {what:<22} {how}", file=sys.stderr, flush=True)
-
-
-def administrator(home: Home) -> tuple[str, str, str]:
-    """Airflow's address, its user and that user's password."""
-    return airflow.url(home.ports()[airflow.API_SERVER]), airflow.ADMIN, home.secrets()["airflow_admin"]
 
 
 def start(home: Home, *, airflow_too: bool = True) -> None:

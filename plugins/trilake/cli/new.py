@@ -6,7 +6,9 @@ import importlib.util
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import cast
+from typing import Annotated, cast
+
+import typer
 
 from trilake.cli.declared import data_sets
 from trilake.cli.new_files import refuse_taken, render, write
@@ -18,6 +20,25 @@ _CSV = "id bigint NOT NULL, happened_at timestamp NOT NULL, amount double, note 
 _SCHEDULES: Mapping[Grain, str] = {"day": "@daily", "month": "@monthly"}
 # ClickHouse's functions whose value, as a text, is the partition's id that `DataSet.partition_id` gives
 _PARTITION_BY: Mapping[Grain, str] = {"day": "toYYYYMMDD", "month": "toYYYYMM"}
+
+
+app = typer.Typer(help="Files to start from.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """Keeps `dataset` a command of its own."""
+
+
+@app.command()
+def dataset(
+    name: Annotated[str, typer.Argument(help="Lower-case letters, digits and underscores.")],
+    grain: Annotated[str, typer.Option(help="What is recomputed and replaced as a whole: month or day.")] = "month",
+) -> None:
+    """Write a data set's DAG, job, table, check and tests, which run as they are. Nothing is overwritten."""
+    from trilake.project import find_project
+
+    show(find_project(), name, grain)
 
 
 def create(project: Path, name: str, grain: str) -> list[Path]:

@@ -15,7 +15,7 @@ from trilake.s3 import client, list_keys
 from trilake.spark.inputs import check_name
 
 
-def put(
+def put_files(
     project: Path, endpoints: Endpoints, name: str, partition: str, files: Sequence[Path], *, as_json: bool
 ) -> None:
     """Put files under their own names, in place of those that are there by these names, and say so.

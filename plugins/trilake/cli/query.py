@@ -9,9 +9,12 @@ import http.client
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlencode
 
+import typer
+
+from trilake.cli.options import Json, endpoints
 from trilake.endpoints import ClickHouseEndpoint, PostgresEndpoint
 from trilake.errors import TrilakeError, UnreachableError
 
@@ -26,8 +29,28 @@ _ERROR_LETTERS = 400
 _TABLE = "JSONCompact"
 
 
+app = typer.Typer()
+
+
 class QueryError(TrilakeError):
     """What the database said to the query."""
+
+
+@app.command()
+def sql(query: Annotated[str, typer.Argument(help="In ClickHouse's SQL.")], json: Json = False) -> None:
+    """Ask ClickHouse. A table on a terminal, tab-separated values in a pipe."""
+    clickhouse(endpoints().clickhouse, query, as_json=json)
+
+
+@app.command()
+def psql(
+    query: Annotated[str, typer.Argument(help="In PostgreSQL's SQL.")],
+    json: Json = False,
+    lake: Annotated[bool, typer.Option("--lake", help="The lake's database (catalog, publications).")] = False,
+) -> None:
+    """Ask PostgreSQL (OLTP). A table on a terminal, tab-separated values in a pipe."""
+    here = endpoints()
+    postgres(here.lake if lake else here.oltp, query, as_json=json)
 
 
 def clickhouse(endpoint: ClickHouseEndpoint, query: str, *, as_json: bool) -> None:

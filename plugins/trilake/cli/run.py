@@ -47,7 +47,7 @@ class Report:
     seconds: float
 
 
-def run(
+def dry_run_job(
     home: Home,
     endpoints: Endpoints,
     *,

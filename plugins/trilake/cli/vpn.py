@@ -2,57 +2,89 @@
 
 from __future__ import annotations
 
-import json
+import json as as_text
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from trilake.platform.hosts import environment
-from trilake.platform.hosts.containers import project_name
-from trilake.platform.hosts.vpn import Vpn
-from trilake.project import find_project
+import typer
+
+from trilake.cli.options import Json, print_rows
+
+if TYPE_CHECKING:
+    from trilake.platform.hosts.vpn import Vpn
+
+app = typer.Typer(help="Who may come in: the VPN of vps_1, on the host itself or in the replica.", no_args_is_help=True)
 
 
-def here() -> Vpn:
+def _vpn() -> Vpn:
     """The VPN of this project."""
+    from trilake.platform.hosts import environment
+    from trilake.platform.hosts.containers import project_name
+    from trilake.platform.hosts.vpn import Vpn
+    from trilake.project import find_project
+
     return Vpn(project_name(os.environ, find_project() / environment.FILE))
 
 
-def init(vpn: Vpn, *, as_json: bool) -> None:
-    told = vpn.init()
-    state = "is made" if told["made"] else "was there"
-    _tell(told, f"The certificate authority {state}: SHA-256 {told['fingerprint']}", as_json=as_json)
+@app.command()
+def init(json: Json = False) -> None:
+    """Make the VPN's keys and certificates, if there are none (its container does so at its first start)."""
+    answer = _vpn().init()
+    state = "is made" if answer["made"] else "existed before"
+    _print(answer, f"The certificate authority {state}: SHA-256 {answer['fingerprint']}", as_json=json)
 
 
-def add(vpn: Vpn, name: str, role: str, *, file: Path, remote: str, as_json: bool) -> None:
-    person = vpn.add(name, role, file, remote)
+@app.command()
+def add(
+    name: Annotated[str, typer.Argument(help="Of a person or an agent: small letters, digits and -.")],
+    role: Annotated[str, typer.Option(help="admin, engineer or agent: docs/network.md says who reaches what.")],
+    out: Annotated[Path | None, typer.Option(help="The file; by default NAME.ovpn here. Never replaced.")] = None,
+    remote: Annotated[str, typer.Option(help="HOST[:PORT] of the VPN, if not as .env says.")] = "",
+    json: Json = False,
+) -> None:
+    """Make a profile: one file with all that OpenVPN needs, mode 600. Its keys are not kept."""
+    file = out or Path(f"{name}.ovpn")
+    person = _vpn().add(name, role, file, remote)
     line = f"{file} is {name}'s profile ({role}, {person['address']}, until {person['expires_at'][:10]}). It is a key."
-    _tell({**person, "file": str(file)}, line, as_json=as_json)
+    _print({**person, "file": str(file)}, line, as_json=json)
 
 
-def revoke(vpn: Vpn, name: str, *, as_json: bool) -> None:
-    person = vpn.revoke(name)
-    _tell(person, f"{name} ({person['role']}, {person['address']}) is revoked since {person['revoked_at']}", as_json)
+@app.command()
+def revoke(name: str, json: Json = False) -> None:
+    """End a profile and its session, at once."""
+    person = _vpn().revoke(name)
+    line = f"{name} ({person['role']}, {person['address']}) is revoked since {person['revoked_at']}"
+    _print(person, line, as_json=json)
 
 
-def renew_crl(vpn: Vpn, *, as_json: bool) -> None:
-    told = vpn.renew_crl()
-    _tell(told, f"The revocation list holds until {told['crl_expires_at']}", as_json=as_json)
-
-
-def show(vpn: Vpn, *, as_json: bool) -> None:
-    people = vpn.people()
-    if as_json:
-        print(json.dumps(people))
+@app.command("list")
+def list_profiles(json: Json = False) -> None:
+    """Show every profile: role, address, whether it is valid, whether it is connected."""
+    people = _vpn().people()
+    if json:
+        print(as_text.dumps(people))
         return
-    rows = [("name", "role", "address", "state", "connected from", "expires")]
-    for one in people:
-        state, until = _state(one), one["expires_at"][:10]
-        rows.append((one["name"], one["role"], one["address"], state, one["connected_from"] or "", until))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    rows = [
+        (
+            person["name"],
+            person["role"],
+            person["address"],
+            _state(person),
+            person["connected_from"] or "",
+            person["expires_at"][:10],
+        )
+        for person in people
+    ]
+    print_rows(("name", "role", "address", "state", "connected from", "expires"), rows)
+
+
+@app.command()
+def renew_crl(json: Json = False) -> None:
+    """Write a new revocation list. The container does so by itself long before the old one expires."""
+    answer = _vpn().renew_crl()
+    _print(answer, f"The revocation list is valid until {answer['crl_expires_at']}", as_json=json)
 
 
 def _state(person: dict[str, Any]) -> str:
@@ -63,5 +95,5 @@ def _state(person: dict[str, Any]) -> str:
     return "valid" if person["delivered"] else "not delivered"
 
 
-def _tell(told: dict[str, Any], line: str, as_json: bool) -> None:
-    print(json.dumps(told) if as_json else line)
+def _print(answer: dict[str, Any], line: str, *, as_json: bool) -> None:
+    print(as_text.dumps(answer) if as_json else line)

@@ -16,11 +16,11 @@ from nyc import nycflights13
 
 from support.running_platform import PROJECT, Platform
 from trilake import s3
-from trilake.cli.airflow_api import FINAL_STATES, AirflowApi
-from trilake.cli.lifecycle import administrator
 from trilake.clickhouse.publication.ledger import Ledger
 from trilake.lake import DataSet, Window
 from trilake.lake.data_set import RAW_BUCKET
+from trilake.platform.airflow_api import FINAL_STATES, AirflowApi
+from trilake.platform.embedded.airflow import administrator
 from trilake.postgres.connection import connect
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(1500)]

@@ -232,8 +232,8 @@ def test_everything_is_there_after_a_kill_of_what_holds_it(platform: Platform, d
 
 
 def test_a_wrong_window_is_refused_in_one_line(platform: Platform, demo: str) -> None:
-    from trilake.cli.airflow_api import AirflowApi
-    from trilake.cli.lifecycle import administrator
+    from trilake.platform.airflow_api import AirflowApi
+    from trilake.platform.embedded.airflow import administrator
 
     url, user, password = administrator(platform.home)
     with AirflowApi(url, user, password) as api:

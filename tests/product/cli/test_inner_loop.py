@@ -16,12 +16,12 @@ import pytest
 
 from support.running_platform import PROJECT, Platform
 from trilake import s3
-from trilake.cli.airflow_api import AirflowApi
-from trilake.cli.lifecycle import administrator
 from trilake.clickhouse.cluster import Cluster, Statement
 from trilake.endpoints import Endpoints
 from trilake.lake.catalog import open_catalog
 from trilake.lake.data_set import BUCKETS, RAW_BUCKET
+from trilake.platform.airflow_api import AirflowApi
+from trilake.platform.embedded.airflow import administrator
 from trilake.postgres.connection import connect
 
 pytestmark = pytest.mark.slow

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from support.running_platform import Platform
 
+from support.running_platform import Platform
 from trilake.endpoints import PostgresEndpoint
 from trilake.platform.embedded import postgres
 from trilake.postgres.connection import connect

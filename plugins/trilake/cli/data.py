@@ -1,0 +1,141 @@
+"""``trilake put``, ``run``, ``migrate``, ``arrivals`` and ``publications``: data sets and their tables."""
+
+from __future__ import annotations
+
+import json as as_text
+import logging
+import sys
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trilake.cli import options
+
+app = typer.Typer()
+
+
+@app.command()
+def put(
+    data_set: Annotated[str, typer.Argument(help="As the DAGs declare it.")],
+    partition: Annotated[str, typer.Argument(help="Such as 2013-02 or 2013-02-28.")],
+    files: Annotated[list[Path], typer.Argument(help="CSV files with a header.")],
+    json: options.Json = False,
+) -> None:
+    """Put files into a partition of s3://raw/, as a producer does. A file of the same name is replaced."""
+    from trilake.cli.put import put_files
+    from trilake.project import find_project
+
+    put_files(find_project(), options.endpoints(), data_set, partition, files, as_json=json)
+
+
+@app.command()
+def run(
+    job: Annotated[str, typer.Argument(help="A module of spark_jobs/.")],
+    partition: Annotated[str, typer.Option(help="The first partition, such as 2013-02 or 2013-02-28.")],
+    end: Annotated[str, typer.Option(help="The last partition; by default the first.")] = "",
+    limit: Annotated[int, typer.Option(min=0, help="How many lines of each partition to read; 0: all.")] = 0,
+    data_set: Annotated[str, typer.Option(help="What the job makes, where the DAGs do not say it.")] = "",
+    json: options.Json = False,
+) -> None:
+    """Dry run of a Spark job: what it would commit, and what would change. Exit code 1 if it would not fit."""
+    from trilake.cli.run import dry_run_job
+    from trilake.endpoints import Endpoints
+
+    home = options.home()
+    endpoints = Endpoints.from_environment(home.environment())
+    fits = dry_run_job(home, endpoints, job=job, start=partition, end=end, limit=limit, data_set=data_set, as_json=json)
+    raise typer.Exit(0 if fits else 1)
+
+
+@app.command()
+def migrate(
+    plan: Annotated[bool, typer.Option("--plan", help="Change nothing: show what would be applied.")] = False,
+    wait: Annotated[int, typer.Option(min=0, help="Seconds to wait for servers that do not answer yet.")] = 0,
+    json: options.Json = False,
+) -> None:
+    """Apply the files of sql/ to PostgreSQL and to every shard of ClickHouse."""
+    from trilake.clickhouse.cluster import Cluster
+    from trilake.project import find_project
+    from trilake.schema import migrations
+
+    endpoints = options.endpoints()
+    if wait:
+        # the client would log each try, and not which host it is
+        logging.getLogger("clickhouse_connect").setLevel(logging.ERROR)
+        hosts = " and ".join(map(str, endpoints.clickhouse.shards))
+        print(f"waiting for {hosts}, at most {wait} s", file=sys.stderr)
+        with Cluster(endpoints.clickhouse.for_questions()) as cluster:
+            cluster.await_hosts(wait)
+    planned = migrations.migrate(endpoints, find_project() / "sql", dry_run=plan)
+    rows = [
+        {"step": step.step.file, "target": step.target, "state": step.state if plan else "applied now"}
+        for step in planned
+        if step.state == "pending" or plan
+    ]
+    _print(("step", "target", "state"), rows, as_json=json)
+
+
+@app.command()
+def arrivals(
+    hours: Annotated[float, typer.Option("--hours", help="Taken longer ago than this.", min=0)] = 24,
+    again: Annotated[
+        str, typer.Option("--again", metavar="DATA_SET/PARTITION", help="Forget which run took this: it is due again.")
+    ] = "",
+    json: options.Json = False,
+) -> None:
+    """Show partitions that a run claimed a day ago or more and that no job has committed."""
+    import trilake.lake.arrivals
+
+    lake = options.endpoints().lake
+    if again:
+        data_set, _, partition = again.partition("/")
+        trilake.lake.arrivals.again(lake, data_set, partition)
+        print(f"{again} is due again, if it has files", file=sys.stderr)
+        return
+    rows = [asdict(one) for one in trilake.lake.arrivals.overdue(lake, timedelta(hours=hours))]
+    _print(("data_set", "partition", "run", "taken_at"), rows, as_json=json)
+    if rows:
+        print(
+            "Clear the run in Airflow. If it is gone, or will never commit: trilake arrivals --again "
+            f"{rows[0]['data_set']}/{rows[0]['partition']}",
+            file=sys.stderr,
+        )
+
+
+_PUBLICATION = ("table", "partition", "state", "fence", "rows", "by_shard", "snapshot_id", "source", "run_id")
+
+
+@app.command()
+def publications(
+    finish: Annotated[bool, typer.Option("--finish", help="Complete what was decided.")] = False,
+    clean: Annotated[bool, typer.Option("--clean", help="Drop what dead publishers left behind.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Show which snapshot of each partition ClickHouse shows."""
+    from trilake.clickhouse.cluster import Cluster
+    from trilake.clickhouse.publication.ledger import Ledger
+    from trilake.clickhouse.publication.publisher import Publisher
+
+    endpoints = options.endpoints()
+    ledger = Ledger(endpoints.lake)
+    if finish or clean:
+        with Cluster(endpoints.clickhouse, comment={"by": "trilake publications"}) as cluster:
+            publisher = Publisher(cluster, ledger)
+            if finish:
+                for done in publisher.finish():
+                    print(f"finished {done.partition} of {done.table}", file=sys.stderr)
+            if clean:
+                for attempt in publisher.clean():
+                    print(f"cleaned up attempt {attempt}", file=sys.stderr)
+    rows = [{**asdict(one), "rows": one.total_rows, "by_shard": dict(one.rows)} for one in ledger.publications()]
+    _print((*_PUBLICATION, "decided_at"), rows, as_json=json)
+
+
+def _print(columns: tuple[str, ...], rows: list[dict[str, Any]], *, as_json: bool) -> None:
+    if as_json:
+        print(as_text.dumps([{name: row[name] for name in columns} for row in rows], default=str))
+    else:
+        options.print_rows(columns, [[row[name] for name in columns] for row in rows])

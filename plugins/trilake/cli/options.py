@@ -1,0 +1,39 @@
+"""What commands share: options, where the platform is, and how rows are printed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from trilake.endpoints import Endpoints
+    from trilake.platform.embedded.home import Home
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def home() -> Home:
+    """The embedded platform of this project."""
+    from trilake.platform.embedded.home import Home
+
+    return Home.locate()
+
+
+def endpoints() -> Endpoints:
+    """Those of the environment, if it names connections (on a host, in a container), else of the platform here."""
+    from trilake.endpoints import S3_CONNECTION, Endpoints
+
+    if f"AIRFLOW_CONN_{S3_CONNECTION.upper()}" in os.environ:
+        return Endpoints.from_environment()
+    return Endpoints.from_environment(home().environment())
+
+
+def print_rows(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A heading and rows below it, each column as wide as its widest text."""
+    cells = [tuple(columns), *(tuple(map(str, row)) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
