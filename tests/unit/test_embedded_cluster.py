@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from trilake.platform.embedded.kubernetes.cluster import Cluster
+from trilake.platform.embedded.kubernetes.cluster import KubernetesObjects
 
 # As a driver does that is just being started: it comes to run if it can link its name to the attempt's folder.
 _LATE = """
@@ -25,7 +25,7 @@ while True:
 
 
 def test_a_driver_that_is_being_started_when_its_folder_goes_does_not_come_to_run(tmp_path: Path) -> None:
-    cluster = Cluster(tmp_path / "data", "spark")
+    cluster = KubernetesObjects(tmp_path / "data", "spark")
     for number in range(8):
         record = cluster.create({"metadata": {"name": f"a{number}"}, "status": {"executionAttempts": 1}})
         record.attempt_folder.mkdir()

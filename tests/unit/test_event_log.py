@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from trilake.spark.event_log import Metrics, summarise
+from trilake.spark.event_log import SparkMetrics, summarise
 
 
 def task_end(*, failed: bool = False, **metrics: object) -> bytes:
@@ -28,7 +28,7 @@ DONE = task_end(
 
 def test_tasks_are_summed() -> None:
     other = b'{"Event":"SparkListenerJobStart","Job ID":0}\n'
-    assert summarise([other, DONE, DONE, other]) == Metrics(
+    assert summarise([other, DONE, DONE, other]) == SparkMetrics(
         tasks=2,
         read_rows=20,
         read_bytes=200,
@@ -45,7 +45,7 @@ def test_tasks_are_summed() -> None:
 
 def test_a_failed_task_without_metrics_is_counted() -> None:
     lost = b'{"Event":"SparkListenerTaskEnd","Task Info":{"Failed":true}}\n'
-    assert summarise([lost]) == Metrics(tasks=1, failed_tasks=1)
+    assert summarise([lost]) == SparkMetrics(tasks=1, failed_tasks=1)
 
 
 def test_a_line_that_is_cut_off_is_left_out() -> None:

@@ -21,7 +21,7 @@ from trilake.lake.objects import read_objects
 from trilake.platform.hosts import environment
 from trilake.platform.hosts.environment import EnvironmentFileError
 from trilake.postgres import extract
-from trilake.spark.event_log import Metrics, summarise
+from trilake.spark.event_log import SparkMetrics, summarise
 
 TEXT = st.text(st.characters(codec="utf-8"))
 NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,20}", fullmatch=True)
@@ -115,7 +115,9 @@ def test_an_event_log_that_was_cut_off_counts_its_whole_lines(rows: list[int], c
         ).encode()
         for n in rows
     ]
-    assert summarise([*lines, *(line[:cut] for line in lines[:1])]) == Metrics(tasks=len(rows), read_rows=sum(rows))
+    assert summarise([*lines, *(line[:cut] for line in lines[:1])]) == SparkMetrics(
+        tasks=len(rows), read_rows=sum(rows)
+    )
 
 
 # --- .env

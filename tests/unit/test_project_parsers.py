@@ -49,7 +49,7 @@ def test_a_report_s_query_says_what_was_written(
     path = folder / "q.sql"
     written = f"-- title: {title}\n--  text:  {text} \n-- chart: {chart} value={value} y={y} x={x}\n{sql}\n"
     path.write_text(written, encoding="utf-8")
-    assert report._query(path) == report.Query(title, text, chart, {"x": x, "y": y, "value": value}, written)
+    assert report._query(path) == report.ReportQuery(title, text, chart, {"x": x, "y": y, "value": value}, written)
 
 
 OPTIONS = st.sampled_from(["-- title:", "-- chart:", "bar", "heatmap", "x=a", "y=", "=", "\n", " ", "--", "chart"])

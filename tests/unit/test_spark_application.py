@@ -18,8 +18,8 @@ from trilake.errors import ConfigurationError
 from trilake.spark.application import (
     MAX_NAME,
     PROFILES,
+    ApplicationState,
     SparkApplication,
-    State,
     application_name,
     label_value,
 )
@@ -150,14 +150,14 @@ def test_a_text_that_is_a_label_stays_as_it_is() -> None:
     assert label_value("") == ""
 
 
-@pytest.mark.parametrize("state", State)
-def test_a_state_before_the_driver_runs_is_no_start_and_only_an_end_is_one(state: State) -> None:
-    read = State.of({"status": {"applicationState": {"state": state.value}}})
+@pytest.mark.parametrize("state", ApplicationState)
+def test_a_state_before_the_driver_runs_is_no_start_and_only_an_end_is_one(state: ApplicationState) -> None:
+    read = ApplicationState.of({"status": {"applicationState": {"state": state.value}}})
     assert read is state
     assert read.over == (state.value in ("COMPLETED", "FAILED", "SUBMISSION_FAILED"))
     assert read.started == (state.value in ("RUNNING", "SUCCEEDING", "FAILING", "COMPLETED", "FAILED"))
 
 
 def test_a_state_that_a_later_operator_brings_is_neither_begun_nor_over() -> None:
-    read = State.of({"status": {"applicationState": {"state": "HIBERNATING"}}})
+    read = ApplicationState.of({"status": {"applicationState": {"state": "HIBERNATING"}}})
     assert (read.over, read.started) == (False, False)

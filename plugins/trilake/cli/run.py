@@ -40,7 +40,7 @@ class Report:
     :param difference: to what is published; None if ClickHouse has no such table yet.
     """
 
-    result: dry_run.Result
+    result: dry_run.DryRunResult
     columns: Sequence[Column]
     trouble: Sequence[str]
     difference: Difference | None
@@ -123,7 +123,7 @@ def _fetch(endpoints: Endpoints, data_set: DataSet, window: Window, path: Path) 
 
 
 def _examine(
-    result: dry_run.Result, data_set: DataSet, sql_folder: Path, published: Path | None, began: float
+    result: dry_run.DryRunResult, data_set: DataSet, sql_folder: Path, published: Path | None, began: float
 ) -> Report:
     trouble = []
     for partition, count in result.counts.items():
@@ -185,7 +185,7 @@ def _print(report: Report, title: str, data_set: DataSet, limit: int) -> None:
     console.print("It would not be published like this." if report.trouble else "It fits.")
 
 
-def _rows(result: dry_run.Result, data_set: DataSet) -> Table:
+def _rows(result: dry_run.DryRunResult, data_set: DataSet) -> Table:
     table = _table("Rows", str(data_set.grain), "in", "curated", "quarantined", "duplicates")
     for partition, count in result.counts.items():
         table.add_row(partition, *(f"{value:,}" for value in asdict(count).values()))

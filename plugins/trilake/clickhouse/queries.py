@@ -31,7 +31,7 @@ _POLL_SECONDS = 0.1
 LOG_DELAY_SECONDS = 15.0
 
 
-class State(StrEnum):
+class QueryState(StrEnum):
     RUNNING = "running"
     FINISHED = "finished"
     FAILED = "failed"
@@ -40,7 +40,7 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True)
-class Metrics:
+class QueryMetrics:
     """What a query took. Bytes are uncompressed; memory is the peak on the host that it was sent to."""
 
     read_rows: int = 0
@@ -60,14 +60,14 @@ class Metrics:
         return asdict(self)
 
     @classmethod
-    def of_all(cls, several: Iterable[Metrics]) -> Metrics:
+    def of_all(cls, several: Iterable[QueryMetrics]) -> QueryMetrics:
         """Sums, and the largest peak of memory."""
         listed = list(several)
         sums = {name: sum(getattr(one, name) for one in listed) for name in (*COUNTS, "seconds")}
         return cls(**sums, memory_bytes=max((one.memory_bytes for one in listed), default=0))
 
     @classmethod
-    def of_summary(cls, summary: Mapping[str, Any]) -> Metrics:
+    def of_summary(cls, summary: Mapping[str, Any]) -> QueryMetrics:
         """Of the summary that ends an HTTP answer."""
         numbers = {name: int(summary.get(name) or 0) for name in COUNTS}
         seconds = int(summary.get("elapsed_ns") or 0) / 1e9
@@ -84,8 +84,8 @@ class Seen:
     :param error: why it failed, one line, without its text.
     """
 
-    state: State
-    metrics: Metrics = Metrics()
+    state: QueryState
+    metrics: QueryMetrics = QueryMetrics()
     error: str = ""
     code: int = 0
 
@@ -94,7 +94,9 @@ class Seen:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Seen:
-        return cls(State(document["state"]), Metrics(**document["metrics"]), document["error"], document["code"])
+        return cls(
+            QueryState(document["state"]), QueryMetrics(**document["metrics"]), document["error"], document["code"]
+        )
 
 
 def look(cluster: Cluster, query_id: str, *, since: float) -> Seen:
@@ -108,7 +110,7 @@ def look(cluster: Cluster, query_id: str, *, since: float) -> Seen:
 
     def look_on(shard: ClickHouseShard) -> Seen:
         if cluster.on_shard(shard, Statement(f"SELECT 1 FROM system.processes WHERE {mine} LIMIT 1")):
-            return Seen(State.RUNNING)
+            return Seen(QueryState.RUNNING)
         _flush(cluster, shard)
         log = Statement(
             f"SELECT type, {', '.join(COUNTS)}, memory_usage, query_duration_ms, exception, exception_code "
@@ -121,19 +123,19 @@ def look(cluster: Cluster, query_id: str, *, since: float) -> Seen:
             if e.code != UNKNOWN_TABLE:  # it is made with its first row
                 raise
             rows = []
-        return _of_log(rows[0]) if rows else Seen(State.UNKNOWN)
+        return _of_log(rows[0]) if rows else Seen(QueryState.UNKNOWN)
 
     seen, errors = _each_host(cluster, look_on)
-    for state in (State.RUNNING, State.FINISHED, State.FAILED):
+    for state in (QueryState.RUNNING, QueryState.FINISHED, QueryState.FAILED):
         for one in seen:
             if one.state is state:
                 return one
     if errors:
         raise ClusterError(errors)
-    return Seen(State.UNKNOWN)
+    return Seen(QueryState.UNKNOWN)
 
 
-def logged(cluster: Cluster, prefix: str, *, count: int, since: float) -> Metrics | None:
+def logged(cluster: Cluster, prefix: str, *, count: int, since: float) -> QueryMetrics | None:
     """What finished queries took together, whose ids begin with `prefix`. None: the logs do not have `count` of them.
 
     :param since: when the first was sent or a little earlier, in seconds since 1970.
@@ -145,15 +147,15 @@ def logged(cluster: Cluster, prefix: str, *, count: int, since: float) -> Metric
         f"AND event_date >= toDate('{_day_before(since)}') AND type = 'QueryFinish' AND is_initial_query"
     )
 
-    def ask(shard: ClickHouseShard) -> tuple[int, Metrics]:
+    def ask(shard: ClickHouseShard) -> tuple[int, QueryMetrics]:
         _flush(cluster, shard)
         found, *numbers = cluster.on_shard(shard, statement)[0]
-        return int(found), Metrics(*numbers)
+        return int(found), QueryMetrics(*numbers)
 
     answers, errors = _each_host(cluster, ask)
     if errors:
         raise ClusterError(errors)
-    return Metrics.of_all(taken for _, taken in answers) if sum(found for found, _ in answers) == count else None
+    return QueryMetrics.of_all(taken for _, taken in answers) if sum(found for found, _ in answers) == count else None
 
 
 def look_for_sure(cluster: Cluster, query_id: str, *, since: float) -> Seen:
@@ -162,7 +164,7 @@ def look_for_sure(cluster: Cluster, query_id: str, *, since: float) -> Seen:
     :raises ClusterError: see `look`.
     """
     deadline = time.monotonic() + LOG_DELAY_SECONDS
-    while (seen := look(cluster, query_id, since=since)).state is State.UNKNOWN and time.monotonic() < deadline:
+    while (seen := look(cluster, query_id, since=since)).state is QueryState.UNKNOWN and time.monotonic() < deadline:
         time.sleep(1)
     return seen
 
@@ -213,11 +215,11 @@ def _day_before(since: float) -> date:
 
 def _of_log(row: Sequence[Any]) -> Seen:
     kind, read_rows, read_bytes, written_rows, written_bytes, memory, milliseconds, exception, code = row
-    metrics = Metrics(read_rows, read_bytes, written_rows, written_bytes, memory, milliseconds / 1000)
+    metrics = QueryMetrics(read_rows, read_bytes, written_rows, written_bytes, memory, milliseconds / 1000)
     if kind == "QueryFinish":
-        return Seen(State.FINISHED, metrics)
+        return Seen(QueryState.FINISHED, metrics)
     lines = str(exception).splitlines() or ["no reason given"]
-    return Seen(State.FAILED, metrics, error=without_statement(lines[0])[:500], code=int(code))
+    return Seen(QueryState.FAILED, metrics, error=without_statement(lines[0])[:500], code=int(code))
 
 
 def _flush(cluster: Cluster, shard: ClickHouseShard) -> None:

@@ -43,7 +43,7 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
 
 
 @dataclass(frozen=True)
-class Query:
+class ReportQuery:
     """One query of a report and how it is shown."""
 
     title: str
@@ -54,14 +54,14 @@ class Query:
 
 
 @dataclass(frozen=True)
-class Result:
+class ReportResult:
     """What a query gave."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
 
 
-def read_queries(folder: Path) -> list[Query]:
+def read_queries(folder: Path) -> list[ReportQuery]:
     """The queries of a folder, by file name.
 
     :raises ConfigurationError: there is none, or one with a chart that does not exist.
@@ -72,7 +72,7 @@ def read_queries(folder: Path) -> list[Query]:
     return queries
 
 
-def _query(path: Path) -> Query:
+def _query(path: Path) -> ReportQuery:
     sql = path.read_text(encoding="utf-8")
     options = dict(_OPTION.findall(sql))
     chart, *pairs = options.get("chart", "").split() or [""]
@@ -84,10 +84,10 @@ def _query(path: Path) -> Query:
             hint="Write one of: "
             + "; ".join(f"{name} {' '.join(f'{k}=…' for k in sorted(v))}" for name, v in _CHARTS.items()),
         )
-    return Query(options.get("title", path.stem), options.get("text", ""), chart, given, sql)
+    return ReportQuery(options.get("title", path.stem), options.get("text", ""), chart, given, sql)
 
 
-def render(title: str, meta: str, queries: Sequence[Query], run: Callable[[Query], Result]) -> str:
+def render(title: str, meta: str, queries: Sequence[ReportQuery], run: Callable[[ReportQuery], ReportResult]) -> str:
     """The report as HTML.
 
     :param meta: one line below the title.
@@ -111,7 +111,7 @@ def render(title: str, meta: str, queries: Sequence[Query], run: Callable[[Query
     )
 
 
-def _table(result: Result) -> str:
+def _table(result: ReportResult) -> str:
     numbers = [all(isinstance(row[i], int | float | None) for row in result.rows) for i in range(len(result.columns))]
 
     def cell(tag: str, value: object, number: bool) -> str:
@@ -127,7 +127,7 @@ def _table(result: Result) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
 
 
-def _draw(query: Query, result: Result) -> str:
+def _draw(query: ReportQuery, result: ReportResult) -> str:
     """The chart as inline SVG."""
     from matplotlib.figure import Figure  # the object interface: pyplot keeps every figure it ever made
 

@@ -19,7 +19,7 @@ from kubernetes_asyncio.client.exceptions import ApiException
 from trilake.errors import TrilakeError, UnreachableError
 from trilake.hooks.submission import Submission
 from trilake.hooks.task_instance import INSTANCE_LABEL
-from trilake.spark.application import API_GROUP, API_VERSION, NAMESPACE, PLURAL, State
+from trilake.spark.application import API_GROUP, API_VERSION, NAMESPACE, PLURAL, ApplicationState
 
 DRIVER_CONTAINER = "spark-kubernetes-driver"
 
@@ -264,7 +264,7 @@ class SparkApplicationHook(AsyncKubernetesHook):
 
         return list((await self._ask(request)).items)
 
-    async def troubles(self, name: str) -> list[str]:
+    async def pod_problems(self, name: str) -> list[str]:
         """Why pods do not start or ended, in Kubernetes' own words: waiting and ended containers, warnings."""
         namespace, found = await self.find_namespace(), []
         for pod in await self.pods(f"{_APPLICATION_LABEL}={name}"):
@@ -377,7 +377,8 @@ def is_adoptable(application: Mapping[str, Any], name: str, inputs: str) -> bool
         metadata["name"] == name
         and "deletionTimestamp" not in metadata
         and _annotation(application, INPUTS) == inputs
-        and State.of(application) not in (State.FAILED, State.FAILING, State.SUBMISSION_FAILED)
+        and ApplicationState.of(application)
+        not in (ApplicationState.FAILED, ApplicationState.FAILING, ApplicationState.SUBMISSION_FAILED)
     )
 
 

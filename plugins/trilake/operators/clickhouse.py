@@ -20,7 +20,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from trilake.clickhouse import queries
 from trilake.clickhouse.cluster import ClickHouseError, Cluster, error_of
-from trilake.clickhouse.queries import Metrics, Seen, State
+from trilake.clickhouse.queries import QueryMetrics, QueryState, Seen
 from trilake.clickhouse.sql import has_result, parameter_names, split_statements
 from trilake.endpoints import CLICKHOUSE_CONNECTION, ClickHouseEndpoint
 from trilake.errors import ConfigurationError, TrilakeError
@@ -247,12 +247,12 @@ class ClickHouseOperator(ProjectOperator):
             if e.code and (seen := self._seen_failed(e, statement)):
                 self._settle(seen)
             raise
-        self._settle(Seen(State.FINISHED, self._logged(metrics)))
+        self._settle(Seen(QueryState.FINISHED, self._logged(metrics)))
         return rows
 
     def _read(
         self, client: Client, statement: str, parameters: dict[str, Any], settings: dict[str, Any]
-    ) -> tuple[list[list[Any]], Metrics]:
+    ) -> tuple[list[list[Any]], QueryMetrics]:
         # one row more than may be: to tell a result that is too large
         limits = {"max_result_rows": MAX_RESULT_ROWS, "result_overflow_mode": "throw"}
         try:
@@ -262,9 +262,11 @@ class ClickHouseOperator(ProjectOperator):
         finally:
             client.close()
         rows = [[_plain(value) for value in row] for row in islice(result.result_rows, MAX_RESULT_ROWS)]
-        return rows, Metrics.of_summary(result.summary)
+        return rows, QueryMetrics.of_summary(result.summary)
 
-    def _write(self, client: Client, statement: str, parameters: dict[str, Any], settings: dict[str, Any]) -> Metrics:
+    def _write(
+        self, client: Client, statement: str, parameters: dict[str, Any], settings: dict[str, Any]
+    ) -> QueryMetrics:
         """Send it; wait for its end here, or, if it takes longer, outside."""
         identity = self._hook.identify(settings)
         if self.deferrable:
@@ -286,12 +288,12 @@ class ClickHouseOperator(ProjectOperator):
         while sender.is_alive():
             with Cluster(self._hook.servers) as cluster:
                 # what is not seen yet may still be on its way: leaving would lose it
-                if queries.look(cluster, self._mine.query_id, since=self._mine.since).state is State.RUNNING:
+                if queries.look(cluster, self._mine.query_id, since=self._mine.since).state is QueryState.RUNNING:
                     self._defer()
             sender.join(self.poll_interval)
         if isinstance(outcome[0], Exception):
             raise outcome[0]
-        return Metrics.of_summary(getattr(outcome[0], "summary", {}))
+        return QueryMetrics.of_summary(getattr(outcome[0], "summary", {}))
 
     def _defer(self) -> None:
         submission = self._mine
@@ -333,15 +335,15 @@ class ClickHouseOperator(ProjectOperator):
         with Cluster(self._hook.servers, comment=log_comment(context)) as cluster:
             seen = queries.look_for_sure(cluster, query_id, since=since)
             self.log.info("Query %s of an earlier try is %s", query_id, seen.state)
-            if seen.state is State.RUNNING and not waited_for:
+            if seen.state is QueryState.RUNNING and not waited_for:
                 queries.kill(cluster, query_id)
-            if not matters or not (waited_for or seen.state is State.UNKNOWN):
+            if not matters or not (waited_for or seen.state is QueryState.UNKNOWN):
                 return
-            if seen.state in (State.FAILED, State.UNKNOWN) and self._may_be_sent_again(seen):
+            if seen.state in (QueryState.FAILED, QueryState.UNKNOWN) and self._may_be_sent_again(seen):
                 return
             mine.statement, mine.query_id, mine.since = earlier.statement, query_id, since
             self._write_down()
-            if seen.state is State.RUNNING:
+            if seen.state is QueryState.RUNNING:
                 if self._killed:  # before this try had a query: then nobody else ends it
                     queries.kill(cluster, query_id)
                     raise QueryFailedError(f"Task {self.task_id} was killed: query {query_id} was ended with it.")
@@ -351,9 +353,9 @@ class ClickHouseOperator(ProjectOperator):
         self._settle(seen)
 
     def _await(self, cluster: Cluster, query_id: str, since: float) -> Seen:
-        while (seen := queries.look(cluster, query_id, since=since)).state is State.RUNNING:
+        while (seen := queries.look(cluster, query_id, since=since)).state is QueryState.RUNNING:
             time.sleep(self.poll_interval)
-        return seen if seen.state is not State.UNKNOWN else queries.look_for_sure(cluster, query_id, since=since)
+        return seen if seen.state is not QueryState.UNKNOWN else queries.look_for_sure(cluster, query_id, since=since)
 
     def _settle(self, seen: Seen) -> None:
         """Note a statement's end.
@@ -363,12 +365,12 @@ class ClickHouseOperator(ProjectOperator):
         :raises UnknownOutcomeError: nobody can tell.
         """
         query_id = self._mine.query_id
-        if seen.state is State.FINISHED:
+        if seen.state is QueryState.FINISHED:
             self.log.info("Query %s: %s", query_id, seen.metrics)
             self._mine.done.append({"query_id": query_id, "metrics": seen.metrics.to_dict()})
             self._write_down()
             return
-        unknown = seen.state is State.UNKNOWN
+        unknown = seen.state is QueryState.UNKNOWN
         message = (
             f"Nobody can tell whether query {query_id} of task {self.task_id} has run: no host knows of it." if unknown
             else f"Query {query_id} failed: {seen.error}"
@@ -386,7 +388,7 @@ class ClickHouseOperator(ProjectOperator):
 
     def _may_be_sent_again(self, seen: Seen) -> bool:
         """Whether a statement that did not finish, or nobody knows of, may be; and from which one on, in the record."""
-        if seen.state is State.FAILED and not seen.metrics.written_rows:
+        if seen.state is QueryState.FAILED and not seen.metrics.written_rows:
             return True
         if self.idempotent:
             self._mine.done = []
@@ -394,7 +396,7 @@ class ClickHouseOperator(ProjectOperator):
 
     def _seen_failed(self, error: ClickHouseError, statement: str) -> Seen | None:
         """What ClickHouse answered with an error, with what it had done by then. None: that cannot be told now."""
-        told = Seen(State.FAILED, error=error.message, code=error.code)
+        told = Seen(QueryState.FAILED, error=error.message, code=error.code)
         if error.code in _NEVER_BEGAN or has_result(statement):
             return told
         try:
@@ -402,16 +404,16 @@ class ClickHouseOperator(ProjectOperator):
                 seen = queries.look_for_sure(cluster, self._mine.query_id, since=self._mine.since)
         except TrilakeError:
             return None
-        return replace(told, metrics=seen.metrics) if seen.state is State.FAILED else None
+        return replace(told, metrics=seen.metrics) if seen.state is QueryState.FAILED else None
 
-    def _logged(self, metrics: Metrics) -> Metrics:
+    def _logged(self, metrics: QueryMetrics) -> QueryMetrics:
         """As the query log has it, which knows of memory; else as the answer's summary had it."""
         try:
             with Cluster(self._hook.servers) as cluster:
                 seen = queries.look(cluster, self._mine.query_id, since=self._mine.since)
         except TrilakeError:
             return metrics
-        return seen.metrics if seen.state is State.FINISHED else metrics
+        return seen.metrics if seen.state is QueryState.FINISHED else metrics
 
     # --- identity
 

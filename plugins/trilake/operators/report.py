@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from trilake.clickhouse.report import Query, Result, read_queries, render
+from trilake.clickhouse.report import ReportQuery, ReportResult, read_queries, render
 from trilake.endpoints import CLICKHOUSE_CONNECTION
 from trilake.errors import ConfigurationError
 from trilake.hooks.clickhouse import ClickHouseHook
@@ -56,9 +56,9 @@ class ClickHouseReportOperator(WindowedOperator, ProjectOperator):
         bounds = {"start": window.start, "stop": window.stop}
         with hook.client() as client:
 
-            def run(query: Query) -> Result:
+            def run(query: ReportQuery) -> ReportResult:
                 answer = client.query(query.sql, parameters=bounds, settings=hook.identify())
-                return Result(answer.column_names, answer.result_rows)
+                return ReportResult(answer.column_names, answer.result_rows)
 
             page = render(self.title, f"{window}, out of ClickHouse.", queries, run)
         if not self.key.endswith(".html"):

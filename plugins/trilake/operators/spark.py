@@ -31,7 +31,7 @@ from trilake.hooks.task_instance import INSTANCE_LABEL, TaskInstance
 from trilake.lake.data_set import ARTIFACTS_BUCKET, DataSet
 from trilake.operators.window import START, WindowedOperator
 from trilake.spark import event_log, versions
-from trilake.spark.application import SparkApplication, State
+from trilake.spark.application import ApplicationState, SparkApplication
 from trilake.triggers.spark import SparkApplicationTrigger
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
 
     The job gets ``--run``, ``--data-set``, ``--start`` and ``--end`` (of the window that it works on), `arguments`, and
     ``--result``. What it writes to ``--result`` (a JSON object, in S3) is in the task's XCom, key by key, beside
-    ``application``, ``state``, ``seconds`` and ``spark`` (what the event log says: `trilake.spark.event_log.Metrics`):
+    ``application``, ``state``, ``seconds`` and ``spark`` (the event log's `trilake.spark.event_log.SparkMetrics`):
     of a job that commits, ``task.output["snapshot_id"]`` is its snapshot. Of a job that publishes by itself,
     ``outlets=[trilake.assets.published(data_set)]`` gets an event for each partition.
 
@@ -274,7 +274,7 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
         adopted = None
         selector = f"{INSTANCE_LABEL}={TaskInstance.of(context).digest}"
         for application in asyncio.run(self.applications.find(selector)):
-            name, state = application["metadata"]["name"], State.of(application)
+            name, state = application["metadata"]["name"], ApplicationState.of(application)
             if earlier and not earlier.done and is_adoptable(application, earlier.name, inputs):
                 namespace = application["metadata"]["namespace"]
                 submission = SparkSubmission(earlier.number, uuid.uuid4().hex, inputs, name, namespace)
@@ -439,7 +439,7 @@ def explained(what: str, event: Mapping[str, Any]) -> str:
     lines = [what]
     if event["error"]:
         lines.append(f"Reason: {event['error']}")
-    lines += [f"Pod {trouble}" for trouble in event["troubles"]]
+    lines += [f"Pod {problem}" for problem in event.get("pod_problems") or []]
     if event["tail"]:
         lines += ["The driver's last lines:", *(f"  {line}" for line in event["tail"])]
     return "\n".join(lines)

@@ -35,7 +35,7 @@ class SparkApplicationNotCompletedError(TrilakeError, AirflowSensorTimeout):
 
 class SparkApplicationSensor(BaseSensorOperator):
     """Succeeds when Spark applications are COMPLETED; fails at once when one is FAILED or SUBMISSION_FAILED, with the
-    reason, its pods' troubles and its driver's last lines. In every other state, known or not, it waits.
+    reason, its pods' pod_problems and its driver's last lines. In every other state, known or not, it waits.
 
     By name: of one application, which may not be there yet; one that is deleted before it is completed is an error. By
     labels: of all that have them, and at least one; of a task's tries the last application counts. Whoever submits has

@@ -70,7 +70,7 @@ SPARK_CONF: Mapping[str, str] = MappingProxyType(
 )
 
 
-class State(StrEnum):
+class ApplicationState(StrEnum):
     """Every state that spark-operator gives an application (v1beta2, 2.5)."""
 
     NEW = ""
@@ -89,7 +89,7 @@ class State(StrEnum):
     UNKNOWN = "UNKNOWN"
 
     @classmethod
-    def of(cls, application: Mapping[str, Any]) -> State:
+    def of(cls, application: Mapping[str, Any]) -> ApplicationState:
         """An application's state. One that a later operator may bring is UNKNOWN: neither begun nor over."""
         text = ((application.get("status") or {}).get("applicationState") or {}).get("state") or ""
         try:
@@ -100,12 +100,18 @@ class State(StrEnum):
     @property
     def over(self) -> bool:
         """Whether nothing more becomes of an application that is not to be restarted (as ours are)."""
-        return self in (State.COMPLETED, State.FAILED, State.SUBMISSION_FAILED)
+        return self in (ApplicationState.COMPLETED, ApplicationState.FAILED, ApplicationState.SUBMISSION_FAILED)
 
     @property
     def started(self) -> bool:
         """Whether its driver has been seen running."""
-        return self in (State.RUNNING, State.SUCCEEDING, State.FAILING, State.COMPLETED, State.FAILED)
+        return self in (
+            ApplicationState.RUNNING,
+            ApplicationState.SUCCEEDING,
+            ApplicationState.FAILING,
+            ApplicationState.COMPLETED,
+            ApplicationState.FAILED,
+        )
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ _TASK_END = b'"Event":"SparkListenerTaskEnd"'
 
 
 @dataclass(frozen=True)
-class Metrics:
+class SparkMetrics:
     """Sums over all tasks, those that failed or ran twice included: the work that was done, not the rows that count.
 
     Bytes are of what lay in storage or went over the network; seconds are of executors, side by side.
@@ -53,7 +53,7 @@ class Metrics:
         return asdict(self)
 
 
-def read(client: S3Client, application_id: str) -> Metrics | None:
+def read(client: S3Client, application_id: str) -> SparkMetrics | None:
     """The metrics of an application that has ended; None if there is no log of it.
 
     :param application_id: Spark's own, as the driver knows it.
@@ -68,9 +68,9 @@ def read(client: S3Client, application_id: str) -> Metrics | None:
         return summarise(io.BufferedReader(stream))
 
 
-def summarise(lines: Iterable[bytes]) -> Metrics:
+def summarise(lines: Iterable[bytes]) -> SparkMetrics:
     """The sums of an event log's lines. What is cut off at its end is left out."""
-    totals: dict[str, Any] = dict.fromkeys((*Metrics.__dataclass_fields__, "cpu_ns", "run_ms", "gc_ms"), 0)
+    totals: dict[str, Any] = dict.fromkeys((*SparkMetrics.__dataclass_fields__, "cpu_ns", "run_ms", "gc_ms"), 0)
     for line in lines:
         if _TASK_END not in line[:64]:
             continue
@@ -97,4 +97,6 @@ def summarise(lines: Iterable[bytes]) -> Metrics:
             totals[name] += value or 0
         totals["shuffle_read_bytes"] += shuffled.get("Remote Bytes Read", 0) + shuffled.get("Local Bytes Read", 0)
     cpu, run, gc = (totals.pop(name) for name in ("cpu_ns", "run_ms", "gc_ms"))
-    return Metrics(**{**totals, "run_seconds": run / 1e3, "cpu_seconds": round(cpu / 1e9, 3), "gc_seconds": gc / 1e3})
+    return SparkMetrics(
+        **{**totals, "run_seconds": run / 1e3, "cpu_seconds": round(cpu / 1e9, 3), "gc_seconds": gc / 1e3}
+    )

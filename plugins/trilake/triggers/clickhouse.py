@@ -71,9 +71,9 @@ class ClickHouseQueryTrigger(BaseTrigger):
                 try:
                     seen = await asyncio.to_thread(queries.look, cluster, self.query_id, since=self.since)
                     answered = time.monotonic()
-                    gone = None if seen.state is queries.State.RUNNING else gone or answered
+                    gone = None if seen.state is queries.QueryState.RUNNING else gone or answered
                     late = gone is not None and answered - gone > queries.LOG_DELAY_SECONDS
-                    if seen.state in (queries.State.FINISHED, queries.State.FAILED) or late:
+                    if seen.state in (queries.QueryState.FINISHED, queries.QueryState.FAILED) or late:
                         return {**mine, **seen.to_dict()}
                 except TrilakeError as e:
                     if time.monotonic() - answered > _UNREACHABLE_SECONDS:

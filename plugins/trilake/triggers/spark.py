@@ -22,7 +22,7 @@ from trilake.hooks.spark import (
     newest,
     refusal,
 )
-from trilake.spark.application import State
+from trilake.spark.application import ApplicationState
 
 Outcome = Literal["completed", "failed", "gone", "not_started", "too_long", "error"]
 
@@ -93,7 +93,7 @@ class SparkApplicationTrigger(BaseTrigger):
     async def wait(self) -> dict[str, Any]:
         """What became of it: an event's payload, see `_event`."""
         answered = time.monotonic()
-        state: State | None = None
+        state: ApplicationState | None = None
         noted_at = time.monotonic()
         while True:
             try:
@@ -102,7 +102,7 @@ class SparkApplicationTrigger(BaseTrigger):
                     return self._event("gone", state)
                 if state is None:
                     self._read = self._noted = log_read(application)  # another triggerer may have begun
-                before, state = state, State.of(application)
+                before, state = state, ApplicationState.of(application)
                 await self._bring_log(application, state)
                 if state != before:
                     self.log.info("SparkApplication %s is %s", self.name, state or "new")
@@ -110,7 +110,7 @@ class SparkApplicationTrigger(BaseTrigger):
                 if state.over:
                     return await self._over(application, state)
                 if late := self._late(state):
-                    return self._event(late, state, troubles=await self._hook.troubles(self.name))
+                    return self._event(late, state, pod_problems=await self._hook.pod_problems(self.name))
                 if time.monotonic() - noted_at > _NOTE_SECONDS:
                     await self._note_log_read()
                     await self._tell_troubles()
@@ -124,14 +124,14 @@ class SparkApplicationTrigger(BaseTrigger):
                 self.log.warning("SparkApplication %s cannot be seen for now: %s", self.name, e)
             await asyncio.sleep(self.poll_interval)
 
-    def _late(self, state: State) -> Outcome | None:
+    def _late(self, state: ApplicationState) -> Outcome | None:
         if self.end_by is not None and time.time() > self.end_by:
             return "too_long"
         return "not_started" if not state.started and time.time() > self.start_by else None
 
-    async def _over(self, application: dict[str, Any], state: State) -> dict[str, Any]:
+    async def _over(self, application: dict[str, Any], state: ApplicationState) -> dict[str, Any]:
         await self._note_log_read()
-        if state is State.COMPLETED:
+        if state is ApplicationState.COMPLETED:
             return self._event("completed", state)
         pod = driver_pod(application)
         return self._event(
@@ -139,17 +139,17 @@ class SparkApplicationTrigger(BaseTrigger):
             state,
             error=error_message(application),
             tail=await self._hook.last_lines(pod) if pod else [],
-            troubles=await self._hook.troubles(self.name),
+            pod_problems=await self._hook.pod_problems(self.name),
         )
 
     def _event(
         self,
         outcome: Outcome,
-        state: State | None,
+        state: ApplicationState | None,
         *,
         error: str = "",
         tail: list[str] | None = None,
-        troubles: list[str] | None = None,
+        pod_problems: list[str] | None = None,
     ) -> dict[str, Any]:
         """What the operator goes on with; every part is small."""
         return {
@@ -158,12 +158,12 @@ class SparkApplicationTrigger(BaseTrigger):
             "state": str(state or ""),
             "error": error,
             "tail": tail or [],
-            "troubles": troubles or [],
+            "pod_problems": pod_problems or [],
         }
 
     # --- the log
 
-    async def _bring_log(self, application: dict[str, Any], state: State) -> None:
+    async def _bring_log(self, application: dict[str, Any], state: ApplicationState) -> None:
         pod = driver_pod(application)
         if not self.get_logs or not pod or not state.started:
             return
@@ -173,10 +173,10 @@ class SparkApplicationTrigger(BaseTrigger):
 
     async def _tell_troubles(self) -> None:
         """An executor that finds no node keeps a job waiting for ever, and nobody is told by Spark."""
-        for trouble in await self._hook.troubles(self.name):
-            if trouble not in self._told:
-                self.log.warning("Pod %s", trouble)
-                self._told.add(trouble)
+        for problem in await self._hook.pod_problems(self.name):
+            if problem not in self._told:
+                self.log.warning("Pod %s", problem)
+                self._told.add(problem)
 
     async def _note_log_read(self) -> None:
         """Keep on the application how far its log was read: another triggerer goes on from there."""
@@ -261,7 +261,7 @@ class SparkApplicationsTrigger(BaseTrigger):
 
     async def look(self) -> dict[str, Any]:
         """One look: ``outcome`` completed, failed, gone or waiting; ``states`` by name; of what failed ``name``,
-        ``error``, and as `SparkApplicationTrigger` has them ``tail`` and ``troubles``.
+        ``error``, and as `SparkApplicationTrigger` has them ``tail`` and ``pod_problems``.
         """
         found: list[Any]
         if self.name is not None:
@@ -269,28 +269,31 @@ class SparkApplicationsTrigger(BaseTrigger):
             found = [one] if one else []
         else:
             found = newest(await self._hook.find(str(self.selector)))
-        states = {application["metadata"]["name"]: State.of(application) for application in found}
+        states = {application["metadata"]["name"]: ApplicationState.of(application) for application in found}
         for name, state in states.items():
             if self.seen.get(name) != state:
                 self.log.info("SparkApplication %s is %s", name, state or "new")
         # A name does not come back; of a task whose application is gone another may come.
-        gone = [name for name, state in self.seen.items() if name not in states and state != State.COMPLETED]
+        gone = [name for name, state in self.seen.items() if name not in states and state != ApplicationState.COMPLETED]
         self.seen |= {name: str(state) for name, state in states.items()}
         for application in found:
-            if states[name := application["metadata"]["name"]] in (State.FAILED, State.SUBMISSION_FAILED):
+            if states[name := application["metadata"]["name"]] in (
+                ApplicationState.FAILED,
+                ApplicationState.SUBMISSION_FAILED,
+            ):
                 pod = driver_pod(application)
                 return self._event(
                     "failed",
                     name=name,
                     error=error_message(application),
                     tail=await self._hook.last_lines(pod) if pod else [],
-                    troubles=await self._hook.troubles(name),
+                    pod_problems=await self._hook.pod_problems(name),
                 )
         if gone and self.name is not None:
             return self._event("gone", name=gone[0])
         # one that was seen COMPLETED may have been cleared away since
         known = [state for name, state in self.seen.items() if name not in gone]
-        completed = bool(known) and all(state == State.COMPLETED for state in known)
+        completed = bool(known) and all(state == ApplicationState.COMPLETED for state in known)
         return self._event("completed" if completed else "waiting")
 
     def _event(
@@ -300,7 +303,7 @@ class SparkApplicationsTrigger(BaseTrigger):
         name: str = "",
         error: str = "",
         tail: list[str] | None = None,
-        troubles: list[str] | None = None,
+        pod_problems: list[str] | None = None,
     ) -> dict[str, Any]:
-        found = {"name": name, "error": error, "tail": tail or [], "troubles": troubles or []}
+        found = {"name": name, "error": error, "tail": tail or [], "pod_problems": pod_problems or []}
         return {"outcome": outcome, "states": self.seen, **found}

@@ -21,10 +21,14 @@ from trilake.sensors.spark import (
     SparkApplicationNotCompletedError,
     SparkApplicationSensor,
 )
-from trilake.spark.application import State
+from trilake.spark.application import ApplicationState
 from trilake.triggers.spark import SparkApplicationsTrigger
 
-WAITED_FOR = [s for s in State if s not in (State.COMPLETED, State.FAILED, State.SUBMISSION_FAILED)]
+WAITED_FOR = [
+    s
+    for s in ApplicationState
+    if s not in (ApplicationState.COMPLETED, ApplicationState.FAILED, ApplicationState.SUBMISSION_FAILED)
+]
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +145,7 @@ def test_by_labels_it_waits_for_all_and_for_the_last_try_of_a_task(server: Kuber
 
 @pytest.mark.parametrize("state", [*WAITED_FOR, "BROUGHT_BY_A_LATER_OPERATOR"])
 def test_in_every_other_state_it_waits(monkeypatch: pytest.MonkeyPatch, state: str) -> None:
-    assert len(State) == 14
+    assert len(ApplicationState) == 14
 
     async def get(self: Any, name: str) -> Any:
         return {"metadata": {"name": name}, "status": {"applicationState": {"state": state}}}

@@ -29,7 +29,7 @@ from trilake.clickhouse.publication.ledger import Ledger, Publication, total_row
 from trilake.clickhouse.publication.pull import pull_of
 from trilake.clickhouse.publication.staging import Staging, drop_staging, staging_tables
 from trilake.clickhouse.publication.switch import Switch, SwitchIncompleteError, raise_all
-from trilake.clickhouse.queries import Metrics
+from trilake.clickhouse.queries import QueryMetrics
 from trilake.errors import TrilakeError
 from trilake.lake.data_set import DataSet
 from trilake.lake.plan import LoadPlan, PartitionPlan, check_shards
@@ -55,7 +55,7 @@ class PublicationReport:
     current: tuple[str, ...] = ()
     rows: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-    metrics: Metrics = field(default_factory=Metrics)
+    metrics: QueryMetrics = field(default_factory=QueryMetrics)
     query_ids: tuple[str, ...] = ()
 
     @property
@@ -128,7 +128,7 @@ class Publisher:
             current=tuple(sorted([*current, *(p.partition for p in standing)])),
             rows={p.partition: p.rows for p in won},
             warnings=tuple(warnings),
-            metrics=Metrics.of_all(loads.values()),
+            metrics=QueryMetrics.of_all(loads.values()),
             query_ids=tuple(loads),
         )
 

@@ -14,7 +14,7 @@ from trilake.clickhouse.publication.checks import Check, CheckFailedError
 from trilake.clickhouse.publication.columns import AuditError
 from trilake.clickhouse.publication.ledger import Claim
 from trilake.clickhouse.publication.pull import PULL, Pull, Sums, staged
-from trilake.clickhouse.queries import Metrics
+from trilake.clickhouse.queries import QueryMetrics
 from trilake.endpoints import ClickHouseShard
 from trilake.lake.plan import LoadPlan, PartitionPlan
 
@@ -49,7 +49,7 @@ class _Cell:
 
     rows: int
     by_file: Mapping[str, int]
-    loads: Mapping[str, Metrics]
+    loads: Mapping[str, QueryMetrics]
 
 
 class Staging:
@@ -64,7 +64,7 @@ class Staging:
         self.pull = pull
         self.attempt = attempt
 
-    def write(self, partitions: Sequence[PartitionPlan]) -> tuple[list[Claim], dict[str, Metrics]]:
+    def write(self, partitions: Sequence[PartitionPlan]) -> tuple[list[Claim], dict[str, QueryMetrics]]:
         """Fill and audit the tables of `partitions`, on all shards side by side.
 
         Gives what to write into the ledger, and what each load took by its query id.
@@ -75,7 +75,7 @@ class Staging:
         at = [(shard, partition) for partition in partitions for shard in self.cluster.shards]
         cells = self.cluster.on_shards([(shard, partial(self._write_cell, partition)) for shard, partition in at])
         claims: list[Claim] = []
-        loads: dict[str, Metrics] = {}
+        loads: dict[str, QueryMetrics] = {}
         for partition in partitions:
             by_shard = {s.number: c for (s, p), c in zip(at, cells, strict=True) if p.partition == partition.partition}
             self.pull.check_partition(partition, [cell.by_file for cell in by_shard.values()])
@@ -126,14 +126,14 @@ class Staging:
         client.command(f"CREATE TABLE {staging} AS {quote_name(shard.database)}.{quote_name(data_set.local_table)}")
         client.command(f"ALTER TABLE {staging} MODIFY SETTING min_bytes_for_wide_part = {COMPACT_BYTES}")
         files = partition.of_shard(shard.number)
-        pulled, by_file, loads = Sums(), dict[str, int](), dict[str, Metrics]()
+        pulled, by_file, loads = Sums(), dict[str, int](), dict[str, QueryMetrics]()
         for source in self.pull.sources(files, shard.number):
             query_id = f"publish:{self.attempt}:{partition.partition}:{shard.number}:{len(loads) + 1}"
             done = client.command(
                 f"INSERT INTO {staging} ({columns.listed}) SELECT {columns.listed} FROM {source}",
                 settings={**PULL, "query_id": query_id},
             )
-            loads[query_id] = Metrics.of_summary(getattr(done, "summary", {}))
+            loads[query_id] = QueryMetrics.of_summary(getattr(done, "summary", {}))
             sums, rows_by_file = self.pull.sums(client, source, files)
             pulled += sums
             by_file |= rows_by_file

@@ -61,7 +61,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Result:
+class DryRunResult:
     """What the job would commit.
 
     :param columns: name and Spark's type of each column, in the job's order.
@@ -88,7 +88,7 @@ def scratch(home: Home) -> Iterator[Path]:
         yield Path(folder)
 
 
-def run(home: Home, endpoints: Endpoints, task: Task, window: Window, folder: Path, *, limit: int = 0) -> Result:
+def run(home: Home, endpoints: Endpoints, task: Task, window: Window, folder: Path, *, limit: int = 0) -> DryRunResult:
     """Run the job over the window. Nothing is written but files in `folder`.
 
     :param limit: lines read of each partition; 0: all.
@@ -114,7 +114,7 @@ def run(home: Home, endpoints: Endpoints, task: Task, window: Window, folder: Pa
             hint="A dry run shows what `Job.commit` would have committed.",
         ) from None
     counts = {name: Counts(**count) for name, count in document["counts"].items()}
-    return Result(counts, document["columns"], document["inputs"], document["refused"], folder / ROWS_FOLDER)
+    return DryRunResult(counts, document["columns"], document["inputs"], document["refused"], folder / ROWS_FOLDER)
 
 
 def _ensure_catalog(endpoints: Endpoints) -> None:
@@ -147,7 +147,7 @@ def _submission(
     folder: Path,
     classes: Path,
     limit: int,
-) -> submission.Submission:
+) -> submission.SubmitCommand:
     arguments = [
         *(str(folder), task.job),
         *("--run", "a dry run", "--data-set", task.data_set.to_json()),
@@ -171,7 +171,7 @@ def _submission(
     return prepared
 
 
-def _drive(prepared: submission.Submission, folder: Path) -> int:
+def _drive(prepared: submission.SubmitCommand, folder: Path) -> int:
     """The driver's exit code. Whatever happens here, it has ended with all that it started."""
     with open(folder / _LOG, "wb") as log:
         driver = subprocess.Popen(

@@ -133,7 +133,7 @@ class Users:
             )
 
 
-class Query:
+class RunningQuery:
     """A request's query while it runs.
 
     :ivar head: whether data follows its text, and where.
@@ -252,7 +252,7 @@ class Gateway:
 
     def _answer(self, exchange: Exchange, request: Request) -> None:
         tag = secrets.token_hex(8)
-        query = Query(request)
+        query = RunningQuery(request)
 
         def headers() -> dict[str, str]:
             return {
@@ -278,7 +278,7 @@ class Gateway:
                 log.info("query %s: error %d after its answer began", request.query_id, e.code)
                 answer.break_off(_last_word(str(e), tag))
 
-    def _execute(self, exchange: Exchange, query: Query, answer: wire.Answer) -> None:
+    def _execute(self, exchange: Exchange, query: RunningQuery, answer: wire.Answer) -> None:
         request = query.request
         # the statement is read before it has a connection: a slow sender holds none
         text = self._text(exchange, request)
@@ -291,7 +291,9 @@ class Gateway:
             for piece in pieces:
                 answer.write(piece)
 
-    def _run(self, exchange: Exchange, query: Query, connection: Connection, rest: Iterator[bytes]) -> Generator[bytes]:
+    def _run(
+        self, exchange: Exchange, query: RunningQuery, connection: Connection, rest: Iterator[bytes]
+    ) -> Generator[bytes]:
         """Run a query; its answer piece by piece."""
         path = f"{self._config.spool.name}/{secrets.token_hex(16)}"
         if query.head.insert is not None:
@@ -300,7 +302,7 @@ class Gateway:
             yield from self._whole(exchange, query, connection, rest, path)
 
     def _whole(
-        self, exchange: Exchange, query: Query, connection: Connection, rest: Iterator[bytes], path: str
+        self, exchange: Exchange, query: RunningQuery, connection: Connection, rest: Iterator[bytes], path: str
     ) -> Generator[bytes]:
         """Run what is a statement from its first byte to its last."""
         request = query.request
@@ -337,7 +339,7 @@ class Gateway:
             connection.streams = connection.streams and statement.streams
 
 
-def _insert(query: Query, connection: Connection, rest: Iterator[bytes], path: str) -> Generator[bytes]:
+def _insert(query: RunningQuery, connection: Connection, rest: Iterator[bytes], path: str) -> Generator[bytes]:
     """Run an INSERT whose data follow it."""
     request, head = query.request, query.head
     check_room()

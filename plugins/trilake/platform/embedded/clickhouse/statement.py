@@ -194,7 +194,7 @@ def _certain(text: bytes, complete: bool) -> Iterator[Token]:
 
 
 @dataclass(frozen=True)
-class Statement:
+class ParsedStatement:
     """A statement that is run as it is.
 
     :param sql: what the engine gets.
@@ -227,7 +227,7 @@ class Statement:
         return self.sql[: self.file_at] + clause.encode() + self.sql[self.file_at : self.end]
 
 
-def understand(text: bytes) -> Statement:
+def understand(text: bytes) -> ParsedStatement:
     """Look at a statement; views of `GATEWAY_DATABASE` and the clients' query ids are put in their places."""
     sql = _rewrite(text, list(tokens(text)))
     seen = list(tokens(sql))
@@ -236,7 +236,7 @@ def understand(text: bytes) -> Statement:
     outermost = {token.word for token in seen if not token.depth}
     format_ = _named_format(seen)
     end = max((token.end for token in seen if token.text != ";"), default=0)
-    return Statement(
+    return ParsedStatement(
         sql=sql,
         first_word=words[0] if end else "",
         format=format_[1] if format_ else None,

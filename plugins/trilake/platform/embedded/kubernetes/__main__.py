@@ -17,7 +17,7 @@ import uvicorn
 
 from trilake.errors import TrilakeError
 from trilake.platform.embedded.kubernetes.api import Api
-from trilake.platform.embedded.kubernetes.cluster import Cluster
+from trilake.platform.embedded.kubernetes.cluster import KubernetesObjects
 from trilake.platform.embedded.kubernetes.configuration import ClusterConfiguration
 from trilake.platform.embedded.kubernetes.controller import Controller
 
@@ -62,7 +62,7 @@ def _listen(configuration: ClusterConfiguration) -> socket.socket:
 
 
 async def _serve(configuration: ClusterConfiguration, listening: socket.socket) -> None:
-    cluster = Cluster(configuration.data, configuration.namespace)
+    cluster = KubernetesObjects(configuration.data, configuration.namespace)
     api = Api(cluster, Controller(cluster, configuration), configuration)
     server = _Server(
         uvicorn.Config(

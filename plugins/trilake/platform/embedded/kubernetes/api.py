@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from trilake.platform.embedded.kubernetes import patches
-from trilake.platform.embedded.kubernetes.cluster import Cluster, Kind, Record
+from trilake.platform.embedded.kubernetes.cluster import Kind, KubernetesObjects, Record
 from trilake.platform.embedded.kubernetes.configuration import ClusterConfiguration
 from trilake.platform.embedded.kubernetes.controller import Controller
 from trilake.platform.embedded.kubernetes.driver_log import LogQuery, follow_log, log_time, read_log
@@ -57,7 +57,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 class Api:
     """The requests on one cluster's objects."""
 
-    def __init__(self, cluster: Cluster, controller: Controller, configuration: ClusterConfiguration) -> None:
+    def __init__(self, cluster: KubernetesObjects, controller: Controller, configuration: ClusterConfiguration) -> None:
         self._cluster = cluster
         self._controller = controller
         self._configuration = configuration

@@ -78,7 +78,7 @@ class Changed:
     document: dict[str, Any]
 
 
-class Cluster:
+class KubernetesObjects:
     """All objects of one namespace. It is used from one event loop alone."""
 
     def __init__(self, folder: Path, namespace: str) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any
 
-from trilake.platform.embedded.kubernetes.cluster import Cluster, Record
+from trilake.platform.embedded.kubernetes.cluster import KubernetesObjects, Record
 from trilake.platform.embedded.kubernetes.configuration import ClusterConfiguration
 from trilake.platform.embedded.kubernetes.drivers import Driver
 from trilake.platform.embedded.kubernetes.objects import (
@@ -44,7 +44,7 @@ _AGAIN_SECONDS = 2.0
 class Controller:
     """Runs the applications of a cluster from `start` to `stop`."""
 
-    def __init__(self, cluster: Cluster, configuration: ClusterConfiguration) -> None:
+    def __init__(self, cluster: KubernetesObjects, configuration: ClusterConfiguration) -> None:
         self._cluster = cluster
         self._configuration = configuration
         self._tasks: dict[str, asyncio.Task[None]] = {}

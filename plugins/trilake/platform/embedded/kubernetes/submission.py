@@ -29,7 +29,7 @@ class ContainerConfigError(Exception):
 
 
 @dataclass(frozen=True)
-class Submission:
+class SubmitCommand:
     """What runs an application. The environment holds credentials: it is handed over and never written."""
 
     command: list[str]
@@ -50,7 +50,7 @@ def memory_bytes(text: str) -> int:
 
 def prepare(
     application: Mapping[str, Any], spark_application_id: str, folder: Path, configuration: ClusterConfiguration
-) -> Submission:
+) -> SubmitCommand:
     """Work out command, settings and environment; nothing is written.
 
     :raises SubmissionError: the application cannot be submitted.
@@ -69,10 +69,10 @@ def prepare(
     command += [_here(spec["mainApplicationFile"], configuration), *spec.get("arguments", ())]
     environment = _own_environment(name, spark_application_id, folder, configuration)
     environment |= container_environment(application, driver, configuration.secrets)
-    return Submission(command, environment, properties)
+    return SubmitCommand(command, environment, properties)
 
 
-def write_files(submission: Submission, folder: Path) -> None:
+def write_files(submission: SubmitCommand, folder: Path) -> None:
     """Lay out the attempt's folder: the settings, and scratch space that goes with it."""
     (folder / _SCRATCH).mkdir(exist_ok=True)
     text = "".join(
