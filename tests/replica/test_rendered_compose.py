@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,13 @@ def written(place: str, folder: Path) -> tuple[str, str, set[str]]:
     return HOSTS_FILES[place], environment.part(environment.read(file), place), needed
 
 
-def rendered(file: str, env: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def rendered(file: str, env: str, folder: Path, **environ: str) -> subprocess.CompletedProcess[str]:
     (folder / ".env").write_text(env)
     command = ["docker", "compose", "--env-file", str(folder / ".env"), "--file", file, "config", "--format", "json"]
-    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False, timeout=60)
+    known = {name: value for name, value in os.environ.items() if name != "TRILAKE_PROJECT"}
+    return subprocess.run(
+        command, cwd=PROJECT, env=known | environ, capture_output=True, text=True, check=False, timeout=60
+    )
 
 
 @pytest.mark.parametrize("place", ["replica", *HOSTS_FILES])
@@ -66,3 +70,25 @@ def test_a_missing_variable_is_one_line_that_names_it(place: str, tmp_path: Path
         assert done.returncode != 0, name
         assert f"required variable {name} is missing a value: write .env with `trilake env`" in told
         assert told.count("\n") == 0, told
+
+
+@pytest.mark.parametrize("place", ["replica", "vps_1"])
+@pytest.mark.parametrize("by", ["environment", ".env", "default"])
+def test_the_project_that_is_mounted_is_the_one_that_is_named(place: str, by: str, tmp_path: Path) -> None:
+    """Its DAGs, jobs and SQL, and nothing of it in any image."""
+    file, text, _ = written(place, tmp_path)
+    team = tmp_path / "shop"
+    line = f"TRILAKE_PROJECT={team}\n" if by == ".env" else ""
+    environ = {"TRILAKE_PROJECT": str(team)} if by == "environment" else {}
+    services = json.loads(rendered(file, text + line, tmp_path, **environ).stdout)["services"]
+    mounted = {
+        name: {volume["target"]: volume["source"] for volume in service.get("volumes", ()) if volume["type"] == "bind"}
+        for name, service in services.items()
+    }
+    root = PROJECT if by == "default" else team
+    for service, parts in {
+        "airflow-dag-processor": ["dags", "sql"],
+        "setup-tables": ["pyproject.toml", "sql"],
+        "setup-deploy": ["pyproject.toml", "dags", "spark_jobs", "sql"],
+    }.items():
+        assert mounted[service] == {f"/opt/trilake/project/{part}": str(root / part) for part in parts}

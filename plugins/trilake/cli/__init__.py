@@ -8,7 +8,10 @@ from __future__ import annotations
 import os
 import sys
 
-import typer
+try:
+    import typer
+except ModuleNotFoundError:  # of a bare `pip install trilake`, which a Spark driver does with
+    sys.exit("trilake: the command line is not installed. `pip install 'trilake[airflow]'` brings it.")
 
 from trilake.cli import data, hosts, init, jobs, local, new, producer, query, vpn
 from trilake.errors import TrilakeError

@@ -78,9 +78,9 @@ def replica(
 ) -> None:
     """Start each part of the three hosts' replica in Docker that does not run, and wait until all is well."""
     from trilake.cli import replica
-    from trilake.project import find_project
+    from trilake.platform.hosts.checkout import find_checkout
 
-    (replica.down if down else replica.up)(find_project())
+    (replica.down if down else replica.up)(find_checkout())
 
 
 @setup_app.command("databases")

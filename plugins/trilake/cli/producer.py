@@ -23,14 +23,14 @@ OfDataSet = Annotated[str, typer.Option("--data-set", help="Whose prefix; a prod
 
 
 def producers_here() -> Producers:
-    """The producers of this project, with the root's secret of its ``.env``."""
+    """The producers of this host or replica, with the root's secret of its ``.env``."""
     from trilake.platform.hosts import environment
+    from trilake.platform.hosts.checkout import find_checkout
     from trilake.platform.hosts.containers import project_name
     from trilake.platform.hosts.producers import Producers
     from trilake.platform.hosts.s3_admin import ROOT, secret
-    from trilake.project import find_project
 
-    file = find_project() / environment.FILE
+    file = find_checkout() / environment.FILE
     return Producers(project_name(os.environ, file), secret(environment.read(file), ROOT))
 
 
@@ -43,10 +43,13 @@ def add(
 ) -> None:
     """Make a key and write it to a file, mode 600. Its secret is kept nowhere else."""
     from trilake.cli.declared import find_data_set
-    from trilake.project import find_project
+    from trilake.platform.hosts import environment
+    from trilake.platform.hosts.checkout import find_checkout, served_project
 
+    checkout = find_checkout()
+    settings = environment.read(checkout / environment.FILE) if (checkout / environment.FILE).exists() else {}
     # a data set that no DAG declares has no reader
-    find_data_set(find_project() / "dags", data_set)
+    find_data_set(served_project(checkout, settings) / "dags", data_set)
     file = out or Path(f"{data_set}.{name}.key")
     one = producers_here().add(name, data_set, file)
     line = f"{file} is {name}'s key: it may put files below s3://raw/{data_set}/ and nothing else."

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from trilake.errors import TrilakeError
 from trilake.platform.hosts import environment
+from trilake.platform.hosts.checkout import served_project
 from trilake.platform.hosts.containers import project_name
 from trilake.platform.hosts.vpn import Vpn
+from trilake.project import PROJECT
 
 READY_TIMEOUT_S = 900
 PROFILE = "laptop"
@@ -64,26 +66,31 @@ def read_services(text: str, jobs: Container[str]) -> dict[str, Service]:
     return {service.name: service for service in found}
 
 
-def up(project: Path) -> None:
+def up(checkout: Path) -> None:
     """Bring it up; safe at any time. Progress goes to stderr, the result to stdout.
 
+    :param checkout: holds the hosts' files and ``.env``. The project may lie elsewhere: see `served_project`.
     :raises EnvironmentFileError: `.env` lacks something.
     :raises ReplicaError: no Docker, an image that cannot be built, a service that does not become ready.
     """
-    file = project / environment.FILE
+    file = checkout / environment.FILE
     if not file.exists():
         environment.write(file, environment.replica_settings())
         _say("wrote .env: this replica's addresses and secrets")
     values = environment.read(file)
     environment.check(values)
-    _docker(project, "version", "--format", "{{.Server.Version}}", quiet=True)
+    project = served_project(checkout, values)
+    # Compose mounts its folders
+    os.environ[PROJECT] = str(project)
+    _say(f"project: {project}")
+    _docker(checkout, "version", "--format", "{{.Server.Version}}", quiet=True)
     _say("building images; the first time takes minutes")
-    _docker(project, "compose", "build", "--quiet")
+    _docker(checkout, "compose", "build", "--quiet")
     _say("starting")
     # not its --wait: that takes a job that has done its work for a service that ended
-    done = _docker(project, "compose", "up", "--detach", "--remove-orphans", check=False)
-    _await(project, started=done == 0)
-    _profile(project)
+    done = _docker(checkout, "compose", "up", "--detach", "--remove-orphans", check=False)
+    _await(checkout, started=done == 0)
+    _profile(checkout)
     address = f"http://127.0.0.1:{values.get('UI_PORT', '8080')}"
     print(f"Up. Airflow: {address}  user admin, password: AIRFLOW_ADMIN_PASSWORD of .env")
     print(
@@ -92,10 +99,10 @@ def up(project: Path) -> None:
     print("`docker compose ps` shows what runs; `make replica-down` ends it and keeps the data.")
 
 
-def _profile(project: Path) -> None:
+def _profile(checkout: Path) -> None:
     """One VPN profile, of an administrator, unless there is or was one. Of a call that was killed it goes on."""
-    vpn = Vpn(project_name(os.environ, project / environment.FILE))
-    file = project / f"{PROFILE}.ovpn"
+    vpn = Vpn(project_name(os.environ, checkout / environment.FILE))
+    file = checkout / f"{PROFILE}.ovpn"
     known = [person for person in vpn.people() if person["name"] == PROFILE]
     if any(person["delivered"] or person["revoked_at"] for person in known):
         return
@@ -106,20 +113,20 @@ def _profile(project: Path) -> None:
     _say(f"wrote {file.name}: a way in through the VPN, as admin")
 
 
-def down(project: Path) -> None:
+def down(checkout: Path) -> None:
     """End every container; volumes stay."""
-    _docker(project, "compose", "down", "--remove-orphans")
+    _docker(checkout, "compose", "down", "--remove-orphans")
     print("Down; the data is kept (docker compose down --volumes removes it).")
 
 
-def _await(project: Path, *, started: bool) -> None:
+def _await(checkout: Path, *, started: bool) -> None:
     """:raises ReplicaError: a job failed, or something is not ready in time; with the end of its log."""
     until = time.monotonic() + (READY_TIMEOUT_S if started else 0)
     told: dict[str, str] = {}
-    configured = json.loads(_output(project, "compose", "config", "--format", "json") or "{}").get("services", {})
+    configured = json.loads(_output(checkout, "compose", "config", "--format", "json") or "{}").get("services", {})
     jobs = {name for name, service in configured.items() if service.get("restart") == "no"}
     while True:
-        services = read_services(_output(project, "compose", "ps", "--all", "--format", "json"), jobs)
+        services = read_services(_output(checkout, "compose", "ps", "--all", "--format", "json"), jobs)
         for service in services.values():
             if told.get(service.name) != str(service):
                 told[service.name] = str(service)
@@ -127,17 +134,17 @@ def _await(project: Path, *, started: bool) -> None:
         if started and services and all(service.ready for service in services.values()):
             return
         if failed := [service for service in services.values() if service.failed]:
-            raise _error(project, failed[0], "failed")
+            raise _error(checkout, failed[0], "failed")
         if time.monotonic() > until:
             late = [service for service in services.values() if not service.ready]
             if not late:
                 raise ReplicaError("`docker compose up` failed; its output stands above.")
-            raise _error(project, late[0], f"is not ready ({late[0]})")
+            raise _error(checkout, late[0], f"is not ready ({late[0]})")
         time.sleep(_POLL_S)
 
 
-def _error(project: Path, service: Service, what: str) -> ReplicaError:
-    log = _output(project, "compose", "logs", "--no-color", "--no-log-prefix", "--tail", str(_LOG_LINES), service.name)
+def _error(checkout: Path, service: Service, what: str) -> ReplicaError:
+    log = _output(checkout, "compose", "logs", "--no-color", "--no-log-prefix", "--tail", str(_LOG_LINES), service.name)
     return ReplicaError(
         f"{service.name} {what}. Its log ends with:\n  "
         + "\n  ".join(log.strip().splitlines() or ["(nothing)"])
@@ -146,10 +153,10 @@ def _error(project: Path, service: Service, what: str) -> ReplicaError:
     )
 
 
-def _docker(project: Path, *arguments: str, quiet: bool = False, check: bool = True) -> int:
+def _docker(checkout: Path, *arguments: str, quiet: bool = False, check: bool = True) -> int:
     try:
         done = subprocess.run(
-            ["docker", *arguments], cwd=project, check=False, stdout=subprocess.DEVNULL if quiet else sys.stderr
+            ["docker", *arguments], cwd=checkout, check=False, stdout=subprocess.DEVNULL if quiet else sys.stderr
         )
     except FileNotFoundError:
         raise ReplicaError("There is no docker here.", hint="Install Docker and Compose 2.24 or newer.") from None
@@ -158,8 +165,8 @@ def _docker(project: Path, *arguments: str, quiet: bool = False, check: bool = T
     return done.returncode
 
 
-def _output(project: Path, *arguments: str) -> str:
-    return subprocess.run(["docker", *arguments], cwd=project, check=False, capture_output=True, text=True).stdout
+def _output(checkout: Path, *arguments: str) -> str:
+    return subprocess.run(["docker", *arguments], cwd=checkout, check=False, capture_output=True, text=True).stdout
 
 
 def _say(text: str) -> None:

@@ -19,13 +19,13 @@ app = typer.Typer(help="Who may come in: the VPN of vps_1, on the host itself or
 
 
 def _vpn() -> Vpn:
-    """The VPN of this project."""
+    """The VPN of this host or replica."""
     from trilake.platform.hosts import environment
+    from trilake.platform.hosts.checkout import find_checkout
     from trilake.platform.hosts.containers import project_name
     from trilake.platform.hosts.vpn import Vpn
-    from trilake.project import find_project
 
-    return Vpn(project_name(os.environ, find_project() / environment.FILE))
+    return Vpn(project_name(os.environ, find_checkout() / environment.FILE))
 
 
 @app.command()

@@ -1,0 +1,35 @@
+"""Where the files of the hosts lie: Compose files, images, ``.env``. The project that they run may lie elsewhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from trilake.project import PROJECT, find_project
+
+_MARK = Path("docker", "vps_1", "compose.yml")
+
+
+def find_checkout(start: Path | None = None, environ: Mapping[str, str] = os.environ) -> Path:
+    """The nearest folder from `start` upward with the hosts' files; else the project's.
+
+    :raises ConfigurationError: there is neither.
+    """
+    here = (start or Path.cwd()).absolute()
+    for folder in (here, *here.parents):
+        if (folder / _MARK).is_file():
+            return folder
+    return find_project(start, environ)
+
+
+def served_project(checkout: Path, settings: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> Path:
+    """The project whose DAGs, jobs and SQL the hosts run: ``TRILAKE_PROJECT`` of the environment, or of ``.env``.
+
+    Without either it is the checkout's own.
+
+    :param settings: what ``.env`` says.
+    :raises ConfigurationError: the folder that is named is not a project.
+    """
+    named = environ.get(PROJECT) or settings.get(PROJECT)
+    return find_project(checkout, {PROJECT: str(checkout / named)} if named else {})
