@@ -1,4 +1,4 @@
-"""Tests that take turns: of those marked ``rotates(n)``, one in n runs with every push, and all of them at night.
+"""Tests that take turns: of those marked ``rotates(n)``, one in n runs with every push.
 
 ``TRILAKE_TURN`` is the number of the turn; `make test-kubernetes TURN=17` and its like set it. CI takes it from the
 commit. Without it every test runs. A folder's conftest calls `keep_turn` and `describe_turn`.

@@ -16,7 +16,8 @@ YEAR = Window.parse("month", "2013-01", "2013-12")
 
 endpoints = Endpoints.from_environment()
 catalog = open_catalog(endpoints.lake, endpoints.s3)
-lake = {p.partition: p.rows for p in plan(load_table(catalog, "curated.flights"), FLIGHTS, YEAR).partitions}
+found = plan(load_table(catalog, "curated.flights"), FLIGHTS, YEAR).partitions
+lake = {p.partition: p.rows for p in found if p.rows}
 quarantined = load_table(catalog, "quarantine.flights").scan().count()
 catalog.close()
 with Cluster(endpoints.clickhouse) as cluster:
