@@ -8,8 +8,8 @@ PYTHON ?= python3
 VENV := .venv
 # Tests mostly wait for servers; each worker has its own (tests/conftest.py).
 WORKERS ?= 2
-# How many parts the tests of `make test-nightly` alone are run in, one with each commit.
-PARTS := 5
+# In how many parts the tests run that only `make test-nightly` runs as a whole: one part with each commit.
+PARTS := 6
 BIN := $(VENV)/bin
 REQUIREMENTS := plugins/trilake/platform/requirements
 LOCKS := $(addprefix $(REQUIREMENTS)/, bootstrap.txt development.txt jdk.txt)
@@ -68,8 +68,8 @@ test-nightly: $(STAMP) ## Every test that needs neither Docker nor Kubernetes, a
 	@TRILAKE_SCHEDULES=$(or $(SCHEDULES),100) $(BIN)/python -m pytest --hypothesis-profile nightly --timeout 3600 $(PYTEST)
 
 .PHONY: test-part
-test-part: $(STAMP) ## The part of the tests of test-nightly alone that this commit picks; PART=k/n: that one
-	@$(BIN)/python -m pytest -m nightly --part $(or $(PART),HEAD/$(PARTS)) $(PYTEST)
+test-part: $(STAMP) ## A part of what test-nightly alone runs, as the commit picks it; TURN=n: the one of that turn
+	@$(BIN)/python -m pytest -m nightly --part $(or $(TURN),HEAD)/$(PARTS) $(PYTEST)
 
 .PHONY: test-schedules
 test-schedules: $(STAMP) ## 1,000 new schedules of publishers that die, wait and meet (10 to 20 min; SCHEDULES=n)

@@ -47,17 +47,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--part", help="k/n: of the files, the k-th of n parts; HEAD/n: the part that the commit picks")
+    parser.addoption("--part", help="k/n: of n parts of the files the one of turn k; HEAD/n: the commit is the turn")
 
 
 def _part(asked: str) -> tuple[int, int]:
-    """Which part, and of how many."""
+    """Which part, from 0 on, and of how many."""
     which, _, parts = asked.partition("/")
     if which == "HEAD":
         command = ["git", "rev-parse", "HEAD"]
         commit = subprocess.run(command, cwd=Path(__file__).parent, check=True, capture_output=True, text=True).stdout
-        return int(commit[:8], 16) % int(parts) + 1, int(parts)
-    return int(which), int(parts)
+        which = str(int(commit[:7], 16) % 1000)
+    return int(which) % int(parts), int(parts)
 
 
 @pytest.hookimpl(trylast=True)
@@ -66,11 +66,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     part, parts = _part(config.option.part)
     files = sorted({item.path for item in items})
-    chosen = set(files[part - 1 :: parts])
+    chosen = set(files[part::parts])
     config.hook.pytest_deselected(items=[item for item in items if item.path not in chosen])
     items[:] = [item for item in items if item.path in chosen]
     names = ", ".join(str(file.relative_to(config.rootpath)) for file in sorted(chosen))
-    config.stash[_CHOSEN] = f"part {part} of {parts}: {names}"
+    config.stash[_CHOSEN] = f"part {part + 1} of {parts}: {names}"
 
 
 def pytest_report_collectionfinish(config: pytest.Config) -> str:
