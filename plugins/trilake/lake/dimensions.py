@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trilake.errors import ConfigurationError, CountMismatchError
 from trilake.lake.catalog import RUN_PROPERTY, ensure_namespace, naming_store, plan
 from trilake.lake.data_set import CURATED_NAMESPACE, DataSet
+from trilake.postgres.connection import listed, quote
+from trilake.postgres.extract import read_tables
 
 if TYPE_CHECKING:
     import pyarrow
@@ -18,38 +20,31 @@ MAX_ROWS = 1_000_000
 
 
 def read_postgres(connection: Connection, table: str) -> pyarrow.Table:
-    """A table of PostgreSQL in Arrow, typed by its columns.
+    """A table of PostgreSQL in Arrow, typed by its columns as `trilake.postgres.extract` types them.
 
-    :raises ConfigurationError: no such table, a type that the lake has no equal of, or too many rows.
+    :raises ConfigurationError: no such table, a type that Arrow has no equal of, or more than `MAX_ROWS` rows.
+    :raises trilake.postgres.extract.ExtractError: a value that its column's type in Arrow cannot hold.
     """
     import pyarrow
 
     schema, _, name = table.rpartition(".")
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT column_name, data_type, is_nullable FROM information_schema.columns "
+            "SELECT column_name, is_nullable FROM information_schema.columns "
             "WHERE table_schema = %s AND table_name = %s ORDER BY ordinal_position",
             (schema or "public", name),
         )
-        described = cursor.fetchall()
-        if not described:
+        nullable = {column: answer == "YES" for column, answer in cursor.fetchall()}
+        if not nullable:
             raise ConfigurationError(
                 f"PostgreSQL has no table {table}.", hint="Apply the migrations: `trilake migrate`."
             )
-        fields = [
-            pyarrow.field(column, _arrow_type(pyarrow, table, column, kind), nullable=nullable == "YES")
-            for column, kind, nullable in described
-        ]
-        quoted = ", ".join('"' + column.replace('"', '""') + '"' for column, _, _ in described)
-        where = ".".join('"' + part.replace('"', '""') + '"' for part in table.split("."))
-        cursor.execute(f"SELECT {quoted} FROM {where} LIMIT {MAX_ROWS + 1}")
-        rows = cursor.fetchall()
-    if len(rows) > MAX_ROWS:
+        where = ".".join(map(quote, table.split(".")))
+        query = f"SELECT {listed(list(nullable))} FROM {where} LIMIT {MAX_ROWS + 1}"
+        rows = pyarrow.concat_tables(read_tables(cursor, query))
+    if rows.num_rows > MAX_ROWS:
         raise ConfigurationError(f"{table} has more than {MAX_ROWS} rows.", hint="Give it a grain, and a Spark job.")
-    names = [field.name for field in fields]
-    return pyarrow.Table.from_pylist(
-        [dict(zip(names, row, strict=True)) for row in rows], schema=pyarrow.schema(fields)
-    )
+    return rows.cast(pyarrow.schema([field.with_nullable(nullable[field.name]) for field in rows.schema]))
 
 
 def replace_table(
@@ -76,26 +71,3 @@ def replace_table(
             f"{data_set.curated}: {rows.num_rows} rows were read from {source}, the lake holds {written.rows}."
         )
     return written.snapshot_id, written.rows
-
-
-def _arrow_type(pyarrow: Any, table: str, column: str, kind: str) -> Any:
-    types = {
-        "smallint": pyarrow.int32(),
-        "integer": pyarrow.int32(),
-        "bigint": pyarrow.int64(),
-        "real": pyarrow.float32(),
-        "double precision": pyarrow.float64(),
-        "boolean": pyarrow.bool_(),
-        "text": pyarrow.string(),
-        "character varying": pyarrow.string(),
-        "character": pyarrow.string(),
-        "uuid": pyarrow.string(),
-        "date": pyarrow.date32(),
-        "timestamp with time zone": pyarrow.timestamp("us", tz="UTC"),
-        "timestamp without time zone": pyarrow.timestamp("us"),
-    }
-    if kind not in types:
-        raise ConfigurationError(
-            f"{table}.{column} is {kind}, which the lake has no equal of.", hint="Cast it in a view, and read that."
-        )
-    return types[kind]

@@ -31,9 +31,10 @@ MAX_ROW_BYTES = 64 << 20
 """Of a single row's text, which is in memory as a whole."""
 PIPE_BYTES = 1 << 20
 
-# How PostgreSQL writes values does not depend on whose session it is; all partitions are of one moment.
-_SESSION = (
-    "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY",
+# All partitions are read as of one moment.
+_ONE_MOMENT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"
+# How PostgreSQL writes values must not depend on the session's settings.
+_FORMS = (
     "SET LOCAL TimeZone = 'UTC'",
     "SET LOCAL DateStyle = 'ISO, YMD'",
     "SET LOCAL bytea_output = 'hex'",
@@ -78,9 +79,29 @@ class Extracted:
 def one_moment(connection: Connection) -> Iterator[Cursor]:
     """A cursor whose statements all see the database as it was when the first one began."""
     with connection.cursor() as cursor:
-        for statement in _SESSION:
-            cursor.execute(statement)
+        cursor.execute(_ONE_MOMENT)
         yield cursor
+
+
+def read_tables(cursor: Cursor, query: str) -> Iterator[pyarrow.Table]:
+    """The result of a query as Arrow tables, one for each block of rows; at least one, also of a result without rows.
+
+    :param query: without parameters.
+    :raises ConfigurationError: a column that Arrow has no equal of.
+    :raises ExtractError: a value that its column's type cannot hold, or a row larger than `MAX_ROW_BYTES`.
+    :raises CountMismatchError: what was read is not what PostgreSQL sent.
+    """
+    for statement in _FORMS:
+        cursor.execute(statement)
+    columns = columns_of(cursor, query)
+    yield _schema(columns).empty_table()
+    rows = 0
+    with _Copy(cursor, query, header=False) as copy:
+        for table in _parsed(copy, columns):
+            rows += table.num_rows
+            yield table
+        if rows != (sent := copy.rows()):
+            raise CountMismatchError(f"PostgreSQL sent {sent} rows, {rows} were read.")
 
 
 def extract(
@@ -104,6 +125,8 @@ def extract(
     :raises ExtractError: a value that its column's type in Parquet cannot hold, or a row larger than `MAX_ROW_BYTES`.
     :raises CountMismatchError: what was written is not what PostgreSQL sent.
     """
+    for statement in _FORMS:
+        cursor.execute(statement)
     query = cursor.mogrify(sql.strip().rstrip(";"), dict(parameters)).decode()
     with ObjectWriter(client, bucket, key) as target:
         write = _write_parquet if file_format == "parquet" else _write_csv
@@ -229,12 +252,18 @@ class _Copy:
             self.error = self.error or e
 
 
-def _write_parquet(cursor: Cursor, query: str, target: ObjectWriter) -> tuple[int, int]:
+def _schema(columns: Sequence[Column]) -> pyarrow.Schema:
     import pyarrow as pa
-    from pyarrow import csv, parquet
 
-    columns = columns_of(cursor, query)
-    schema = pa.schema([(column.name, column.type) for column in columns])
+    return pa.schema([(column.name, column.type) for column in columns])
+
+
+def _parsed(copy: _Copy, columns: Sequence[Column]) -> Iterator[pyarrow.Table]:
+    """COPY's text as Arrow tables, a block of rows each."""
+    import pyarrow as pa
+    from pyarrow import csv
+
+    schema = _schema(columns)
     # what Arrow does not read from text itself is read as text first
     convert = csv.ConvertOptions(
         column_types={column.name: pa.string() if column.oid == _BYTEA else column.type for column in columns},
@@ -244,25 +273,33 @@ def _write_parquet(cursor: Cursor, query: str, target: ObjectWriter) -> tuple[in
         true_values=["t"],
         false_values=["f"],
     )
+    # Arrow's own streaming reader would read 32 blocks ahead of a slow upload
+    for block in _blocks(copy.file):
+        try:
+            table = csv.read_csv(
+                pa.BufferReader(block),
+                csv.ReadOptions(column_names=schema.names, block_size=len(block) + 1, use_threads=False),
+                # a row of one NULL is an empty line
+                csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False),
+                convert,
+            )
+        except pa.ArrowInvalid as e:
+            # a text that ends in the middle of a row has a reason
+            raise copy.error or _readable(e, columns) from None
+        yield _with_binary(table, columns, schema)
+
+
+def _write_parquet(cursor: Cursor, query: str, target: ObjectWriter) -> tuple[int, int]:
+    from pyarrow import parquet
+
+    columns = columns_of(cursor, query)
     footer: list[parquet.FileMetaData] = []
     with (
         _Copy(cursor, query, header=False) as copy,
-        parquet.ParquetWriter(target, schema, compression="zstd", metadata_collector=footer) as writer,
+        parquet.ParquetWriter(target, _schema(columns), compression="zstd", metadata_collector=footer) as writer,
     ):
-        # Arrow's own streaming reader would read 32 blocks ahead of a slow upload
-        for block in _blocks(copy.file):
-            try:
-                table = csv.read_csv(
-                    pa.BufferReader(block),
-                    csv.ReadOptions(column_names=schema.names, block_size=len(block) + 1, use_threads=False),
-                    # a row of one NULL is an empty line
-                    csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False),
-                    convert,
-                )
-            except pa.ArrowInvalid as e:
-                # a text that ends in the middle of a row has a reason
-                raise copy.error or _readable(e, columns) from None
-            writer.write_table(_with_binary(table, columns, schema))
+        for table in _parsed(copy, columns):
+            writer.write_table(table)
         sent = copy.rows()
     return footer[0].num_rows, sent
 
@@ -327,4 +364,4 @@ def _write_csv(cursor: Cursor, query: str, target: ObjectWriter) -> tuple[int, i
     return lines - 1, sent
 
 
-__all__ = ["Column", "ExtractError", "Extracted", "columns_of", "extract", "one_moment"]
+__all__ = ["Column", "ExtractError", "Extracted", "columns_of", "extract", "one_moment", "read_tables"]
