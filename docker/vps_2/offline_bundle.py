@@ -3,7 +3,7 @@
 Writes, below one folder, what k3s reads when it starts: ``agent/images/`` (k3s's own images, and images of this
 machine's Docker by name, which Docker pulls if it does not have them) and ``server/manifests/`` (spark-operator's chart
 with our values, or prepared manifests). In the replica the two parts of the folder are k3s's volumes. For a real vps_2
-the bundle is made on vps_1 and copied (docs/vps_2.md). Needs only Python's standard library.
+the bundle is made on vps_1 and copied (docs/operations/vps_2.md). Needs only Python's standard library.
 
 Each file appears complete, under its own name, or not at all. A file that is there already is not made again.
 """

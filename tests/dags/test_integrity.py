@@ -16,7 +16,7 @@ from trilake.operators.spark import LONGEST_RUN_SECONDS
 
 PROJECT = Path(__file__).resolve().parents[2]
 FILES = sorted(PROJECT.glob("dags/*.py"))
-EXAMPLES = sorted(PROJECT.glob("tests/dags/examples/dags/*.py"))
+EXAMPLES = sorted(PROJECT.glob("examples/dags/*.py"))
 # What a parse may not load: each costs more than the rest of the DAG together, on every parse of every file.
 HEAVY = ("pyspark", "pandas", "pyarrow", "chdb", "pyiceberg", "matplotlib", "clickhouse_connect", "boto3")
 

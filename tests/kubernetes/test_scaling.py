@@ -1,4 +1,4 @@
-"""docs/scaling.md: a number changes, and more executors run."""
+"""docs/operations/scaling.md: a number changes, and more executors run."""
 
 from __future__ import annotations
 

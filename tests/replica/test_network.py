@@ -1,4 +1,4 @@
-"""Who reaches whom in the replica: what docs/network.md says, and nothing else."""
+"""Who reaches whom in the replica: what docs/operations/network.md says, and nothing else."""
 
 from __future__ import annotations
 

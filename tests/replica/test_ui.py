@@ -84,7 +84,7 @@ def browser_of_client(replica: Replica, network: Network, client: Client) -> Ite
     one = None
     try:
         await_true(lambda: answers(f"{address}/status"), PATIENCE_S, "chromedriver in the client's network")
-        # the name stands in the profile's person's /etc/hosts (docs/network.md)
+        # the name stands in the profile's person's /etc/hosts (docs/operations/network.md)
         names = f"--host-resolver-rules=MAP vps-1 {network.address['vps-1']}"
         one = webdriver.Remote(address, options=options_of(names))
         one.set_page_load_timeout(PATIENCE_S)

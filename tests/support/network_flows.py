@@ -1,4 +1,4 @@
-"""Who may reach whom: as docs/network.md says, and as the hosts' nftables files do.
+"""Who may reach whom: as docs/operations/network.md says, and as the hosts' nftables files do.
 
 The files are read strictly: a line of a chain is one of `FRAME`, which every host has or the chain's own, or it is a
 flow. Anything else is an error, so that no rule goes unseen.
@@ -59,7 +59,7 @@ class NotAFlowError(ValueError):
 
 
 def table(text: str | None = None) -> set[Flow]:
-    """The flows of docs/network.md."""
+    """The flows of docs/operations/network.md."""
     text = text if text is not None else (PROJECT / "docs" / "network.md").read_text(encoding="utf-8")
     lines = text[text.index("| from | to | ports | for |") :].splitlines()[2:]
     flows: set[Flow] = set()
@@ -98,7 +98,7 @@ def _required(flow: Flow) -> Iterator[Rule]:
             yield Rule("vps-2", "input", "pods", "vps-2", *what)
 
 
-# What is no flow: by chain, in this order; a flow stands where FLOWS does. docs/network.md tells why.
+# What is no flow: by chain, in this order; a flow stands where FLOWS does. docs/operations/network.md tells why.
 FLOWS = "flows"
 _SPOOFED = (
     "type filter hook prerouting priority raw; policy accept;",

@@ -8,7 +8,7 @@ import pytest
 
 from trilake.clickhouse.sql import has_result, parameter_names, split_statements
 
-EXAMPLES = Path(__file__).parents[1] / "dags" / "examples" / "sql"
+EXAMPLES = Path(__file__).parents[2] / "examples" / "sql"
 
 
 def test_semicolons_in_texts_names_and_comments_part_nothing() -> None:

@@ -1,4 +1,4 @@
-"""docs/network.md and the hosts' nftables files say the same."""
+"""docs/operations/network.md and the hosts' nftables files say the same."""
 
 from __future__ import annotations
 

@@ -250,4 +250,4 @@ def test_versions_are_those_of_everything_else(bundle: ModuleType) -> None:
     assert f"rancher/k3s:{bundle.K3S_VERSION.replace('+', '-')}" in compose
     assert bundle.K3S_VERSION in compose
     assert yaml.safe_load(VALUES.read_text())["image"]["tag"] == bundle.CHART_VERSION
-    assert bundle.K3S_VERSION in (PROJECT / "docs/vps_2.md").read_text()
+    assert bundle.K3S_VERSION in (PROJECT / "docs/operations/vps_2.md").read_text()

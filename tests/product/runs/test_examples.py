@@ -19,7 +19,7 @@ from support.secrets_left import secrets_left, task_logs
 from trilake.platform.airflow_api import AirflowApi
 from trilake.platform.embedded.airflow import administrator
 
-EXAMPLES = PROJECT / "tests" / "dags" / "examples"
+EXAMPLES = PROJECT / "examples"
 NAMES = sorted(file.stem for file in (EXAMPLES / "dags").glob("*.py"))
 # Where an example's last task says what it found
 FOUND = {
