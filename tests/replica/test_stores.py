@@ -145,7 +145,7 @@ def test_each_user_of_postgresql_enters_its_own_database_with_its_password_and_n
 
 
 def test_the_documents_table_of_rights_is_the_one_that_is_set_up() -> None:
-    text = (PROJECT / "docs" / "hosts.md").read_text()
+    text = (PROJECT / "docs" / "operations" / "hosts.md").read_text()
     rows = re.findall(r"^\| ([a-z-]+) \| (\w*) ?\| (\w*) ?\| (\w*) ?\| (\w*) ?\|$", text, re.MULTILINE)
     identities = ("airflow", "spark", "clickhouse", "agents")
     found = {row[0]: {who: may for who, may in zip(identities, row[1:], strict=True) if may} for row in rows}

@@ -231,7 +231,7 @@ def test_a_server_that_dies_comes_back_with_the_same_keys(
 def test_a_backup_is_put_back_as_the_documentation_says(
     network: Network, client: Client, tmp_path: Path, name: str, server: Container
 ) -> None:
-    text = (PROJECT / "docs" / "network.md").read_text(encoding="utf-8")
+    text = (PROJECT / "docs" / "operations" / "network.md").read_text(encoding="utf-8")
     (script,) = re.findall(r"--entrypoint sh trilake/openvpn:0.1.0 -ceu '\n(.*?)' < /run/pki.tar", text, re.DOTALL)
     profile = profile_of(network, tmp_path, name, "agent")
     saved = subprocess.run(

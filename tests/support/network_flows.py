@@ -60,7 +60,7 @@ class NotAFlowError(ValueError):
 
 def table(text: str | None = None) -> set[Flow]:
     """The flows of docs/operations/network.md."""
-    text = text if text is not None else (PROJECT / "docs" / "network.md").read_text(encoding="utf-8")
+    text = text if text is not None else (PROJECT / "docs" / "operations" / "network.md").read_text(encoding="utf-8")
     lines = text[text.index("| from | to | ports | for |") :].splitlines()[2:]
     flows: set[Flow] = set()
     for line in lines:

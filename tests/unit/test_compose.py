@@ -78,7 +78,7 @@ def test_a_host_and_the_replica_have_the_project_that_the_command_line_looks_for
 def test_the_document_puts_the_kubeconfig_into_the_volume_that_airflow_mounts() -> None:
     mounted = read((PROJECT / "docker" / "vps_1" / "compose.yml").read_text())["x-airflow"]["volumes"]
     volume = next(v.partition(":")[0] for v in mounted if ":/opt/trilake/kubernetes" in v)
-    named = re.findall(r" -v (\w+):/kubernetes ", (PROJECT / "docs" / "vps_2.md").read_text())
+    named = re.findall(r" -v (\w+):/kubernetes ", (PROJECT / "docs" / "operations" / "vps_2.md").read_text())
     assert named == [f"{PROJECT_NAME}_{volume}"]
 
 

@@ -65,7 +65,7 @@ def test_a_rule_that_is_added_is_seen(host: str, line: str) -> None:
 
 
 def test_a_row_that_is_added_to_the_table_or_taken_from_it_is_seen() -> None:
-    text = (PROJECT / "docs" / "network.md").read_text(encoding="utf-8")
+    text = (PROJECT / "docs" / "operations" / "network.md").read_text(encoding="utf-8")
     row = "| agent | vps-1 | 8080/tcp 7070/tcp | Airflow, S3 |\n"
     assert row in text
 
@@ -146,6 +146,6 @@ def test_mended_rules_are_loaded_however_often_they_were_refused() -> None:
 
 def test_the_document_loads_rules_that_the_way_back_took_away() -> None:
     """The unit is active still: to start it does nothing."""
-    text = (PROJECT / "docs" / "network.md").read_text(encoding="utf-8")
+    text = (PROJECT / "docs" / "operations" / "network.md").read_text(encoding="utf-8")
     commands = [line for line in text.splitlines() if line.startswith("systemctl ") and "trilake-firewall" in line]
     assert commands == ["systemctl enable trilake-firewall", "systemctl reload-or-restart trilake-firewall"]

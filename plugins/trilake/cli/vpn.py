@@ -40,7 +40,7 @@ def init(json: Json = False) -> None:
 def add(
     name: Annotated[str, typer.Argument(help="Of a person or an agent: small letters, digits and -.")],
     role: Annotated[
-        str, typer.Option(help="admin, engineer or agent: docs/operations/network.md says who reaches what.")
+        str, typer.Option(help="admin, engineer or agent; docs/operations/network.md has their rights.")
     ],
     out: Annotated[Path | None, typer.Option(help="The file; by default NAME.ovpn here. Never replaced.")] = None,
     remote: Annotated[str, typer.Option(help="HOST[:PORT] of the VPN, if not as .env says.")] = "",

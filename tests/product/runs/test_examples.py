@@ -59,12 +59,12 @@ def test_every_public_class_is_used_by_a_dag_that_a_test_runs(name: str) -> None
 
 
 def test_the_documentation_tells_of_every_public_class() -> None:
-    told = (PROJECT / "docs" / "provider.md").read_text()
+    told = (PROJECT / "docs" / "reference" / "provider.md").read_text()
     assert not [name for name in public_classes() if f".{name}`" not in told]
 
 
 def test_the_documentation_shows_the_example_job_as_it_is() -> None:
-    shown = re.findall(r"```python\n(.*?)```", (PROJECT / "docs" / "jobs.md").read_text(), re.DOTALL)
+    shown = re.findall(r"```python\n(.*?)```", (PROJECT / "docs" / "reference" / "jobs.md").read_text(), re.DOTALL)
     assert shown
     assert all(text in (EXAMPLES / "spark_jobs" / "purchases_curate.py").read_text() for text in shown)
 
