@@ -212,7 +212,7 @@ import os, sys
 from trilake import s3
 from trilake.endpoints import Endpoints
 from trilake.postgres.extract import extract, one_moment
-from trilake.postgres import connect
+from trilake.postgres.connection import connect
 endpoints = Endpoints.from_environment()
 def memory():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
