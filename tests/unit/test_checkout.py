@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from support.compose_rules import read
+from trilake.cli.replica import ReplicaError, up
 from trilake.errors import ConfigurationError
 from trilake.platform.hosts.checkout import find_checkout, served_project
 
@@ -27,6 +28,12 @@ def test_the_checkout_is_found_from_where_one_is_and_not_by_the_projects_name(te
     (team / "inner").mkdir()
     with pytest.raises(ConfigurationError, match="is not a Trilake project"):
         find_checkout(team, {"TRILAKE_PROJECT": str(team / "inner")})
+
+
+def test_a_replica_is_not_started_where_its_files_are_not(team: Path) -> None:
+    with pytest.raises(ReplicaError, match=r"has no files of the hosts\. Run this in a checkout"):
+        up(team)
+    assert not (team / ".env").exists()
 
 
 def test_the_environment_names_the_project_before_the_file_and_the_checkout_is_the_last(team: Path) -> None:

@@ -10,7 +10,7 @@ import sys
 
 try:
     import typer
-except ModuleNotFoundError:  # of a bare `pip install trilake`, which a Spark driver does with
+except ModuleNotFoundError:  # a bare `pip install trilake` has the core alone, as Spark's image has
     sys.exit("trilake: the command line is not installed. `pip install 'trilake[airflow]'` brings it.")
 
 from trilake.cli import data, hosts, init, jobs, local, new, producer, query, vpn

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from trilake.errors import TrilakeError
 from trilake.platform.hosts import environment
-from trilake.platform.hosts.checkout import served_project
+from trilake.platform.hosts.checkout import has_hosts_files, served_project
 from trilake.platform.hosts.containers import project_name
 from trilake.platform.hosts.vpn import Vpn
 from trilake.project import PROJECT
@@ -73,6 +73,11 @@ def up(checkout: Path) -> None:
     :raises EnvironmentFileError: `.env` lacks something.
     :raises ReplicaError: no Docker, an image that cannot be built, a service that does not become ready.
     """
+    if not has_hosts_files(checkout):
+        raise ReplicaError(
+            f"{checkout} has no files of the hosts.",
+            hint=f"Run this in a checkout of Trilake's repository. {PROJECT} names the project that the replica runs.",
+        )
     file = checkout / environment.FILE
     if not file.exists():
         environment.write(file, environment.replica_settings())

@@ -11,6 +11,11 @@ from trilake.project import PROJECT, find_project
 _MARK = Path("docker", "vps_1", "compose.yml")
 
 
+def has_hosts_files(folder: Path) -> bool:
+    """Whether the folder is a checkout of Trilake's repository."""
+    return (folder / _MARK).is_file()
+
+
 def find_checkout(start: Path | None = None, environ: Mapping[str, str] = os.environ) -> Path:
     """The nearest folder from `start` upward with the hosts' files; else the project's.
 
@@ -18,7 +23,7 @@ def find_checkout(start: Path | None = None, environ: Mapping[str, str] = os.env
     """
     here = (start or Path.cwd()).absolute()
     for folder in (here, *here.parents):
-        if (folder / _MARK).is_file():
+        if has_hosts_files(folder):
             return folder
     return find_project(start, environ)
 
