@@ -114,7 +114,7 @@ class Cluster:
             name.removeprefix("docker.io/")
             for node in json.loads(self.kubectl("get", "nodes", "--output", "json"))["items"]
             for image in node["status"].get("images", ())
-            for name in image.get("names", ())
+            for name in image.get("names") or ()  # null, of an image whose name another one has now
         }
 
     def why_not(self) -> str:
