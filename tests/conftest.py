@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 settings.register_profile("quick", deadline=None, max_examples=30)
 settings.register_profile("nightly", deadline=None, max_examples=300)
 settings.load_profile("quick")
+# Nor has the import of a DAG file in a test's own process.
+os.environ["AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT"] = "600"
 
 _CHOSEN = pytest.StashKey[str]()
 # One session of Spark for all of them: a second one would cost more than it saves.

@@ -55,6 +55,8 @@ def _parse(folder: Path) -> dict[str, dict[str, str | None]]:
                 "AIRFLOW_HOME": scratch,
                 "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
                 "AIRFLOW__CORE__UNIT_TEST_MODE": "False",
+                # the time is limited for all files together: the first one to import a provider may take a minute
+                "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": str(_PARSE_TIMEOUT_S),
                 "AIRFLOW__CORE__PLUGINS_FOLDER": f"{scratch}/plugins",
                 "AIRFLOW__LOGGING__LOGGING_LEVEL": "ERROR",
             },

@@ -39,9 +39,7 @@ def init(json: Json = False) -> None:
 @app.command()
 def add(
     name: Annotated[str, typer.Argument(help="Of a person or an agent: small letters, digits and -.")],
-    role: Annotated[
-        str, typer.Option(help="admin, engineer or agent; docs/operations/network.md has their rights.")
-    ],
+    role: Annotated[str, typer.Option(help="admin, engineer or agent; docs/operations/network.md has their rights.")],
     out: Annotated[Path | None, typer.Option(help="The file; by default NAME.ovpn here. Never replaced.")] = None,
     remote: Annotated[str, typer.Option(help="HOST[:PORT] of the VPN, if not as .env says.")] = "",
     json: Json = False,

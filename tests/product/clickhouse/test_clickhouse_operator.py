@@ -304,7 +304,7 @@ def test_a_worker_that_is_killed_loses_nothing_and_doubles_nothing(
         task.store.update(json.loads(text))
         return gateway.running(task.query_id)
 
-    wait_until(sent, 60)
+    wait_until(sent)
     worker.kill()
     worker.wait()
     query_id = task.query_id

@@ -85,7 +85,7 @@ def test_a_job_that_begins_while_files_are_rewritten_waits_and_others_do_not(end
         assert free
         with job_lock(endpoints, other), job_lock(endpoints, other):
             job.start()
-            assert await_true(lambda: waiting(endpoints), 60)
+            assert await_true(lambda: waiting(endpoints))
         assert not begun.is_set()
     job.join(60)
     assert begun.is_set()

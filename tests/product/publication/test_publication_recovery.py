@@ -106,7 +106,7 @@ def test_what_is_decided_and_fits_the_table_no_more_says_what_ends_it(
     with monkeypatch.context() as migrating:
         migrating.setattr(Ledger, "claim", migrated)
         with pytest.raises(
-            SwitchIncompleteError, match="publish a snapshot that has them, or this one again with forc"
+            SwitchIncompleteError, match="publish a snapshot that has the new ones, or this one again with force"
         ):
             table.publisher().publish(plan, run_id="r")
     with pytest.raises(SwitchIncompleteError):

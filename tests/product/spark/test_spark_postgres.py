@@ -126,7 +126,7 @@ def test_what_a_killed_driver_leaves_is_removed_by_the_next_and_readers_see_noth
         driver.send_signal(signal.SIGKILL)
         driver.wait()
     assert tables(platform.endpoints, schema) == ["t", *left]
-    await_true(lambda: remove_abandoned(platform.endpoints.oltp, schema) == [f"{schema}.{left[0]}"], 60)
+    await_true(lambda: remove_abandoned(platform.endpoints.oltp, schema) == [f"{schema}.{left[0]}"])
     assert tables(platform.endpoints, schema) == ["t"]
     with connect(platform.endpoints.oltp) as connection, connection.cursor() as cursor:
         cursor.execute(f"SELECT k FROM {schema}.t")

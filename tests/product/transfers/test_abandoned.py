@@ -113,8 +113,8 @@ def test_who_is_at_work_is_known_again_when_the_server_has_lost_the_session(
         with connect(endpoints.lake) as connection, connection.cursor() as cursor:
             cursor.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE classid = %s", (space,))
             assert cursor.fetchall() == [(True,)] * (1 + shared)
-        assert await_true(lambda: not is_free(), 30)
-    assert await_true(is_free, 30), "the server notices a closed connection a moment later"
+        assert await_true(lambda: not is_free())
+    assert await_true(is_free), "the server notices a closed connection a moment later"
 
 
 def test_who_cannot_be_known_as_alive_is_told_why(endpoints: Endpoints) -> None:

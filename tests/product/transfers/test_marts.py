@@ -198,7 +198,7 @@ def test_of_two_runs_that_meet_the_one_whose_query_saw_less_is_not_the_last_to_w
         monkeypatch.setattr(transfer, name, write)
         cluster.client(shard).command(f"INSERT INTO {shown} VALUES (2)")
         second.start()
-        await_true(lambda: not second.is_alive() or waits_for_a_mart(platform.endpoints), 60)
+        await_true(lambda: not second.is_alive() or waits_for_a_mart(platform.endpoints))
         return write(*given, **named)
 
     with Cluster(platform.endpoints.clickhouse) as cluster:

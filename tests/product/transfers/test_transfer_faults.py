@@ -266,7 +266,7 @@ def test_of_two_that_replace_a_dimension_at_once_the_one_that_read_earlier_is_no
         oltp(f"UPDATE {source} SET k = 2")
         second.start()
         waiting = f"SELECT 1 FROM pg_locks WHERE classid = {LockSpace.MART} AND NOT granted"
-        await_true(lambda: not second.is_alive() or oltp(waiting), 60)
+        await_true(lambda: not second.is_alive() or oltp(waiting))
         return rows
 
     oltp(f"CREATE TABLE {source} (k int)")
