@@ -17,8 +17,7 @@ from trilake.clickhouse.publication.ledger import Ledger
 from trilake.clickhouse.publication.publisher import Publisher
 from trilake.endpoints import Endpoints
 from trilake.lake import DataSet
-from trilake.lake.catalog import LoadPlan
-from trilake.lake.plan import DataFile, PartitionPlan
+from trilake.lake.plan import DataFile, LoadPlan, PartitionPlan
 from trilake.postgres.connection import connect
 
 MONTH = "2013-01"
