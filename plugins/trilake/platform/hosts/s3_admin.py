@@ -1,9 +1,9 @@
 """S3 on vps_1: its buckets, its identities, and who may do what in which bucket.
 
-The gateway (versitygw) knows users and bucket policies. A user without a policy may do nothing. `RIGHTS` is all that each
-identity may do; docs/operations/hosts.md shows it. Producers may also put objects below one data set's prefix of bucket
-raw, and do nothing else. The gateway's list of users is the list of producers too. Identities are made by the gateway's
-administration interface, which listens on loopback only.
+The gateway (versitygw) knows users and bucket policies. A user without a policy may do nothing. `RIGHTS` is all that
+each identity may do; docs/operations/hosts.md shows it. Producers may also put objects below one data set's prefix of
+bucket raw, and do nothing else. The gateway's list of users is the list of producers too. Identities are made by the
+gateway's administration interface, which listens on loopback only.
 """
 
 from __future__ import annotations
