@@ -1,13 +1,13 @@
-"""Every error that Trilake raises on purpose: it names the thing that failed and says what to do next."""
+"""Errors that Trilake raises: each names the thing that failed and says what to do next."""
 
 from __future__ import annotations
 
-# Whoever reads it may sit before a laptop or a host, and whoever raises it does not know.
+# The code that raises an error does not know whether the reader uses a laptop or a host.
 IS_IT_UP = "Is it up? `trilake status` shows it on a laptop, `docker compose ps` on its host."
 
 
 class TrilakeError(Exception):
-    """What failed, and the next step.
+    """Something failed. The error names it, and the next step.
 
     :param message: one line that names the thing (host, table, partition, run id). Never a secret.
     :param hint: what the reader can do about it, as a full sentence; empty if the message says it all.
@@ -20,7 +20,7 @@ class TrilakeError(Exception):
 
 
 class ConfigurationError(TrilakeError):
-    """A connection, a file or a parameter is missing or makes no sense."""
+    """A connection, a file or a parameter is missing or wrong."""
 
 
 class UnreachableError(TrilakeError):
@@ -31,8 +31,8 @@ class UnreachableError(TrilakeError):
 
 
 class RefusedError(UnreachableError):
-    """A service did not let us in: asking again does not help."""
+    """A service refused our credentials. Another try does not help."""
 
 
 class CountMismatchError(TrilakeError):
-    """Rows that went in are not the rows that came out plus those accounted for."""
+    """The rows that came out, plus those that are accounted for, are not the rows that went in."""

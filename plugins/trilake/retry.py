@@ -1,8 +1,8 @@
-"""A task's first word to a service waits while that is started anew.
+"""A task's first request to a service waits while that service restarts.
 
-A refused connection fails in milliseconds: without this, all tries of a task can be over before a server is back. What
-fails later, in the middle of the work, is for the next try. S3's and Kubernetes' clients wait by themselves, and who
-sits at a prompt is told at once.
+A refused connection fails in milliseconds. Without this wait, all tries of a task can be over before a server is back. A
+failure later, in the middle of the work, is left to the task's next try. The clients of S3 and Kubernetes wait by
+themselves. A command that a person types does not wait.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from trilake.errors import RefusedError, UnreachableError
 
 T = TypeVar("T")
 
-# About what S3's and Kubernetes' clients wait. Three tries, 10 s apart, then outlast a minute.
+# About as long as the clients of S3 and Kubernetes wait. Three tries, 10 s apart, then take more than a minute.
 RESTART_S = 15.0
 _POLL_S = 1.0
 
 
-def patiently(connect: Callable[[], T], seconds: float | None = None) -> T:
-    """What `connect` gives, tried again for `seconds` (by default `RESTART_S`) while the service does not answer.
+def retry_while_unreachable(connect: Callable[[], T], seconds: float | None = None) -> T:
+    """Call `connect` until the service answers, for at most `seconds` (by default `RESTART_S`). Gives its result.
 
-    :raises UnreachableError: it still does not. :raises RefusedError: it has answered, and refused us: at once.
+    :raises UnreachableError: the service does not answer in that time.
+    :raises RefusedError: the service refused the credentials. This is raised at once.
     """
     until = time.monotonic() + (RESTART_S if seconds is None else seconds)
     while True:

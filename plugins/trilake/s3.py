@@ -30,14 +30,14 @@ UNFINISHED = re.compile(r".+-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.DO
 
 
 class S3Error(TrilakeError):
-    """What the object store did not do, and with which object."""
+    """The object store could not do something with an object."""
 
 
 def client(endpoint: S3Endpoint) -> S3Client:
-    """A boto3 client of this store: addressed by path, retrying what S3 calls transient.
+    """A boto3 client of this store. It addresses buckets by path, and repeats requests that failed for a moment.
 
-    When it has tried enough, its methods raise `UnreachableError`, or `S3Error` of what the store itself failed at; and
-    at once `RefusedError` of what the key may not do.
+    Its methods raise `UnreachableError` if the store does not answer, `S3Error` if the store itself fails, both after
+    `ATTEMPTS` tries; and `RefusedError` at once if the key may not do this.
     """
     import boto3
     from botocore.config import Config
@@ -45,14 +45,14 @@ def client(endpoint: S3Endpoint) -> S3Client:
     from botocore.exceptions import HTTPClientError
 
     def unanswered(exception: Exception, **_: Any) -> None:
-        # boto3's own words name the address of the request, and not whose it is
+        # boto3's message has the address of the request, but does not say that it is S3
         if isinstance(exception, HTTPClientError | NoConnectionError):
             raise UnreachableError(f"S3 ({endpoint.url}) does not answer ({type(exception).__name__}).") from None
 
     def failed(http_response: Any, parsed: Any, model: Any, **_: Any) -> None:
         status = http_response.status_code
         error = parsed.get("Error") or {}
-        # an answer to HEAD has no words, and boto3 gives its status again for its code
+        # an answer to HEAD has no text; boto3 repeats the status as its code
         code = error.get("Code") or ""
         code = "" if code == str(status) else code
         message = (error.get("Message") or "").rstrip(".")  # an empty element is None
@@ -60,13 +60,13 @@ def client(endpoint: S3Endpoint) -> S3Client:
         if status >= 500:
             raise S3Error(
                 f"S3 ({endpoint.url}) fails at {model.name}: {said}.",
-                hint="Its log says why (`trilake logs s3`); its disk may be full.",
+                hint="See its log (`trilake logs s3`); its disk may be full.",
             )
         if status in (401, 403):
             address = http_response.url.partition("?")[0]
             raise RefusedError(
                 f"S3 refuses {model.name} of {address} to key {endpoint.access_key_id}: {said}.",
-                hint="Has the store this secret for it, and may it do so?",
+                hint="Check the secret key and this identity's bucket policy.",
             )
 
     made = boto3.client(
@@ -94,9 +94,9 @@ def list_keys(client: S3Client, bucket: str, prefix: str) -> list[str]:
 
 
 def is_unfinished(found: ObjectTypeDef) -> bool:
-    """Whether what is listed is no object of anybody's, but what a write has left that failed for want of room.
+    """Whether a listed object is only the rest of a write that failed because the disk was full.
 
-    S3Proxy 3.1.0 keeps it beside the object, and shows it until it is started again. It alone has no ETag.
+    S3Proxy 3.1.0 keeps such a rest beside the object, and lists it until its next start. Only such a rest has no ETag.
     """
     return "ETag" not in found and UNFINISHED.fullmatch(found["Key"]) is not None
 
@@ -109,13 +109,13 @@ def etag_of(bucket: str, key: str, found: Mapping[str, Any]) -> str:
     if etag := found.get("ETag"):
         return str(etag).strip('"')
     raise S3Error(
-        f"s3://{bucket}/{key} has no ETag, and so nothing that tells one state of it from another.",
-        hint="The store's disk may have been full when it was put. Make room, and put it again.",
+        f"s3://{bucket}/{key} has no ETag, so a change of it could not be noticed.",
+        hint="The store's disk may have been full when the object was put. Make room, and put it again.",
     )
 
 
 def remove(client: S3Client, bucket: str, keys: Sequence[str]) -> None:
-    """Remove objects; one that is not there is none to remove.
+    """Remove objects. An object that does not exist is not an error.
 
     :raises S3Error: an object could not be removed.
     """
@@ -129,10 +129,10 @@ def remove(client: S3Client, bucket: str, keys: Sequence[str]) -> None:
 def list_uploads(
     client: S3Client, bucket: str, prefix: str, *, before: datetime | None = None
 ) -> list[tuple[str, str]]:
-    """(key, upload) of what was begun and not completed, below a prefix that ends in ``/``, or of one key.
+    """(key, upload id) of uploads that were begun and not completed, below a prefix that ends in ``/``, or of one key.
 
-    :param prefix: the empty one is the whole bucket.
-    :param before: only of what was begun earlier.
+    :param prefix: empty: the whole bucket.
+    :param before: only uploads that were begun earlier than this.
     """
     below = not prefix or prefix.endswith("/")
     return [
@@ -144,7 +144,7 @@ def list_uploads(
 
 
 def abort_uploads(client: S3Client, bucket: str, prefix: str, *, before: datetime | None = None) -> int:
-    """End the uploads of `list_uploads`: nobody can complete them any more. Gives how many there were."""
+    """Abort the uploads that `list_uploads` finds, so that no process can complete them. Gives their number."""
     found = list_uploads(client, bucket, prefix, before=before)
     for key, upload in found:
         with suppress(client.exceptions.NoSuchUpload):
@@ -157,8 +157,8 @@ class ObjectWriter(io.RawIOBase):
 
     As a context manager it is aborted at the end of the block, unless it was committed.
 
-    Uploads of the same key that others have begun and not completed are ended: of two writers the later one wins, and
-    what a killed one has left is gone.
+    It aborts other uploads of the same key that are not complete. So the later of two writers wins, and the rest of a
+    killed writer is removed.
 
     :ivar size: bytes written so far.
     """
@@ -167,7 +167,7 @@ class ObjectWriter(io.RawIOBase):
         super().__init__()
         abort_uploads(client, bucket, key)
         self._client, self._bucket, self._key = client, bucket, key
-        # one for all parts, which are as large as it: memory that is taken and given back by megabytes never comes back
+        # one buffer for all parts: memory that is allocated and freed by megabytes is not given back to the system
         self._buffer = bytearray(PART_BYTES)
         self._held = 0
         self._upload = ""
@@ -209,7 +209,7 @@ class ObjectWriter(io.RawIOBase):
                 Bucket=self._bucket, Key=self._key, UploadId=self._upload, MultipartUpload={"Parts": self._parts}
             )
         self._upload = ""
-        # As readers will see it: some stores answer with the digest of the parts' and keep that of the content.
+        # As readers will see it: some stores answer with the digest of the parts, and later show that of the content.
         head = self._client.head_object(Bucket=self._bucket, Key=self._key)
         etag = etag_of(self._bucket, self._key, head)
         if etag not in (done["ETag"].strip('"'), self._md5.hexdigest()):

@@ -12,7 +12,7 @@ from trilake.endpoints import PostgresEndpoint
 from trilake.errors import RefusedError, UnreachableError
 from trilake.platform.embedded.home import LOOPBACK, free_port
 from trilake.postgres.connection import connect
-from trilake.retry import patiently
+from trilake.retry import retry_while_unreachable
 
 
 def ask(port: int) -> None:
@@ -32,14 +32,14 @@ def test_a_server_that_begins_to_listen_is_reached() -> None:
     with server:
         later = threading.Timer(0.5, begin)
         later.start()
-        patiently(lambda: ask(port), seconds=120)
+        retry_while_unreachable(lambda: ask(port), seconds=120)
         later.join()
 
 
 def test_one_that_never_does_is_named_when_the_time_is_over() -> None:
     port = free_port()
     with pytest.raises(UnreachableError, match=str(port)):
-        patiently(lambda: ask(port), seconds=0.1)
+        retry_while_unreachable(lambda: ask(port), seconds=0.1)
 
 
 def test_one_that_does_not_let_us_in_is_asked_once() -> None:
@@ -50,7 +50,7 @@ def test_one_that_does_not_let_us_in_is_asked_once() -> None:
         raise RefusedError("The password is wrong.")
 
     with pytest.raises(RefusedError):
-        patiently(refused)
+        retry_while_unreachable(refused)
     assert len(asked) == 1
 
 

@@ -24,7 +24,7 @@ from trilake.endpoints import CLICKHOUSE_CONNECTION, ClickHouseEndpoint, is_on
 from trilake.errors import ConfigurationError, TrilakeError
 from trilake.hooks.clickhouse_cursor import IdentifiedConnection
 from trilake.hooks.task_instance import TaskInstance, as_comment, joined
-from trilake.retry import patiently
+from trilake.retry import retry_while_unreachable
 
 if TYPE_CHECKING:
     import pandas
@@ -224,7 +224,7 @@ class ClickHouseHook(OfficialClickHouseHook):
             except Exception as e:
                 raise error_of(self.where, e) from None
 
-        return patiently(connect)
+        return retry_while_unreachable(connect)
 
     @property
     def where(self) -> str:

@@ -13,7 +13,7 @@ from trilake.lake import DataSet
 from trilake.lake.arrivals import SETTLE_SECONDS, Arrivals
 from trilake.lake.catalog import open_catalog
 from trilake.postgres.connection import await_answer
-from trilake.retry import patiently
+from trilake.retry import retry_while_unreachable
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -46,7 +46,7 @@ class LakeHook(BaseHook):
     def catalog(self) -> SqlCatalog:
         """The Iceberg catalog; close it when done."""
         lake, s3_endpoint = self.lake_endpoint, self.s3_endpoint
-        return patiently(lambda: open_catalog(lake, s3_endpoint))
+        return retry_while_unreachable(lambda: open_catalog(lake, s3_endpoint))
 
     def ledger(self) -> Ledger:
         """The ledger of publications, when it answers."""

@@ -147,7 +147,7 @@ def _pin(client: S3Client, bucket: str, file: DataFile) -> DataFile:
     etag = head.get("ETag", "").strip('"')
     if not etag:
         raise ObjectError(
-            f"s3://{bucket}/{file.key} has no ETag, and so nothing that tells one state of it from another.",
+            f"s3://{bucket}/{file.key} has no ETag, so a change of it could not be noticed.",
             hint="Nothing was published. The store's disk may have been full: make room, and put the object again.",
         )
     if file.etag not in ("", etag):

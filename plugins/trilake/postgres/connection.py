@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from trilake.endpoints import PostgresEndpoint
 from trilake.errors import IS_IT_UP, RefusedError, TrilakeError, UnreachableError
-from trilake.retry import patiently
+from trilake.retry import retry_while_unreachable
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -72,7 +72,7 @@ def await_answer(endpoint: PostgresEndpoint) -> None:
         with connect(endpoint):
             pass
 
-    patiently(ask)
+    retry_while_unreachable(ask)
 
 
 def listed(columns: Sequence[str]) -> str:
