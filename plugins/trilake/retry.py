@@ -1,7 +1,7 @@
 """A task's first request to a service waits while that service restarts.
 
-A refused connection fails in milliseconds. Without this wait, all tries of a task can be over before a server is back. A
-failure later, in the middle of the work, is left to the task's next try. The clients of S3 and Kubernetes wait by
+A refused connection fails in milliseconds. Without this wait, all tries of a task can be over before a server is back.
+A failure later, in the middle of the work, is left to the task's next try. The clients of S3 and Kubernetes wait by
 themselves. A command that a person types does not wait.
 """
 
