@@ -46,7 +46,9 @@ def plan_of(table: Table) -> Any:
     return table.plan(table.file(0, (1, DAY, "a")), table.file(1, (2, DAY, "b")))
 
 
-@pytest.mark.parametrize("verb", ["finish", "clean", "publish"])
+@pytest.mark.parametrize(
+    "verb", ["finish", *(pytest.param(verb, marks=pytest.mark.nightly) for verb in ("clean", "publish"))]
+)
 def test_counts_hold_after_a_kill_of_the_engine_right_after_the_switch(
     platform: Platform, table: Table, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
@@ -150,7 +152,10 @@ def test_with_one_shard_of_two_down_nothing_is_published_and_a_retry_succeeds(
     settled(table)
 
 
-@pytest.mark.parametrize("fault", ["cut request", "cut answer", "stall", "error"])
+# a stall takes the whole time that the connection gives an answer
+@pytest.mark.parametrize(
+    "fault", ["cut request", "cut answer", pytest.param("stall", marks=pytest.mark.nightly), "error"]
+)
 @pytest.mark.parametrize("statement", ["CREATE TABLE", "INSERT INTO", "cityHash64", "REPLACE PARTITION", "DROP TABLE"])
 def test_a_network_that_fails_one_shard_leaves_it_old_or_new_and_a_retry_completes_it(
     table: Table, proxied: tuple[TcpProxy, Publisher], statement: str, fault: str

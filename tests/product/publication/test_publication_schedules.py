@@ -37,9 +37,9 @@ SNAPSHOTS: list[dict[str, tuple[int, int]]] = [
 ]
 # As many schedules as are asked for, and new ones; else a few that are the same each time.
 ASKED = int(os.environ.get("TRILAKE_SCHEDULES", "0"))
-USUAL = 15
+USUAL = 10
 # Else of all statements one in so many; tests that differ in one thing share them.
-STRIDE = 12
+STRIDE = 16
 
 Rows = tuple[tuple[int, str], ...]
 
@@ -278,7 +278,7 @@ def test_a_publisher_whose_any_statement_goes_wrong_leaves_old_or_new(world: Wor
         world.run(world.publish(0, (JANUARY,)))
         return world.publish(3, (JANUARY,))
 
-    for _ in schedules(world, over_an_older_one, 3 * FAULTS.index(fate)):
+    for _ in schedules(world, over_an_older_one, 4 * FAULTS.index(fate)):
         world.step(world.alive[0], fate=fate)
         world.settle()
 
@@ -289,7 +289,7 @@ def test_a_publisher_that_sleeps_at_any_statement_changes_nothing_that_came_afte
     world: World, force: bool, lost: bool
 ) -> None:
     """It sleeps while another publishes something newer and a third cleans up, and then goes on."""
-    for _ in schedules(world, lambda: world.publish(0, BOTH, force=force), 6 * force + 3 * lost):
+    for _ in schedules(world, lambda: world.publish(0, BOTH, force=force), 8 * force + 4 * lost):
         (sleeper,) = world.alive
         if lost:
             world.lose_connections(sleeper)
