@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from trilake.errors import UnreachableError
-from trilake.platform.embedded.home import write_private
+from trilake.platform.private_files import write_private
 from trilake.spark.application import IMAGE, NAMESPACE
 
 K8S = Path(__file__).parents[2] / "k8s"

@@ -20,8 +20,8 @@ from trilake.platform.embedded.home import (
     free_port,
     port_is_free,
     read_environment,
-    write_private,
 )
+from trilake.platform.private_files import write_private
 
 PROJECT = Path(__file__).parents[2]
 

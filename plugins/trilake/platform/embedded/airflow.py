@@ -12,8 +12,9 @@ from importlib.metadata import version
 from trilake.endpoints import PostgresEndpoint
 from trilake.errors import TrilakeError
 from trilake.platform import airflow_settings
-from trilake.platform.embedded.home import LOOPBACK, Home, write_private
+from trilake.platform.embedded.home import LOOPBACK, Home
 from trilake.platform.embedded.processes import Program, last_lines
+from trilake.platform.private_files import write_private
 
 ADMIN = "admin"
 API_SERVER = "airflow-api-server"

@@ -23,10 +23,11 @@ from trilake.endpoints import (
 )
 from trilake.errors import ConfigurationError
 from trilake.platform.embedded import airflow, postgres, s3
-from trilake.platform.embedded.home import LOOPBACK, Home, format_environment, write_private
+from trilake.platform.embedded.home import LOOPBACK, Home, format_environment
 from trilake.platform.embedded.java import Java
 from trilake.platform.embedded.processes import base_environment
 from trilake.platform.package_files import package_file
+from trilake.platform.private_files import write_private
 
 CLUSTER = "trilake"
 SHARDS = ("shard_1", "shard_2")

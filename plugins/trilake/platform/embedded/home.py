@@ -15,7 +15,6 @@ import re
 import secrets
 import shlex
 import socket
-import stat
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from trilake.errors import ConfigurationError
+from trilake.platform.private_files import write_private
 from trilake.project import find_project
 
 T = TypeVar("T")
@@ -235,23 +235,6 @@ def port_is_free(port: int) -> bool:
             probe.bind((LOOPBACK, port))
         except OSError:
             return False
-    return True
-
-
-def write_private(path: Path, text: str) -> bool:
-    """Replace a file as a whole, for this user's eyes only from its first byte. False if it said so already."""
-    try:
-        if path.read_text() == text and stat.S_IMODE(path.stat().st_mode) == 0o600:
-            return False
-    except OSError:
-        pass
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
     return True
 
 

@@ -18,9 +18,10 @@ from typing import IO, Any
 from trilake.endpoints import Endpoints
 from trilake.errors import TrilakeError
 from trilake.platform.embedded import airflow, connections, postgres, processes, s3
-from trilake.platform.embedded.home import LOOPBACK, SERVICES, STORES, Home, port_is_free, write_private
+from trilake.platform.embedded.home import LOOPBACK, SERVICES, STORES, Home, port_is_free
 from trilake.platform.embedded.processes import NEVER_STARTED, Program, Supervisor, last_lines
 from trilake.platform.embedded.provision import Progress, provision, quiet
+from trilake.platform.private_files import write_private
 
 # A cold start takes half a minute on two cores; one that is not ready by then hangs.
 READY_TIMEOUT_S = 180

@@ -18,6 +18,7 @@ from trilake.platform.embedded import processes
 from trilake.platform.embedded.home import LOOPBACK, Home
 from trilake.platform.embedded.processes import SERVICE_MARKER, Program
 from trilake.platform.package_files import INSTALL
+from trilake.platform.private_files import create_private
 from trilake.postgres import databases
 
 SERVICE = "postgres"
@@ -151,8 +152,7 @@ def initialise(home: Home, password: str) -> None:
     fresh = Path(tempfile.mkdtemp(prefix=f"{SERVICE}.", dir=data.parent))
     try:
         password_file = fresh / "password"
-        with open(os.open(password_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(password)
+        create_private(password_file, password)
         cluster = fresh / "data"
         cluster.mkdir(mode=0o700)
         if user:

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from trilake.errors import TrilakeError
-from trilake.platform.embedded.home import Home, write_private
+from trilake.platform.embedded.home import Home
+from trilake.platform.private_files import write_private
 
 if TYPE_CHECKING:
     import psutil

@@ -15,7 +15,8 @@ from pathlib import Path
 from trilake.errors import TrilakeError
 from trilake.platform.embedded import jars
 from trilake.platform.embedded import java as javas
-from trilake.platform.embedded.home import Home, write_private
+from trilake.platform.embedded.home import Home
+from trilake.platform.private_files import write_private
 
 Progress = Callable[[str, str], None]
 """Called with what is being done (a service, or a step) and how it stands (`starting`, `ready`); from any thread."""

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from trilake.lake.data_set import BUCKETS
-from trilake.platform.embedded.home import LOOPBACK, Home, write_private
+from trilake.platform.embedded.home import LOOPBACK, Home
 from trilake.platform.embedded.jars import SETS
 from trilake.platform.embedded.java import Java
 from trilake.platform.embedded.processes import HOME_MARKER, SERVICE_MARKER, Program
+from trilake.platform.private_files import write_private
 from trilake.s3 import UNFINISHED
 
 SERVICE = "s3"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trilake.errors import ConfigurationError
-from trilake.platform.hosts.private import write_once
+from trilake.platform.private_files import write_once
 
 FILE = ".env"
 HOSTS = ("vps_1", "vps_2", "vps_3")

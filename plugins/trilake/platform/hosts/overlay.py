@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from trilake.endpoints import as_environment
 from trilake.errors import ConfigurationError
 from trilake.platform.hosts.connections import connections, required
 from trilake.platform.hosts.environment import HOSTS
+from trilake.platform.private_files import create_private
 
 
 def write_overlay(k8s: Path, name: str, env: Mapping[str, str], into: Path) -> Path:
@@ -33,8 +33,7 @@ def write_overlay(k8s: Path, name: str, env: Mapping[str, str], into: Path) -> P
     shutil.copytree(k8s, fresh, ignore=shutil.ignore_patterns("jobs.env"))
     overlay = fresh / "overlays" / name
     (overlay / "hosts.env").write_text("".join(f"{host}={address}\n" for host, address in addresses.items()))
-    with open(os.open(overlay / "jobs.env", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.writelines(f"{variable}={value}\n" for variable, value in jobs.items())
+    create_private(overlay / "jobs.env", "".join(f"{variable}={value}\n" for variable, value in jobs.items()))
     if into.exists():
         shutil.rmtree(into)
     fresh.rename(into)

@@ -19,7 +19,7 @@ from trilake.lake.data_set import RAW_BUCKET
 from trilake.platform.hosts import s3_admin
 from trilake.platform.hosts.connections import S3_PORT
 from trilake.platform.hosts.containers import docker, find_container
-from trilake.platform.hosts.private import write_once
+from trilake.platform.private_files import write_once
 
 _SECRET = re.compile(r"^AWS_SECRET_ACCESS_KEY=([0-9a-f]+)$", re.MULTILINE)
 

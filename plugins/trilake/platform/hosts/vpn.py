@@ -11,7 +11,7 @@ from typing import Any
 
 from trilake.errors import TrilakeError
 from trilake.platform.hosts.containers import docker, find_container
-from trilake.platform.hosts.private import write_once
+from trilake.platform.private_files import write_once
 
 SERVICE = "openvpn"
 

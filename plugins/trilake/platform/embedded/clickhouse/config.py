@@ -13,6 +13,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from trilake.errors import ConfigurationError
+from trilake.platform.private_files import replace_private
 
 MIB = 1 << 20
 DEFAULT_MEMORY_BYTES = 1024 * MIB
@@ -164,11 +165,7 @@ class GatewayConfig:
         :raises ConfigurationError: the data folder cannot be written.
         """
         try:
-            temporary = self.engine_file.with_suffix(".new")
-            temporary.unlink(missing_ok=True)
-            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as f:
-                f.write(self.engine_xml())
-            temporary.replace(self.engine_file)
+            replace_private(self.engine_file, self.engine_xml())
         except OSError as e:
             raise ConfigurationError(
                 f"The data folder {self.data} cannot be written ({e.strerror}).", hint="Make it writable for this user."

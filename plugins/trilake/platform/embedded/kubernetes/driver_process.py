@@ -57,7 +57,10 @@ def session_members(leader: int) -> list[int]:
 
 
 def write_atomically(path: Path, document: Any) -> None:
-    """Write JSON so that a reader, or whoever comes after a power cut, sees the old file or the new one. Mode 0600."""
+    """Replace a JSON file as a whole, mode 600, also across a power failure.
+
+    As `trilake.platform.private_files.replace_private`, which this program cannot import: it runs without the package.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         json.dump(document, file)
