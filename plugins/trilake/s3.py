@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from trilake.endpoints import S3Endpoint
-from trilake.errors import RefusedError, TrilakeError, UnreachableError
+from trilake.errors import ConfigurationError, RefusedError, TrilakeError, UnreachableError
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -27,6 +27,9 @@ PART_BYTES = 5 << 20  # the least that S3 takes, at most 10,000 times: an object
 
 # How the embedded platform's S3 names the file of an object until it is whole.
 UNFINISHED = re.compile(r".+-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.DOTALL)
+
+
+_URI = re.compile(r"s3a?://(?P<bucket>[^/]+)/(?P<key>.*)", re.DOTALL)
 
 
 class S3Error(TrilakeError):
@@ -85,6 +88,17 @@ def client(endpoint: S3Endpoint) -> S3Client:
     made.meta.events.register("after-call-error.s3", unanswered)
     made.meta.events.register("after-call.s3", failed)
     return made
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """Bucket and key of ``s3://bucket/key``, or of the same with Hadoop's ``s3a://``.
+
+    :raises ConfigurationError: it is not such an address.
+    """
+    match = _URI.fullmatch(uri)
+    if match is None:
+        raise ConfigurationError(f"{uri!r} is not an address in S3.", hint="Write it as s3://bucket/key.")
+    return match["bucket"], match["key"]
 
 
 def list_keys(client: S3Client, bucket: str, prefix: str) -> list[str]:

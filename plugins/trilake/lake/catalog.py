@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from trilake.endpoints import PostgresEndpoint, S3Endpoint
 from trilake.errors import TrilakeError, UnreachableError
-from trilake.lake.data_set import LAKE_BUCKET, WHOLE, DataSet
+from trilake.lake.data_set import LAKE_BUCKET, WAREHOUSE, WHOLE, DataSet
 from trilake.lake.plan import ICEBERG_TABLE, DataFile, LoadPlan, PartitionPlan
 from trilake.lake.window import Grain, partition_name
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import ExceptionContext
 
 CATALOG = "lake"
-WAREHOUSE = f"s3a://{LAKE_BUCKET}/warehouse"
 # Properties of a snapshot that Trilake writes, and reads back
 RUN_PROPERTY = "trilake.run"
 COUNTS_PROPERTY = "trilake.counts"

@@ -29,6 +29,8 @@ BUCKETS = (
     EXPORTS_BUCKET,
 )
 
+# Where the Iceberg catalog keeps data and metadata: PyIceberg and Spark name it alike.
+WAREHOUSE = f"s3a://{LAKE_BUCKET}/warehouse"
 CURATED_NAMESPACE = "curated"
 QUARANTINE_NAMESPACE = "quarantine"
 

@@ -392,7 +392,7 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
     def _result(self, name: str) -> dict[str, Any]:
         """What the job wrote to --result; empty if it wrote nothing."""
         client = self._s3
-        bucket, _, key = _result_uri(name).removeprefix("s3://").partition("/")
+        bucket, key = s3.split_uri(_result_uri(name))
         try:
             return dict(json.loads(client.get_object(Bucket=bucket, Key=key)["Body"].read()))
         except client.exceptions.NoSuchKey:

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from trilake.errors import ConfigurationError
+from trilake.lake.data_set import WAREHOUSE
 from trilake.spark.event_log import EVENT_LOG, EVENT_LOG_CONF
 
 API_GROUP = "sparkoperator.k8s.io"
@@ -58,7 +59,7 @@ SPARK_CONF: Mapping[str, str] = MappingProxyType(
         "spark.sql.catalog.lake.type": "jdbc",
         "spark.sql.catalog.lake.jdbc.schema-version": "V1",
         "spark.sql.catalog.lake.io-impl": "org.apache.iceberg.hadoop.HadoopFileIO",
-        "spark.sql.catalog.lake.warehouse": "s3a://lake/warehouse",
+        "spark.sql.catalog.lake.warehouse": WAREHOUSE,
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.adaptive.enabled": "true",
         "spark.sql.execution.arrow.pyspark.enabled": "true",

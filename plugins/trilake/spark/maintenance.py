@@ -21,14 +21,13 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from trilake.clickhouse.publication.ledger import Ledger, Publication
 from trilake.endpoints import Endpoints
 from trilake.errors import TrilakeError
 from trilake.lake.catalog import CATALOG, load_table, open_catalog
 from trilake.lake.plan import ICEBERG_TABLE
-from trilake.s3 import abort_uploads, client
+from trilake.s3 import abort_uploads, client, split_uri
 from trilake.spark.locks import try_maintenance_lock
 from trilake.spark.result import write_result
 from trilake.spark.session import build_session
@@ -184,8 +183,8 @@ def _remove_orphans(spark: SparkSession, name: str, before: datetime) -> int:
 
 
 def _abort_uploads(endpoints: Endpoints, table: Table, before: datetime) -> int:
-    location = urlsplit(table.location())
-    return abort_uploads(client(endpoints.s3), location.netloc, location.path.strip("/") + "/", before=before)
+    bucket, key = split_uri(table.location())
+    return abort_uploads(client(endpoints.s3), bucket, key.strip("/") + "/", before=before)
 
 
 def main(arguments: Sequence[str]) -> Mapping[str, Upkeep]:

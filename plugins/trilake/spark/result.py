@@ -12,5 +12,5 @@ from trilake.endpoints import Endpoints
 
 def write_result(endpoints: Endpoints, address: str, document: Mapping[str, Any]) -> None:
     """:param address: ``s3://bucket/key``."""
-    bucket, _, key = address.removeprefix("s3://").partition("/")
+    bucket, key = s3.split_uri(address)
     s3.client(endpoints.s3).put_object(Bucket=bucket, Key=key, Body=json.dumps(document).encode())

@@ -28,11 +28,11 @@ from trilake.platform.embedded.java import Java
 from trilake.platform.embedded.processes import base_environment
 from trilake.platform.package_files import package_file
 from trilake.platform.private_files import write_private
+from trilake.spark.application import NAMESPACE
 
 CLUSTER = "trilake"
 SHARDS = ("shard_1", "shard_2")
 ANALYTICS = "analytics"
-NAMESPACE = "spark"
 JOBS_SECRET = "trilake-jobs"  # noqa: S105  the Secret's name
 # Names a kubeconfig: Spark jobs then run on its cluster and not on the platform's own API server.
 KUBECONFIG_VARIABLE = "TRILAKE_KUBECONFIG"

@@ -17,6 +17,7 @@ from trilake.endpoints import (
     S3Endpoint,
 )
 from trilake.platform.hosts.environment import EnvironmentFileError
+from trilake.spark.application import NAMESPACE
 
 Who = Literal["airflow", "spark"]
 
@@ -28,7 +29,6 @@ AIRFLOW_PORT = 8080
 SHARDS = (ClickHouseShard(1, "vps-3", 8123, "shard_1"), ClickHouseShard(2, "vps-3", 8124, "shard_2"))
 # Read when it is used: Kubernetes may come up after Airflow, and a token may be another tomorrow.
 KUBECONFIG = "/opt/trilake/kubernetes/config"
-NAMESPACE = "spark"
 
 
 def connections(env: Mapping[str, str], who: Who) -> dict[str, dict[str, Any]]:

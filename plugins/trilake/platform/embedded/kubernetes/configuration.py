@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trilake.errors import ConfigurationError
+from trilake.spark.application import NAMESPACE
 
 # A driver's log lies in at most two files of this size: the newest lines are kept.
 DEFAULT_LOG_BYTES = 16 * 1024 * 1024
@@ -36,7 +37,7 @@ class ClusterConfiguration:
     spark_home: Path
     python: Path
     host: str = "127.0.0.1"
-    namespace: str = "spark"
+    namespace: str = NAMESPACE
     java_home: Path | None = None
     jars: Path | None = None
     image_files: Mapping[str, str] = field(default_factory=dict)
