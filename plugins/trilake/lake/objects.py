@@ -16,7 +16,7 @@ from trilake.lake.plan import PLAIN_OBJECTS, DataFile, LoadPlan, PartitionPlan, 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-# Other keys would be read as a pattern by s3(), or would be changed in a URL.
+# s3() would read other keys as a pattern, or a URL would change them.
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_.=+,-]+(/[A-Za-z0-9_.=+,-]+)*")
 _FORMATS: Mapping[str, PlainFormat] = {"parquet": "Parquet", "csv": "CSVWithNames"}
 _SUFFIX = re.compile(r"\.(parquet|csv)(\.(gz|zst|lz4|snappy|xz|bz2))?$")
@@ -86,14 +86,14 @@ def plan_objects(
 
     :param version: orders the loads of a partition: a lower version does not replace a higher one.
     :param file_format: ``parquet`` or ``csv`` (with names); None: by the keys' suffixes.
-    :raises ConfigurationError: s3() would read a key as a pattern, or the format is unknown.
+    :raises ConfigurationError: s3() would not take a key literally, or the format is unknown.
     :raises ObjectError: an object is missing, has no ETag, or has another ETag than the named one.
     """
     files = [file for of_partition in objects.values() for file in of_partition]
     for file in files:
         if not is_plain_key(file.key):
             raise ConfigurationError(
-                f"ClickHouse would read the key {file.key!r} as a pattern.",
+                f"ClickHouse could read the key {file.key!r} as a pattern or as another key.",
                 hint="Use only letters, digits and _ . = + , - in keys, with single slashes between folders.",
             )
     with ThreadPoolExecutor(_HEADS) as pool:
