@@ -46,10 +46,10 @@ def test_no_object_is_an_empty_partition_where_it_is_named() -> None:
 @pytest.mark.parametrize(
     ("data_set", "given", "says"),
     [
-        (MONTHLY, "{'2013-01': {}}", "are no JSON"),
-        (MONTHLY, {"2013-01": ["a.csv"]}, "are not named and counted"),
-        (MONTHLY, {"2013-01": 3}, "are not named and counted"),
-        (MONTHLY, None, "are not named and counted"),
+        (MONTHLY, "{'2013-01': {}}", "are not valid JSON"),
+        (MONTHLY, {"2013-01": ["a.csv"]}, "are not given with key and rows"),
+        (MONTHLY, {"2013-01": 3}, "are not given with key and rows"),
+        (MONTHLY, None, "are not given with key and rows"),
         (MONTHLY, {"2013-01": {"a.csv": "3"}}, "has key 'a.csv' and '3' rows"),
         (MONTHLY, {"2013-01": {"a.csv": -1}}, "and -1 rows"),
         (MONTHLY, {"2013-01": {"a.csv": True}}, "and True rows"),

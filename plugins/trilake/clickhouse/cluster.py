@@ -1,7 +1,7 @@
-"""A ClickHouse cluster as a few verbs: any host, every host, every shard.
+"""A ClickHouse cluster with a few methods: any host, every host, every shard.
 
-The shape is PostHog's `clickhouse/cluster.py`: an operation is a small callable that takes a client, runs side by side
-on the hosts it is meant for, and the errors of all of them arrive as one.
+The design follows PostHog's `clickhouse/cluster.py`: an operation is a small callable that takes a client. It runs in
+parallel on its hosts, and the errors of all hosts are raised as one error.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CONNECT_TIMEOUT_S = 5
-# The longest a single statement may take. A load of a large partition runs on the server without a word to the
-# client, so this is a limit on the work and not on the network.
+# The longest time for a single statement. While a large partition is loaded, the server sends nothing to the client, so
+# this limits the work and not the network.
 STATEMENT_TIMEOUT_S = 3_600
-# Statements under way at once, per shard: enough to hide a round trip, few enough not to crowd out the readers.
+# Parallel statements per shard: enough to hide a round trip, and few enough to leave resources for readers.
 STATEMENTS_PER_SHARD = 2
 
 UNKNOWN_TABLE = 60
@@ -39,16 +39,16 @@ INCOMPATIBLE_COLUMNS = 122
 _POLL_S = 1.0
 
 _CODE = re.compile(r"[Cc]ode: (\d+)")
-# of what the operating system says; a full disk, say, is not the network's
+# Network errors of the operating system. Others, such as a full disk, are not the network's fault.
 _NETWORK_ERRORS = (ConnectionError, TimeoutError, socket.gaierror, ssl.SSLError)
 _QUOTED_STATEMENT = re.compile(r"[.,:]?\s+(?:in scope|while (?:processing|executing))\b", re.IGNORECASE)
 _STATUS = re.compile(r"HTTP status \d+")
 
 
 class ClickHouseError(TrilakeError):
-    """What ClickHouse answered, and on which host.
+    """An error that ClickHouse returned, with the host.
 
-    :ivar code: ClickHouse's own error code; 0 when it gave none.
+    :ivar code: ClickHouse's own error code; 0 if it sent none.
     """
 
     def __init__(self, message: str, *, code: int = 0, hint: str = "") -> None:
@@ -57,7 +57,7 @@ class ClickHouseError(TrilakeError):
 
 
 class ClusterError(ClickHouseError):
-    """The errors of all hosts that failed, in one."""
+    """The errors of all hosts that failed, as one error."""
 
     def __init__(self, errors: Sequence[tuple[ClickHouseShard, TrilakeError]]) -> None:
         self.errors = tuple(errors)
@@ -68,39 +68,39 @@ class ClusterError(ClickHouseError):
 
 
 def error_of(where: ClickHouseShard | str | None, error: Exception) -> Exception:
-    """ClickHouse's or the network's error as one of ours, without the statement: that may hold a secret.
+    """An error of ClickHouse or the network as a `TrilakeError`, without the statement, which may hold a secret.
 
-    What is neither of them is a fault of the program and comes back as it is: its traceback tells where.
+    Any other error is a fault of the program. It is returned unchanged, so that its traceback shows where it happened.
     """
     from clickhouse_connect.driver import exceptions as driver
     from urllib3.exceptions import HTTPError
 
     if isinstance(error, TrilakeError) or not isinstance(error, (driver.DatabaseError, HTTPError, *_NETWORK_ERRORS)):
         return error
-    # of a shard, or of the driver itself when it is used in a wrong way
+    # wrong use of the driver
     if isinstance(error, (driver.ProgrammingError, driver.DataError, driver.NotSupportedError)):
         return error
     text, host = str(error), str(where or "ClickHouse")
     code = int(getattr(error, "code", None) or 0)
-    if found := _CODE.search(text):
-        first = without_statement(text[found.start() :].splitlines()[0])
-        return ClickHouseError(f"{host}: {first[:500]}", code=code or int(found.group(1)))
-    if code:  # a number and no words
+    if match := _CODE.search(text):
+        first = without_statement(text[match.start() :].splitlines()[0])
+        return ClickHouseError(f"{host}: {first[:500]}", code=code or int(match.group(1)))
+    if code:  # a number without a message
         return ClickHouseError(f"{host}: Code: {code}.", code=code)
     status = _STATUS.search(text)
-    # the innermost: a refused connection and one that stalls are the same to the driver
+    # the innermost cause: the driver does not distinguish a refused connection from one that stalls
     cause: BaseException = error.__cause__ or error
     reason = status[0] if status else type(getattr(cause, "reason", None) or cause).__name__
     return UnreachableError(f"{host} does not answer ({reason}).")
 
 
 def without_statement(text: str) -> str:
-    """ClickHouse's message without the statement that it may quote, in which bound parameters stand in the clear."""
-    found = _QUOTED_STATEMENT.search(text)
-    if not found:
+    """ClickHouse's message without the statement that it may quote: that shows the values of bound parameters."""
+    match = _QUOTED_STATEMENT.search(text)
+    if not match:
         return text
-    name = re.findall(r"\(([A-Z][A-Z0-9_]+)\)", text[found.end() :])
-    return f"{text[: found.start()].rstrip()}." + (f" ({name[-1]})" if name else "")
+    name = re.findall(r"\(([A-Z][A-Z0-9_]+)\)", text[match.end() :])
+    return f"{text[: match.start()].rstrip()}." + (f" ({name[-1]})" if name else "")
 
 
 def quote_name(name: str) -> str:
@@ -115,9 +115,10 @@ def quote_text(text: str) -> str:
 
 @dataclass(frozen=True)
 class Statement:
-    """One statement, to be given to a verb of `Cluster`. `{shard}` in it is the shard's database, quoted.
+    """One statement, as an operation for a method of `Cluster`.
 
-    :param settings: of the server, for this statement alone.
+    :param sql: `{shard}` in it is replaced by the shard's database, quoted.
+    :param settings: server settings for this statement only.
     """
 
     sql: str
@@ -133,9 +134,9 @@ Operation = Callable[["Client", ClickHouseShard], T]
 
 
 class Cluster:
-    """The shards of one cluster. Use it as a context manager: it holds an HTTP connection pool a host.
+    """The shards of one cluster. Use it as a context manager: it holds one HTTP connection pool per host.
 
-    :param comment: what `log_comment` says of every statement (dag, task, run, ...), as JSON in the query log.
+    :param comment: the `log_comment` of every statement (dag, task, run, ...), as JSON in the query log.
     """
 
     def __init__(
@@ -166,15 +167,16 @@ class Cluster:
 
     @cached_property
     def hosts(self) -> tuple[ClickHouseShard, ...]:
-        """One shard of each server: several shards may be databases of the same one."""
+        """One shard of each server. Several shards may be databases of the same server."""
         return tuple({(shard.host, shard.port): shard for shard in reversed(self.shards)}.values())[::-1]
 
-    # --- the verbs
+    # --- operations
 
     def any_host(self, operation: Operation[T]) -> T:
-        """On the first host that answers.
+        """Run an operation on the first host that answers.
 
-        :raises ClusterError: none did. An answer that is an error is an answer, and is raised at once.
+        :raises ClusterError: no host answers.
+        :raises ClickHouseError: the first host that answers returned an error. No other host is tried.
         """
         errors: list[tuple[ClickHouseShard, TrilakeError]] = []
         for shard in self.hosts:
@@ -185,32 +187,33 @@ class Cluster:
         raise ClusterError(errors)
 
     def every_host(self, operation: Operation[T]) -> dict[int, T]:
-        """On each server once, side by side. Gives the results by the number of a shard there.
+        """Run an operation once on each server, in parallel. Returns the results by the number of a shard there.
 
-        :raises ClusterError: of every host that failed, after all have ended.
+        :raises ClusterError: names every host that failed, after all have ended.
         """
         results = self._side_by_side([(host, operation) for host in self.hosts], len(self.hosts))
         return {host.number: result for host, result in zip(self.hosts, results, strict=True)}
 
     def every_shard(self, operation: Operation[T]) -> dict[int, T]:
-        """On each shard, side by side. Gives the results by shard number.
+        """Run an operation on each shard, in parallel. Returns the results by shard number.
 
-        :raises ClusterError: of every shard that failed, after all have ended.
+        :raises ClusterError: names every shard that failed, after all have ended.
         """
         results = self._side_by_side([(shard, operation) for shard in self.shards], len(self.shards))
         return {shard.number: result for shard, result in zip(self.shards, results, strict=True)}
 
     def on_shard(self, shard: ClickHouseShard, operation: Operation[T]) -> T:
-        """On one shard.
+        """Run an operation on one shard.
 
-        :raises ClickHouseError: it refused. :raises UnreachableError: it does not answer.
+        :raises ClickHouseError: the server returned an error.
+        :raises UnreachableError: the server does not answer.
         """
         return self._run(operation, shard)
 
     def on_shards(self, operations: Sequence[tuple[ClickHouseShard, Operation[T]]]) -> list[T]:
-        """Many operations, each on its shard, side by side with bounded threads. Gives the results in order.
+        """Run many operations, each on its shard, in a limited number of threads. Returns the results in order.
 
-        :raises ClusterError: of all that failed; what waits for a thread is not started after a failure.
+        :raises ClusterError: names all that failed. After a failure no waiting operation is started.
         """
         return self._side_by_side(operations, len(self.shards) * STATEMENTS_PER_SHARD, stop_early=True)
 
@@ -236,9 +239,10 @@ class Cluster:
         return [results[index] for index in range(len(operations))]
 
     def await_hosts(self, seconds: float) -> None:
-        """Return when every host answers. One that refuses us has answered, and its error is raised at once.
+        """Return when every host answers.
 
-        :raises ClusterError: not all answer within `seconds`.
+        :raises ClusterError: not all hosts answer within `seconds`, or a host returned an error, which is raised at
+            once.
         """
         until = time.monotonic() + seconds
         while True:
@@ -252,7 +256,7 @@ class Cluster:
             time.sleep(_POLL_S)
 
     def check_topology(self) -> None:
-        """:raises ClickHouseError: the server's own list of shards is not the connection's."""
+        """:raises ClickHouseError: the server's list of shards differs from the connection's."""
         rows = self.any_host(
             Statement(
                 "SELECT shard_num, default_database FROM system.clusters "
@@ -263,9 +267,9 @@ class Cluster:
         named = {shard.number: shard.database for shard in self.shards}
         if listed != named:
             raise ClickHouseError(
-                f"The connection names the shards {named}, system.clusters lists {listed or 'none'} for cluster "
+                f"The connection names the shards {named}, but system.clusters lists {listed or 'none'} for cluster "
                 f"{self.endpoint.cluster}.",
-                hint="Make the connection's extra and the server's remote_servers agree.",
+                hint="Name the same shards in the connection's extra and in the server's remote_servers.",
             )
 
     # --- inside
@@ -273,13 +277,13 @@ class Cluster:
     def client(self, shard: ClickHouseShard) -> Client:
         """The client of the shard's server.
 
-        :raises UnreachableError: it does not answer.
-        :raises ClickHouseError: it refused us.
+        :raises UnreachableError: the server does not answer.
+        :raises ClickHouseError: the server refused the connection.
         """
         address = (shard.host, shard.port)
         with self._guard:
             connecting = self._connecting.setdefault(address, threading.Lock())
-        with connecting:  # a lock a host: a slow one keeps no other waiting
+        with connecting:  # one lock per host, so that a slow host does not delay the others
             if address not in self._clients:
                 try:
                     self._clients[address] = self._connect(self.endpoint, shard, self._comment)
@@ -302,7 +306,7 @@ def _connect(endpoint: ClickHouseEndpoint, shard: ClickHouseShard, comment: str)
     options = {
         "connect_timeout": CONNECT_TIMEOUT_S,
         "send_receive_timeout": STATEMENT_TIMEOUT_S,
-        # a statement that is sent twice is not ours to decide in a pool of connections
+        # The driver must not send a statement twice. The caller decides on retries.
         "query_retries": 0,
         **endpoint.options,
     }
@@ -316,7 +320,7 @@ def _connect(endpoint: ClickHouseEndpoint, shard: ClickHouseShard, comment: str)
             "password": endpoint.password,
             "secure": endpoint.secure,
             "verify": endpoint.verify,
-            # statements run side by side on one client, which a session would forbid
+            # statements run in parallel on one client, which a session does not allow
             "autogenerate_session_id": False,
             "settings": settings,
         }

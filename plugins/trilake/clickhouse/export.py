@@ -1,12 +1,14 @@
-"""Export: every shard writes its rows to S3 side by side, and a manifest that is written last says what there is.
+"""Export: all shards write their rows to S3 in parallel. A manifest, which is written last, lists the objects.
 
-An attempt writes below a prefix of its own, so that what a retry, or a process that was thought dead, writes never lies
-among another's files. The manifest lies there too and is never changed: whoever was given its key has a complete
-export. What earlier attempts have left (a killed process's objects, statements that still run for it, uploads that were
-begun) goes with the next attempt under the same prefix: what has no manifest when it begins, the rest when its own
-manifest is there. Earlier is what was there when it began: one that was overtaken removes nothing of its successor's.
+Each attempt writes below its own prefix. So the files of a retry never mix with those of a process that was wrongly
+declared dead. The manifest is below the same prefix and never changes: its key identifies a complete export.
 
-A shard's rows are those of one moment; two shards, or two partitions, may have been read a little apart.
+The next attempt for the same task removes what earlier attempts left: a killed process's objects, statements that still
+run for it, and uploads that were never completed. Attempts without a manifest are removed when the next one begins, the
+others when it has written its own manifest. An attempt removes only attempts that existed when it began, so a late
+process removes nothing of its successor.
+
+The rows of a shard are from one moment. Two shards, or two partitions, may be read at slightly different times.
 """
 
 from __future__ import annotations
@@ -33,12 +35,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# The named collection of ClickHouse that knows the bucket's address and key; statements never carry either.
+# ClickHouse's named collection with the bucket's address and access key. Statements contain neither.
 EXPORTS_COLLECTION = EXPORTS_BUCKET
 MANIFEST = "manifest.json"
 SHARD = "{shard}"
 
-# Logical types as Parquet has them, whatever a server's profile says; and no file that is there is written over.
+# Write Parquet's logical types, whatever the server's profile says, and never overwrite an existing file.
 _WRITE = {
     "output_format_parquet_string_as_string": 1,
     "output_format_parquet_datetime_as_uint32": 0,
@@ -49,16 +51,17 @@ _WRITE = {
 
 
 class ExportError(CountMismatchError):
-    """The objects do not hold what the shards wrote. There is no manifest."""
+    """The objects do not hold the rows that the shards wrote. There is no manifest."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """The rows of one file set: the same SELECT on each shard.
+    """The rows of one partition of an export: the same SELECT on each shard.
 
-    :param sql: one statement; `{shard}` in it is the shard's database, quoted.
-    :param parameters: bound on the server, as ``{name:Type}``; those that the statement does not have are left out.
-    :param every_shard: False where each shard holds all the rows: then the first one writes them.
+    :param sql: one statement. `{shard}` in it is replaced by the shard's database, quoted.
+    :param parameters: values for ``{name:Type}``, bound on the server. Names that the statement does not use are
+        ignored.
+    :param every_shard: False if each shard holds all rows. Then only the first shard writes them.
     """
 
     sql: str
@@ -68,10 +71,10 @@ class Source:
     def __post_init__(self) -> None:
         statements = split_statements(self.sql)
         if len(statements) != 1 or not has_result(statements[0]):
-            raise ConfigurationError("An export takes one statement that gives rows.", hint="Write it as a SELECT.")
+            raise ConfigurationError("An export needs one statement that returns rows.", hint="Write one SELECT.")
         if self.every_shard and SHARD not in self.sql:
             raise ConfigurationError(
-                "The query of an export does not say {shard}: every shard would write the same rows.",
+                "The query of an export does not contain {shard}, so every shard would write the same rows.",
                 hint="Read the local tables: SELECT ... FROM {shard}.<table>_local.",
             )
 
@@ -80,8 +83,8 @@ class Source:
 
     @property
     def bound(self) -> dict[str, Any]:
-        known = parameter_names(self.sql)
-        return {name: value for name, value in self.parameters.items() if name in known}
+        used = parameter_names(self.sql)
+        return {name: value for name, value in self.parameters.items() if name in used}
 
 
 def table_sources(
@@ -92,10 +95,10 @@ def table_sources(
     where: str = "",
     parameters: Mapping[str, Any] | None = None,
 ) -> dict[str, Source]:
-    """A data set's table in ClickHouse: a source for each of `partitions`, or one, ``all``, for the whole table.
+    """Sources of a data set's table in ClickHouse: one for each of `partitions`, or ``all`` for the whole table.
 
-    :param columns: their names; none: all.
-    :param where: a condition on its rows, with parameters ``{name:Type}``.
+    :param columns: names of the columns. Empty: all columns.
+    :param where: a condition on the rows, with parameters ``{name:Type}``.
     """
     listed = ", ".join(map(quote_name, columns)) or "*"
     sources = {}
@@ -105,14 +108,14 @@ def table_sources(
             conditions.append(f"_partition_id = {quote_text(data_set.partition_id(partition))}")
         sql = f"SELECT {listed} FROM {SHARD}.{quote_name(data_set.local_table)}"
         sql += f" WHERE {' AND '.join(conditions)}" if conditions else ""
-        # a dimension table stands whole on every shard
+        # every shard has a full copy of a dimension table
         sources[partition] = Source(sql, parameters or {}, every_shard=data_set.grain is not None)
     return sources
 
 
 @dataclass(frozen=True)
 class ExportedObject:
-    """One Parquet file. `bytes` are the object's."""
+    """One Parquet file. `bytes` is the object's size."""
 
     key: str
     partition: str
@@ -124,10 +127,10 @@ class ExportedObject:
 
 @dataclass(frozen=True)
 class Export:
-    """A complete export: what its manifest says.
+    """A complete export: the content of its manifest.
 
-    :param columns: (name, ClickHouse's type) in the files' order.
-    :param objects: one a partition and shard, also where it has no row.
+    :param columns: (name, ClickHouse's type) in the order of the files.
+    :param objects: one for each partition and shard, also if it has no rows.
     """
 
     prefix: str
@@ -147,11 +150,11 @@ class Export:
 
     @property
     def by_partition(self) -> dict[str, dict[str, int]]:
-        """Partition -> key -> rows: what loading them again takes."""
-        found: dict[str, dict[str, int]] = {}
+        """Partition -> key -> rows: the form that a load of plain objects takes."""
+        rows: dict[str, dict[str, int]] = {}
         for item in self.objects:
-            found.setdefault(item.partition, {})[item.key] = item.rows
-        return found
+            rows.setdefault(item.partition, {})[item.key] = item.rows
+        return rows
 
     def to_json(self) -> str:
         return json.dumps({"bucket": EXPORTS_BUCKET, "format": "Parquet", "rows": self.rows, **asdict(self)}, indent=1)
@@ -169,7 +172,7 @@ class Export:
 
 
 def read_manifest(client: S3Client, key: str) -> Export:
-    """The export whose manifest has this key below bucket ``exports``."""
+    """The export whose manifest has this key in bucket ``exports``."""
     return Export.from_json(client.get_object(Bucket=EXPORTS_BUCKET, Key=key)["Body"].read())
 
 
@@ -186,14 +189,14 @@ def export(
     run_id: str = "",
     attempt: str | None = None,
 ) -> Export:
-    """Write the rows of `sources` (by partition) below ``s3://exports/<prefix>/<attempt>/``, a Parquet file a partition
-    and shard, and then the manifest. No row passes through this process.
+    """Write the rows of `sources` (by partition) below ``s3://exports/<prefix>/<attempt>/``: one Parquet file for each
+    partition and shard, and then the manifest. No row passes through this process.
 
-    :param prefix: belongs to one task of one run: what earlier attempts have left below it is removed, and their
-        statements are ended.
-    :param attempt: from `new_attempt`, where the caller has to know it for `cancel`.
-    :raises ExportError: the objects do not hold what the shards wrote.
-    :raises ClusterError: of the shards that failed. There is no manifest, and the attempt's objects are removed.
+    :param prefix: belongs to one task of one run. Objects of earlier attempts below it are removed, and their
+        statements are killed.
+    :param attempt: from `new_attempt`, if the caller needs it for `cancel`.
+    :raises ExportError: the objects do not hold the rows that the shards wrote.
+    :raises ClusterError: names the shards that failed. There is no manifest, and the attempt's objects are removed.
     """
     attempt = attempt or new_attempt()
     cancel(cluster, prefix)
@@ -208,9 +211,12 @@ def export(
         ]
         counts = cluster.on_shards([(shard, partial(_write, source, key)) for shard, _, source, key in cells])
         objects = []
-        for (shard, partition, _, key), (rows, found) in zip(cells, counts, strict=True):
-            if rows != found:
-                raise ExportError(f"{shard} wrote {rows} rows to s3://{EXPORTS_BUCKET}/{key}, which holds {found}.")
+        for (shard, partition, _, key), (rows, stored) in zip(cells, counts, strict=True):
+            if rows != stored:
+                raise ExportError(
+                    f"{shard} wrote {rows} rows to s3://{EXPORTS_BUCKET}/{key}, but it holds {stored}.",
+                    hint="Run the task again.",
+                )
             objects.append(ExportedObject(key, partition, shard.number, rows, *_size_and_etag(client, key)))
         done = Export(prefix, attempt, run_id, columns, tuple(objects))
         client.put_object(
@@ -227,22 +233,22 @@ def export(
 
 
 def cancel(cluster: Cluster, prefix: str) -> None:
-    """End the statements that write below a prefix, on every host, and see them gone.
+    """Kill the statements that write below a prefix, on every host, and wait until they have ended.
 
-    By text and kind: the statement that ends them names the prefix, too.
+    They are selected by kind too, because the KILL statement also contains the prefix.
     """
     mine = f"query_kind = 'Insert' AND position(query, {quote_text(f'{prefix}/')}) > 0"
     cluster.every_host(Statement(f"KILL QUERY WHERE {mine} SYNC"))
 
 
 def _write(source: Source, key: str, client: Client, shard: ClickHouseShard) -> tuple[int, int]:
-    """Rows that the server says it wrote, and those that the object holds."""
+    """The number of rows that the server reports as written, and the number of rows in the object."""
     target = f"s3({EXPORTS_COLLECTION}, filename = {quote_text(key)}, format = 'Parquet')"
     answer: Any = client.command(
         f"INSERT INTO FUNCTION {target} {source.on(shard)}", parameters=source.bound, settings=_WRITE
     )
-    found = client.query(f"SELECT count() FROM {target}").result_rows[0][0]
-    return int(answer.summary["written_rows"]), int(found)
+    stored = client.query(f"SELECT count() FROM {target}").result_rows[0][0]
+    return int(answer.summary["written_rows"]), int(stored)
 
 
 def _size_and_etag(client: S3Client, key: str) -> tuple[int, str]:
@@ -254,21 +260,25 @@ def _size_and_etag(client: S3Client, key: str) -> tuple[int, str]:
         if e.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
             raise
         raise ExportError(
-            f"s3://{EXPORTS_BUCKET}/{key} was written and is gone.", hint="A later attempt has begun: see the task's."
+            f"s3://{EXPORTS_BUCKET}/{key} was removed after this attempt wrote it.",
+            hint="A later attempt of this task has begun. See the log of that attempt.",
         ) from None
     return head["ContentLength"], etag_of(EXPORTS_BUCKET, key, head)
 
 
 def columns_of(cluster: Cluster, source: Source) -> tuple[tuple[str, str], ...]:
-    """(name, ClickHouse's type) of what a source gives, the same on every shard."""
+    """(name, ClickHouse's type) of each column of a source.
+
+    :raises ClickHouseError: the columns differ between the shards.
+    """
 
     def describe(client: Client, shard: ClickHouseShard) -> tuple[tuple[str, str], ...]:
         rows = client.query(f"DESCRIBE TABLE ({source.on(shard)}\n)", parameters=source.bound).result_rows
         return tuple((row[0], row[1]) for row in rows)
 
-    found = cluster.every_shard(describe)
-    first = found[cluster.shards[0].number]
-    if any(columns != first for columns in found.values()):
+    by_shard = cluster.every_shard(describe)
+    first = by_shard[cluster.shards[0].number]
+    if any(columns != first for columns in by_shard.values()):
         raise ClickHouseError(
             "The columns of an export differ between the shards.", hint="Apply the migrations: `trilake migrate`."
         )
@@ -276,7 +286,7 @@ def columns_of(cluster: Cluster, source: Source) -> tuple[tuple[str, str], ...]:
 
 
 def attempts_below(client: S3Client, prefix: str) -> tuple[set[str], set[str]]:
-    """The attempts that have left something, and those of them with a manifest."""
+    """The attempts with objects or unfinished uploads below a prefix, and those of them with a manifest."""
     below = f"{prefix}/"
     keys = list_keys(client, EXPORTS_BUCKET, below) + [key for key, _ in list_uploads(client, EXPORTS_BUCKET, below)]
     parts = [key.removeprefix(below).split("/") for key in keys]
@@ -284,22 +294,27 @@ def attempts_below(client: S3Client, prefix: str) -> tuple[set[str], set[str]]:
 
 
 def remove_attempts(client: S3Client, prefix: str, attempts: Iterable[str]) -> None:
-    """Remove what attempts have left below a prefix: objects, and uploads that were begun."""
+    """Remove the objects and the unfinished uploads of attempts below a prefix."""
     for attempt in attempts:
         below = f"{prefix}/{attempt}/"
         abort_uploads(client, EXPORTS_BUCKET, below)
         keys = list_keys(client, EXPORTS_BUCKET, below)
-        # a manifest goes first: as long as it is there its files are
+        # remove the manifest first: while a manifest exists, its files must exist
         remove(client, EXPORTS_BUCKET, [key for key in keys if key == below + MANIFEST])
         remove(client, EXPORTS_BUCKET, [key for key in keys if key != below + MANIFEST])
 
 
 @contextmanager
 def _left_to_the_next(prefix: str) -> Iterator[None]:
-    """What cannot be cleaned up now is no reason to fail, and hides none."""
+    """Log an error of a clean-up instead of raising it, so that it does not hide the attempt's own result."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
         yield
     except (TrilakeError, BotoCoreError, ClientError) as e:
-        log.warning("What lies below s3://%s/%s is left to the next attempt: %s", EXPORTS_BUCKET, prefix, e)
+        log.warning(
+            "Objects below s3://%s/%s could not be removed now; the next attempt removes them: %s",
+            EXPORTS_BUCKET,
+            prefix,
+            e,
+        )

@@ -1,4 +1,4 @@
-"""What became of a query, and how to end one: on whichever host of a cluster it runs."""
+"""Look up the state of a query, and kill queries, on every host of a cluster."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from trilake.errors import ConfigurationError, TrilakeError, UnreachableError
 
 T = TypeVar("T")
 
-# A query is asked to end and does so at its next block; one that does not within this has something in its way.
+# A killed query ends at its next block. A query that still runs after this many seconds is blocked by something.
 KILL_SECONDS = 20.0
 _POLL_SECONDS = 0.1
-# Servers write their query log every 7.5 s; where a user may not flush it, it is waited for.
+# Servers write their query log every 7.5 s. A user without the right to flush it must wait this long.
 LOG_DELAY_SECONDS = 15.0
 
 
@@ -36,12 +36,12 @@ class QueryState(StrEnum):
     FINISHED = "finished"
     FAILED = "failed"
     UNKNOWN = "unknown"
-    """No host runs it and no query log tells of its end: it was never sent, or its server died with it."""
+    """No host runs it and no query log has its end: it was never sent, or its server died while it ran."""
 
 
 @dataclass(frozen=True)
 class QueryMetrics:
-    """What a query took. Bytes are uncompressed; memory is the peak on the host that it was sent to."""
+    """The resources that a query used. Bytes are uncompressed. Memory is the peak on the host that it was sent to."""
 
     read_rows: int = 0
     read_bytes: int = 0
@@ -61,14 +61,14 @@ class QueryMetrics:
 
     @classmethod
     def of_all(cls, several: Iterable[QueryMetrics]) -> QueryMetrics:
-        """Sums, and the largest peak of memory."""
+        """The sums, and the largest peak of memory."""
         listed = list(several)
-        sums = {name: sum(getattr(one, name) for one in listed) for name in (*COUNTS, "seconds")}
-        return cls(**sums, memory_bytes=max((one.memory_bytes for one in listed), default=0))
+        sums = {name: sum(getattr(metrics, name) for metrics in listed) for name in (*COUNTS, "seconds")}
+        return cls(**sums, memory_bytes=max((metrics.memory_bytes for metrics in listed), default=0))
 
     @classmethod
     def of_summary(cls, summary: Mapping[str, Any]) -> QueryMetrics:
-        """Of the summary that ends an HTTP answer."""
+        """The metrics from the summary of an HTTP answer."""
         numbers = {name: int(summary.get(name) or 0) for name in COUNTS}
         seconds = int(summary.get("elapsed_ns") or 0) / 1e9
         return cls(**numbers, memory_bytes=int(summary.get("memory_usage") or 0), seconds=seconds)
@@ -79,9 +79,10 @@ COUNTS = ("read_rows", "read_bytes", "written_rows", "written_bytes")
 
 @dataclass(frozen=True)
 class Seen:
-    """A query as the hosts tell of it.
+    """The state of a query, as the hosts report it.
 
-    :param error: why it failed, one line, without its text.
+    :param error: why the query failed, in one line, without the query's text.
+    :param code: ClickHouse's error code; 0 without an error.
     """
 
     state: QueryState
@@ -100,10 +101,10 @@ class Seen:
 
 
 def look(cluster: Cluster, query_id: str, *, since: float) -> Seen:
-    """Where a query is, from ``system.processes`` and ``system.query_log`` of every host.
+    """The state of a query, from ``system.processes`` and ``system.query_log`` of every host.
 
-    :param since: when it was sent or a little earlier, in seconds since 1970.
-    :raises ClusterError: a host does not answer and no other knows the query: it may run there.
+    :param since: when the query was sent or a little earlier, in seconds since 1970.
+    :raises ClusterError: a host does not answer, where the query may run, and no other host knows the query.
     """
     day = _day_before(since)
     mine = f"query_id = {quote_text(query_id)}"
@@ -120,25 +121,26 @@ def look(cluster: Cluster, query_id: str, *, since: float) -> Seen:
         try:
             rows = cluster.on_shard(shard, log)
         except ClickHouseError as e:
-            if e.code != UNKNOWN_TABLE:  # it is made with its first row
+            if e.code != UNKNOWN_TABLE:  # the server creates the log with its first row
                 raise
             rows = []
         return _of_log(rows[0]) if rows else Seen(QueryState.UNKNOWN)
 
-    seen, errors = _each_host(cluster, look_on)
+    answers, errors = _each_host(cluster, look_on)
     for state in (QueryState.RUNNING, QueryState.FINISHED, QueryState.FAILED):
-        for one in seen:
-            if one.state is state:
-                return one
+        for seen in answers:
+            if seen.state is state:
+                return seen
     if errors:
         raise ClusterError(errors)
     return Seen(QueryState.UNKNOWN)
 
 
 def logged(cluster: Cluster, prefix: str, *, count: int, since: float) -> QueryMetrics | None:
-    """What finished queries took together, whose ids begin with `prefix`. None: the logs do not have `count` of them.
+    """The metrics of all finished queries whose ids begin with `prefix`, from the query logs. None: the logs do not
+    have exactly `count` of them.
 
-    :param since: when the first was sent or a little earlier, in seconds since 1970.
+    :param since: when the first query was sent or a little earlier, in seconds since 1970.
     :raises ClusterError: a host does not answer, or has no query log.
     """
     fields = ", ".join([*(f"sum({name})" for name in COUNTS), "max(memory_usage)", "sum(query_duration_ms) / 1000"])
@@ -149,17 +151,19 @@ def logged(cluster: Cluster, prefix: str, *, count: int, since: float) -> QueryM
 
     def ask(shard: ClickHouseShard) -> tuple[int, QueryMetrics]:
         _flush(cluster, shard)
-        found, *numbers = cluster.on_shard(shard, statement)[0]
-        return int(found), QueryMetrics(*numbers)
+        queries, *numbers = cluster.on_shard(shard, statement)[0]
+        return int(queries), QueryMetrics(*numbers)
 
     answers, errors = _each_host(cluster, ask)
     if errors:
         raise ClusterError(errors)
-    return QueryMetrics.of_all(taken for _, taken in answers) if sum(found for found, _ in answers) == count else None
+    if sum(queries for queries, _ in answers) != count:
+        return None
+    return QueryMetrics.of_all(metrics for _, metrics in answers)
 
 
 def look_for_sure(cluster: Cluster, query_id: str, *, since: float) -> Seen:
-    """As `look`; unknown only after the query log has had its time to be written.
+    """Like `look`, but returns `UNKNOWN` only after the time that servers need to write their query log.
 
     :raises ClusterError: see `look`.
     """
@@ -172,13 +176,15 @@ def look_for_sure(cluster: Cluster, query_id: str, *, since: float) -> Seen:
 def kill(
     cluster: Cluster, query_id: str = "", *, comment: Mapping[str, str] | None = None, seconds: float = KILL_SECONDS
 ) -> int:
-    """End queries on every host, and see them gone.
+    """Kill queries on every host, and wait until they have ended.
 
-    :param query_id: of one query, and of the parts of it that other hosts work on.
-    :param comment: keys and values that the JSON of its ``log_comment`` has.
-    :param seconds: to wait for them to be gone.
-    :returns: how many were running.
-    :raises ClusterError: of the hosts that do not answer or where a query does not end; the others' are ended.
+    :param query_id: of one query. Its parts on other hosts are killed too.
+    :param comment: keys and values that the JSON of the queries' ``log_comment`` must have.
+    :param seconds: how long to wait for the queries to end.
+    :returns: how many queries were running.
+    :raises ConfigurationError: neither `query_id` nor `comment` is given.
+    :raises ClusterError: names the hosts that do not answer, or where a query does not end. Queries on other hosts have
+        ended.
     """
     conditions = [
         f"JSONExtractString(Settings['log_comment'], {quote_text(key)}) = {quote_text(value)}"
@@ -187,20 +193,26 @@ def kill(
     if query_id:
         conditions.append(f"(query_id = {quote_text(query_id)} OR initial_query_id = {quote_text(query_id)})")
     if not conditions:
-        raise ConfigurationError("What is to be killed? Give a query id, or what its log comment says.")
+        raise ConfigurationError(
+            "There is neither a query id nor a log comment, so it is unknown which queries to kill.",
+            hint="Set query_id or comment.",
+        )
     mine = " AND ".join(conditions)
     deadline = time.monotonic() + seconds
 
     def kill_on(shard: ClickHouseShard) -> int:
         count = Statement(f"SELECT count() FROM system.processes WHERE {mine}")
-        found = left = int(cluster.on_shard(shard, count)[0][0])
-        while left:
+        before = running = int(cluster.on_shard(shard, count)[0][0])
+        while running:
             if time.monotonic() > deadline:
-                raise ClickHouseError(f"{shard}: {left} queries are asked to end and still run after {seconds:.0f} s.")
+                raise ClickHouseError(
+                    f"{shard}: {running} killed queries still run after {seconds:.0f} s.",
+                    hint="See system.processes on this server for what they wait for.",
+                )
             cluster.on_shard(shard, Statement(f"KILL QUERY WHERE {mine} ASYNC"))
             time.sleep(_POLL_SECONDS)
-            left = int(cluster.on_shard(shard, count)[0][0])
-        return found
+            running = int(cluster.on_shard(shard, count)[0][0])
+        return before
 
     counts, errors = _each_host(cluster, kill_on)
     if errors:
@@ -209,7 +221,7 @@ def kill(
 
 
 def _day_before(since: float) -> date:
-    """Where to begin in the query log: a host's clock and time zone may be others."""
+    """The first day to search in the query log. A host may have another clock or time zone, so start a day earlier."""
     return (datetime.fromtimestamp(since, UTC) - timedelta(days=1)).date()
 
 
@@ -228,14 +240,14 @@ def _flush(cluster: Cluster, shard: ClickHouseShard) -> None:
     except UnreachableError:
         raise
     except TrilakeError:
-        # a right of administrators: without it the log is a few seconds late
+        # Only administrators may flush. Without the flush the log is a few seconds late.
         pass
 
 
 def _each_host(
     cluster: Cluster, ask: Callable[[ClickHouseShard], T]
 ) -> tuple[list[T], list[tuple[ClickHouseShard, TrilakeError]]]:
-    """Every host's answer, whatever the others'."""
+    """The answers of the hosts that answer, and the errors of the others."""
     errors: list[tuple[ClickHouseShard, TrilakeError]] = []
     answers: list[T] = []
 

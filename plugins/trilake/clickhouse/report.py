@@ -1,12 +1,13 @@
-"""A report: the queries of a folder, each as a chart and a table, in one HTML file that needs nothing beside it.
+"""A report: the queries of a folder, each as a chart and a table, in one self-contained HTML file.
 
-A query is a .sql file whose comments say how it is shown:
+A query is a .sql file. Its comments say how to show it:
 
     -- title: Carriers
     -- text: All carriers by mean arrival delay.
     -- chart: bar x=name y=mean_arrival_delay unit=minutes
 
-Charts: ``bar`` and ``line`` (x, y; several y with commas), ``heatmap`` (x, y, value). Without one, only the table.
+Charts are ``bar`` and ``line`` (x, y; several y with commas) and ``heatmap`` (x, y, value). Without a chart, only the
+table is shown.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from trilake.errors import ConfigurationError
 _OPTION = re.compile(r"^--\s*(title|text|chart):\s*(.+?)\s*$", re.MULTILINE)
 _CHARTS = {"bar": {"x", "y"}, "line": {"x", "y"}, "heatmap": {"x", "y", "value"}}
 _COLOURS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#db2777", "#ca8a04")
-_MAX_ROWS = 200  # of a table in the page; charts get all rows
+_MAX_ROWS = 200  # shown in a table of the page; charts use all rows
 
 _STYLE = """
 :root { color-scheme: light }
@@ -44,7 +45,7 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
 
 @dataclass(frozen=True)
 class ReportQuery:
-    """One query of a report and how it is shown."""
+    """One query of a report, and how to show it."""
 
     title: str
     text: str
@@ -55,20 +56,20 @@ class ReportQuery:
 
 @dataclass(frozen=True)
 class ReportResult:
-    """What a query gave."""
+    """The rows of a query."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
 
 
 def read_queries(folder: Path) -> list[ReportQuery]:
-    """The queries of a folder, by file name.
+    """The queries of a folder, ordered by file name.
 
-    :raises ConfigurationError: there is none, or one with a chart that does not exist.
+    :raises ConfigurationError: there is no query, or a chart is unknown or lacks an option.
     """
     queries = [_query(path) for path in sorted(folder.glob("*.sql"))]
     if not queries:
-        raise ConfigurationError(f"{folder} has no .sql file to report.")
+        raise ConfigurationError(f"{folder} has no .sql file.", hint="Add one query for each chart of the report.")
     return queries
 
 
@@ -76,22 +77,22 @@ def _query(path: Path) -> ReportQuery:
     sql = path.read_text(encoding="utf-8")
     options = dict(_OPTION.findall(sql))
     chart, *pairs = options.get("chart", "").split() or [""]
-    given = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
-    missing = _CHARTS.get(chart, set()) - set(given)
+    settings = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+    missing = _CHARTS.get(chart, set()) - set(settings)
     if (chart and chart not in _CHARTS) or missing:
         raise ConfigurationError(
-            f"{path.name}: the chart {options['chart']!r} cannot be drawn.",
+            f"{path.name}: the chart {options['chart']!r} is unknown or lacks an option.",
             hint="Write one of: "
             + "; ".join(f"{name} {' '.join(f'{k}=…' for k in sorted(v))}" for name, v in _CHARTS.items()),
         )
-    return ReportQuery(options.get("title", path.stem), options.get("text", ""), chart, given, sql)
+    return ReportQuery(options.get("title", path.stem), options.get("text", ""), chart, settings, sql)
 
 
 def render(title: str, meta: str, queries: Sequence[ReportQuery], run: Callable[[ReportQuery], ReportResult]) -> str:
     """The report as HTML.
 
     :param meta: one line below the title.
-    :param run: asks the database.
+    :param run: runs a query.
     """
     sections = []
     for query in queries:
@@ -129,11 +130,14 @@ def _table(result: ReportResult) -> str:
 
 def _draw(query: ReportQuery, result: ReportResult) -> str:
     """The chart as inline SVG."""
-    from matplotlib.figure import Figure  # the object interface: pyplot keeps every figure it ever made
+    from matplotlib.figure import Figure  # not pyplot, which keeps every figure in memory
 
     def column(name: str) -> list[Any]:
         if name not in result.columns:
-            raise ConfigurationError(f"{query.title}: the chart names a column {name} that the query does not give.")
+            raise ConfigurationError(
+                f"{query.title}: the chart uses column {name}, which the query does not return.",
+                hint=f"Its columns are {', '.join(result.columns)}.",
+            )
         at = list(result.columns).index(name)
         return [row[at] for row in result.rows]
 
@@ -151,7 +155,7 @@ def _draw(query: ReportQuery, result: ReportResult) -> str:
             if query.chart == "line":
                 axes.plot(labels, column(name), marker="o", color=colour, label=name.replace("_", " "))
             else:
-                # a missing value (no flight to take a mean of) is a gap, as it is in a line
+                # a missing value (such as the mean of no flights) is a gap, as in a line chart
                 heights = [float("nan") if value is None else value for value in column(name)]
                 axes.bar(labels, heights, color=colour, label=name.replace("_", " "))
         axes.set_ylabel(unit)

@@ -1,4 +1,4 @@
-"""What has to be known of a text of ClickHouse's SQL before it is sent."""
+"""Split ClickHouse SQL into statements, and find out what a statement returns and which parameters it has."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ _READS = frozenset({"SELECT", "FROM", "SHOW", "DESCRIBE", "DESC", "EXPLAIN", "EX
 
 
 def split_statements(text: str) -> list[str]:
-    """The statements of a text, comments kept, without their semicolons; one of comments alone is none."""
+    """The statements of a text, with comments and without semicolons. Comments alone are not a statement."""
     statements, start, empty = [], 0, True
-    for found in _TOKEN.finditer(text + ";"):
-        if found.lastgroup == "end":
+    for token in _TOKEN.finditer(text + ";"):
+        if token.lastgroup == "end":
             if not empty:
-                statements.append(text[start : found.start()].strip())
-            start, empty = found.end(), True
-        elif found.lastgroup != "space":
+                statements.append(text[start : token.start()].strip())
+            start, empty = token.end(), True
+        elif token.lastgroup != "space":
             empty = False
     return statements
 
 
 def has_result(statement: str) -> bool:
-    """Whether it answers with rows."""
-    words = [found for found in _TOKEN.finditer(statement) if found.lastgroup != "space"]
-    first = words[0].group().upper() if words else ""
+    """Whether the statement returns rows."""
+    tokens = [token for token in _TOKEN.finditer(statement) if token.lastgroup != "space"]
+    first = tokens[0].group().upper() if tokens else ""
     if first == "WITH":
-        return not any(found.group().upper() == "INSERT" for found in words if found.lastgroup == "word")
+        return not any(token.group().upper() == "INSERT" for token in tokens if token.lastgroup == "word")
     return first in _READS
 
 
 def parameter_names(statement: str) -> set[str]:
-    """The names of its parameters ``{name:Type}``."""
-    return {found["name"] for found in _TOKEN.finditer(statement) if found["name"]}
+    """The names of a statement's parameters ``{name:Type}``."""
+    return {token["name"] for token in _TOKEN.finditer(statement) if token["name"]}

@@ -1,4 +1,4 @@
-"""Data sets and the lake they lie in. Importing this costs nothing: no Iceberg, no Arrow, no Airflow."""
+"""Data sets and the lake. This import is cheap: no Iceberg, no Arrow, no Airflow."""
 
 from trilake.lake.data_set import DataSet, Grain
 from trilake.lake.window import Window

@@ -1,15 +1,16 @@
-"""What has come into ``s3://raw/`` and is in no run's hands yet.
+"""Which partitions of ``s3://raw/`` have new or changed objects that no run has claimed.
 
-The truth is a table in database ``lake``: for each partition a digest of the objects (key, ETag, size) that lay there
-when a run last took it in hand. A partition that looks otherwise now is due, whoever changed it and however late. So
-nothing depends on an event: one that is lost, doubled or late is only a reason to look, or to look again.
+The state is a table in database ``lake``. For each partition it holds a digest of the objects (key, ETag, size) that
+existed when a run last claimed the partition. If the objects now have another digest, the partition is due, no matter
+who changed it or how late. Nothing depends on events: a lost, duplicate or late event only changes when we list again.
 
-- A run that arrivals have started takes what is due before anything else (`take`). If it fails, it is there to be
-  cleared: what it took is its own, and no other run is started for it. If it never comes to a commit (it was deleted,
-  or marked as a success), `overdue` tells so and `again` has it taken anew.
-- A job that has committed writes down what it had pinned (`committed`), which may be more than what lay there when its
-  run began. Whatever dies before that line leaves it to be done, and what was done twice is the same.
-- A task that ingests writes down what it has put there itself (`putting`): that is no arrival.
+- A run that was started by arrivals first claims the due partitions (`take`). If the run fails, a person clears it. It
+  keeps its claim, so no other run is started for these partitions. If the run never commits (it was deleted, or marked
+  as a success), `overdue` reports the claim, and `again` releases it for another run.
+- After its commit a job records the objects that it had pinned (`committed`). These may be more than the objects that
+  existed when its run began. If the process dies before it records them, the partition stays due. To process it twice
+  gives the same result.
+- A task that ingests records the object that it writes (`putting`). Such an object is not an arrival.
 """
 
 from __future__ import annotations
@@ -37,15 +38,16 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from psycopg2.extensions import cursor as Cursor
 
-# A producer writes its files one after another: so long nothing new has come before they are taken for all.
+# A producer writes its files one after another. The set counts as complete when no new file came for this long.
 SETTLE_SECONDS = 60.0
-# A producer that is never quiet for that long: then they are taken as they are, and what comes later once more.
+# If a producer never pauses that long, the files are claimed after this time; later files make the partition due again.
 MAX_WAIT_SECONDS = 900.0
-# What was taken and is not committed by then is told of: hardly a run takes longer, with all its tries.
+# A claim without a commit is reported after this time. Few runs take longer, with all their retries.
 OVERDUE_AFTER = timedelta(days=1)
-# Each look lists the whole prefix, a request for a thousand objects.
+# Each poll lists the whole prefix: one request for every thousand objects.
 POLL_SECONDS = 30.0
-# What one run takes: a file that cannot be read holds up no more than this. The rest is the next one's.
+# The most partitions that one run claims, so that an unreadable file delays no more than these. The next run claims the
+# rest.
 RUN_PARTITIONS: Mapping[Grain, int] = {"day": 31, "month": 12}
 _KEY = re.compile(r"([^/]+)/([^/]+)/(.*[^/])", re.DOTALL)
 
@@ -53,20 +55,20 @@ Object = tuple[str, str, int]
 
 
 def grain_of(data_set: DataSet) -> Grain:
-    """:raises ConfigurationError: the data set has no grain, and so no partitions that could be due."""
+    """:raises ConfigurationError: the data set has no grain, so it has no partitions that could be due."""
     if data_set.grain is None:
         raise ConfigurationError(
             f"Data set {data_set.name} has no grain: it is always replaced as a whole.",
-            hint="Arrivals are of partitions: give it a grain.",
+            hint="Arrivals need partitions: give the data set a grain.",
         )
     return data_set.grain
 
 
 def partition_of(data_set: DataSet, key: str) -> str | None:
-    """The partition that an object below bucket ``raw`` belongs to; None: to none of this data set's.
+    """The partition of an object in bucket ``raw``; None if it does not belong to a partition of this data set.
 
-    A partition is named as `Window` names it and in no other way: ``2013-2`` or ``2013-02-01`` are no months. A key
-    that ends in ``/`` is a folder's.
+    Only the names that `Window` uses are partitions: ``2013-2`` and ``2013-02-01`` do not name a month. A key that ends
+    in ``/`` is a folder.
     """
     match = _KEY.fullmatch(key)
     if match is None or match[1] != data_set.name:
@@ -79,15 +81,15 @@ def partition_of(data_set: DataSet, key: str) -> str | None:
 
 
 def digest(objects: Iterable[Object]) -> str:
-    """Stands for these objects (key, ETag, bytes), in whichever order they come."""
+    """A digest of the objects (key, ETag, bytes), whatever their order."""
     return hashlib.sha256(json.dumps(sorted(set(objects))).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What lies below the prefix of one partition.
+    """The objects below the prefix of one partition.
 
-    :param objects: and when each of them came, by the store's clock.
+    :param objects: each object with the time of its last change, by the store's clock.
     """
 
     objects: Mapping[Object, datetime]
@@ -97,10 +99,12 @@ class Listing:
         return digest(self.objects)
 
     def without(self, key: str) -> frozenset[Object]:
-        return frozenset(found for found in self.objects if found[0] != key)
+        return frozenset(item for item in self.objects if item[0] != key)
 
     def waits_since(self, taken: datetime | None) -> datetime:
-        """When the first of them came that came after this; of those that are gone nobody knows when."""
+        """When the first object after `taken` came. Removals leave no time; if there is nothing else, the newest object
+        counts.
+        """
         return min(at for at in self.objects.values() if taken is None or at > taken or at == self.newest)
 
     @property
@@ -110,9 +114,10 @@ class Listing:
 
 @dataclass(frozen=True)
 class Taken:
-    """What a run took in hand of one partition, and when, by the database's clock.
+    """A run's claim on one partition.
 
-    :param awaited: a job is still to commit it.
+    :param at: when the run claimed it, by the database's clock.
+    :param awaited: no job has committed it yet.
     """
 
     digest: str
@@ -123,7 +128,7 @@ class Taken:
 
 @dataclass(frozen=True)
 class Look:
-    """Who had what in hand, by partition, at one moment of the database's clock."""
+    """All claims by partition, at one moment of the database's clock."""
 
     at: datetime
     taken: Mapping[str, Taken]
@@ -131,7 +136,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Overdue:
-    """What a run took in hand and no job has committed."""
+    """A partition that a run claimed and no job has committed."""
 
     data_set: str
     partition: str
@@ -140,7 +145,7 @@ class Overdue:
 
 
 def overdue(lake: PostgresEndpoint, after: timedelta = OVERDUE_AFTER) -> list[Overdue]:
-    """What was taken longer ago than this and not committed since, of all data sets: the longest first."""
+    """The claims of all data sets that are older than `after` and not committed, oldest first."""
     with connect(lake) as connection, connection.cursor() as ledger:
         ledger.execute(
             "SELECT data_set, partition, run_id, taken_at FROM arrivals WHERE awaited AND taken_at < now() - %s "
@@ -151,26 +156,26 @@ def overdue(lake: PostgresEndpoint, after: timedelta = OVERDUE_AFTER) -> list[Ov
 
 
 def again(lake: PostgresEndpoint, data_set: str, partition: str) -> None:
-    """Forget that somebody has this in hand: what lies there is due, for whichever run comes first.
+    """Release the claim on a partition. It is due again, and the next run can claim it.
 
-    :raises ConfigurationError: nobody has.
+    :raises ConfigurationError: no run has claimed it.
     """
     with connect(lake) as connection, connection.cursor() as ledger:
         ledger.execute("DELETE FROM arrivals WHERE data_set = %s AND partition = %s", (data_set, partition))
         if not ledger.rowcount:
             raise ConfigurationError(
-                f"Nobody has {data_set} {partition} in hand.", hint="`trilake arrivals` lists what was taken."
+                f"No run has claimed partition {partition} of {data_set}.", hint="`trilake arrivals` lists the claims."
             )
 
 
 class Arrivals:
     """The arrivals of one data set.
 
-    A run's name is `trilake.hooks.task_instance.TaskInstance.run`, or what a job got that no DAG started.
+    A run's name is `trilake.hooks.task_instance.TaskInstance.run`, or the run id of a job that no DAG started.
 
     :param lake: database ``lake``.
-    :param settle_seconds: a partition is due when it has been quiet for so long.
-    :param max_wait_seconds: or when something has waited in it for so long, however busy it is.
+    :param settle_seconds: a changed partition is due when no object has changed for this long.
+    :param max_wait_seconds: it is due in any case when a change has waited for this long.
     :raises ConfigurationError: the data set has no grain.
     """
 
@@ -191,15 +196,17 @@ class Arrivals:
         self.max_wait = timedelta(seconds=max_wait_seconds)
 
     def due(self) -> dict[str, datetime | None]:
-        """The partitions that are due, oldest first, and when each was taken last. One that is empty is not."""
-        # the ledger first: what is taken in between is seen as due, and whoever comes to take it sees that it is not
-        known = self.look().taken
-        return {partition: known[partition].at if partition in known else None for partition in self._due(known)}
+        """The due partitions, oldest first, and when each was last claimed. An empty partition is never due."""
+        # Read the claims before the listing. A partition that is claimed in between looks due here, but a run that then
+        # wants to claim it sees that it is not.
+        claims = self.look().taken
+        return {partition: claims[partition].at if partition in claims else None for partition in self._due(claims)}
 
     def take(self, run: str) -> Window | None:
-        """Take the oldest partitions that are due and follow each other in hand, for a run; None: there are none.
+        """Claim, for a run, the oldest due partition and the due ones that follow it without a gap; None: none is due.
 
-        Of two that come at once one gets them. A run that has taken some gets the same again.
+        If two runs call this at the same time, one of them gets the partitions. A run that calls it again gets the same
+        partitions.
         """
         with self._locked() as ledger:
             ledger.execute(
@@ -209,7 +216,7 @@ class Arrivals:
             first, last = ledger.fetchone() or (None, None)
             if first is not None:
                 return self.data_set.window(first, last)
-            due = self._due(self._known(ledger))
+            due = self._due(self._claims(ledger))
             if not due:
                 return None
             stretch = self._stretch(list(due))
@@ -217,31 +224,31 @@ class Arrivals:
             return self.data_set.window(stretch[0], stretch[-1])
 
     def take_window(self, window: Window, run: str) -> None:
-        """Take these partitions in hand, due or not: somebody asked for them."""
+        """Claim these partitions, due or not, because a person named them."""
         with self._locked() as ledger:
-            found = {p: listed.digest for p in window if (listed := self._list(p)[0].get(p))}
-            self._write(ledger, found, run, awaited=True)
+            digests = {p: listed.digest for p in window if (listed := self._list(p)[0].get(p))}
+            self._write(ledger, digests, run, awaited=True)
 
     def look(self) -> Look:
-        """Who has what in hand. A job asks before it pins its input, and tells `committed` what it saw."""
+        """All current claims. A job calls this before it pins its input, and passes the result to `committed`."""
         with connect(self.lake) as connection, connection.cursor() as ledger:
             ledger.execute("SELECT now()")
             (at,) = ledger.fetchone() or ()
-            return Look(at, self._known(ledger))
+            return Look(at, self._claims(ledger))
 
     def committed(self, pinned: Mapping[str, Iterable[Object]], seen: Look, run: str) -> None:
-        """A job has committed what it pinned, by partition: nobody needs to take that, and nobody waits for it.
+        """Record that a job has committed these objects, by partition. They are no longer due, and no longer awaited.
 
-        Where another one has written since the job looked, its word stands. It may have been taken for objects that
-        the job did not see; and if it were not, one run too many does no harm.
+        A claim that changed after the job's `look` is kept: it may be for objects that the job did not see. If it is
+        not, one run too many does no harm.
         """
         with self._locked() as ledger:
-            known = self._known(ledger)
-            ours = {p: digest(objects) for p, objects in pinned.items() if known.get(p) == seen.taken.get(p)}
+            claims = self._claims(ledger)
+            ours = {p: digest(objects) for p, objects in pinned.items() if claims.get(p) == seen.taken.get(p)}
             self._write(ledger, ours, run, awaited=False, at=seen.at)
 
     def done(self, run: str) -> None:
-        """Nobody waits for a commit of what this run took: its DAG makes something else of it."""
+        """Record that no commit is awaited for this run's claims, because its DAG does not commit to the lake."""
         with self._locked() as ledger:
             ledger.execute(
                 "UPDATE arrivals SET awaited = false WHERE data_set = %s AND run_id = %s", (self.data_set.name, run)
@@ -249,10 +256,10 @@ class Arrivals:
 
     @contextmanager
     def putting(self, partition: str, key: str, run: str) -> Iterator[None]:
-        """Within the block a task writes this object. Where that is all that changed, nothing has arrived.
+        """Within the block a task writes this object. If nothing else changes, the partition does not become due.
 
-        What others have put there and no run has taken stays due. So it does if the task dies within the block: then a
-        run may be started that has nothing new to find.
+        Objects that others wrote and no run has claimed stay due. If the task dies within the block, the partition is
+        due, and a run may start that finds nothing new.
         """
         seen = self.look().taken.get(partition)
         before = self._list(partition)[0].get(partition)
@@ -262,15 +269,15 @@ class Arrivals:
         with self._locked() as ledger:
             after = self._list(partition)[0].get(partition)
             others = before.without(key) if before else frozenset()
-            if after is None or after.without(key) != others or self._known(ledger).get(partition) != seen:
+            if after is None or after.without(key) != others or self._claims(ledger).get(partition) != seen:
                 return
             if seen is None or not seen.awaited:
                 self._write(ledger, {partition: after.digest}, run, awaited=False)
-            else:  # whoever has it in hand keeps it: its next try finds its own, and if there is none that is told
+            else:  # The run keeps its claim. Its next try reads the new object; without a next try it becomes overdue.
                 self._write(ledger, {partition: after.digest}, seen.run, awaited=True, at=seen.at)
 
     def _stretch(self, due: Sequence[str]) -> list[str]:
-        """The first of them, and those that follow it without a gap: as many as one run takes."""
+        """The first partition and those that follow it without a gap, at most as many as one run claims."""
         windows = [self.data_set.window(partition) for partition in due[: RUN_PARTITIONS[grain_of(self.data_set)]]]
         follows = takewhile(lambda two: two[0].stop == two[1].start, pairwise(windows))
         return [due[0], *(str(window) for _, window in follows)]
@@ -279,17 +286,17 @@ class Arrivals:
 
     @contextmanager
     def _locked(self) -> Iterator[Cursor]:
-        """One transaction, and of those that write nobody else: what is listed in it is in the order of the writes."""
+        """One transaction, with a lock that excludes other writers: their listings follow the order of their writes."""
         with connect(self.lake) as connection, connection.cursor() as ledger:
             ledger.execute("SELECT pg_advisory_xact_lock(%s, %s)", (LockSpace.ARRIVAL, lock_key(self.data_set.name)))
             yield ledger
 
-    def _known(self, ledger: Cursor) -> dict[str, Taken]:
+    def _claims(self, ledger: Cursor) -> dict[str, Taken]:
         ledger.execute(
             "SELECT partition, digest, taken_at, run_id, awaited FROM arrivals WHERE data_set = %s",
             (self.data_set.name,),
         )
-        return {partition: Taken(*taken) for partition, *taken in ledger.fetchall()}
+        return {partition: Taken(*claim) for partition, *claim in ledger.fetchall()}
 
     def _write(
         self, ledger: Cursor, digests: Mapping[str, str], run: str, *, awaited: bool, at: datetime | None = None
@@ -299,24 +306,28 @@ class Arrivals:
             "VALUES (%s, %s, %s, %s, %s, coalesce(%s, now())) "
             "ON CONFLICT (data_set, partition) DO UPDATE SET (digest, run_id, awaited, taken_at) = "
             "(EXCLUDED.digest, EXCLUDED.run_id, EXCLUDED.awaited, EXCLUDED.taken_at)",
-            [(self.data_set.name, partition, found, run, awaited, at) for partition, found in digests.items()],
+            [(self.data_set.name, partition, value, run, awaited, at) for partition, value in digests.items()],
         )
 
     # --- the store
 
-    def _due(self, known: Mapping[str, Taken]) -> dict[str, Listing]:
-        listed, now = self._list()
+    def _due(self, claims: Mapping[str, Taken]) -> dict[str, Listing]:
+        listings, now = self._list()
 
-        def waited(found: Listing, taken: Taken | None) -> bool:
-            return now - found.newest >= self.settle or (
-                now - found.waits_since(taken.at if taken else None) >= self.max_wait
+        def waited(listing: Listing, claim: Taken | None) -> bool:
+            return now - listing.newest >= self.settle or (
+                now - listing.waits_since(claim.at if claim else None) >= self.max_wait
             )
 
-        changed = {p: found for p, found in sorted(listed.items()) if p not in known or found.digest != known[p].digest}
-        return {p: found for p, found in changed.items() if waited(found, known.get(p))}
+        changed = {
+            partition: listing
+            for partition, listing in sorted(listings.items())
+            if partition not in claims or listing.digest != claims[partition].digest
+        }
+        return {partition: listing for partition, listing in changed.items() if waited(listing, claims.get(partition))}
 
     def _list(self, partition: str = "") -> tuple[dict[str, Listing], datetime]:
-        """What lies there, by partition (or in one), and the store's time."""
+        """The objects of every partition, or of one, and the store's time."""
         prefix = self.data_set.raw_key(partition) if partition else f"{self.data_set.name}/"
         objects: dict[str, dict[Object, datetime]] = {}
         now = datetime.now(UTC)
@@ -324,8 +335,9 @@ class Arrivals:
             if date := page["ResponseMetadata"]["HTTPHeaders"].get("date"):
                 now = parsedate_to_datetime(date)
             for item in page.get("Contents", ()):
-                if not is_unfinished(item) and (found := partition_of(self.data_set, item["Key"])):
-                    # one that has none, for want of room, is for the run to refuse: it names it
-                    one = (item["Key"], item.get("ETag", "").strip('"'), item["Size"])
-                    objects.setdefault(found, {})[one] = item["LastModified"]
-        return {name: Listing(some) for name, some in objects.items()}, now
+                if not is_unfinished(item) and (name := partition_of(self.data_set, item["Key"])):
+                    # An object has no ETag if the store's disk was full. The run refuses it, with an error that names
+                    # it.
+                    identity = (item["Key"], item.get("ETag", "").strip('"'), item["Size"])
+                    objects.setdefault(name, {})[identity] = item["LastModified"]
+        return {name: Listing(of_partition) for name, of_partition in objects.items()}, now

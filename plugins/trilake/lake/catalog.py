@@ -1,7 +1,7 @@
-"""The Iceberg catalog through PyIceberg: what a snapshot holds, partition by partition and file by file.
+"""The Iceberg catalog through PyIceberg: which files each partition of a snapshot consists of.
 
-No Spark here. The catalog lies in PostgreSQL (the JDBC catalog that Spark writes too), data and metadata in
-``s3://lake/``.
+This module needs no Spark. The catalog is in PostgreSQL (the JDBC catalog that Spark also writes). Data and metadata
+are in ``s3://lake/``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import ExceptionContext
 
 CATALOG = "lake"
-# Properties of a snapshot that Trilake writes, and reads back
+# Properties of a snapshot that Trilake writes and reads.
 RUN_PROPERTY = "trilake.run"
 COUNTS_PROPERTY = "trilake.counts"
 
@@ -36,24 +36,24 @@ class TableNotFoundError(TrilakeError):
 
 
 class SnapshotNotFoundError(TrilakeError):
-    """The table does not have that snapshot (any more)."""
+    """The table does not have that snapshot, or no longer has it."""
 
 
 class UnpublishableSnapshotError(TrilakeError):
-    """The snapshot holds something that cannot be pulled file by file."""
+    """The snapshot cannot be loaded into ClickHouse file by file."""
 
 
 def open_catalog(lake: PostgresEndpoint, s3: S3Endpoint) -> SqlCatalog:
-    """The catalog that Spark calls ``lake``; `close()` gives its connections back.
+    """The catalog that Spark calls ``lake``. Call `close()` to release its connections.
 
-    :raises UnreachableError: PostgreSQL does not answer; so do the catalog's methods.
+    :raises UnreachableError: PostgreSQL does not answer. The catalog's methods raise it too.
     """
     from pyiceberg.catalog.sql import SqlCatalog
     from sqlalchemy.event import listen
     from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
-    # Arrow's S3 client streams uploads with a checksum behind them unless told otherwise, which not every store knows
-    # (S3Proxy answers 400). It reads this from the environment alone; the ETag is checked all the same.
+    # By default Arrow's S3 client sends a checksum after the data of an upload. Not every store accepts that (S3Proxy
+    # answers 400). The client reads this setting only from the environment. The ETag is checked in any case.
     os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
     properties = {
         "uri": lake.uri,
@@ -69,7 +69,7 @@ def open_catalog(lake: PostgresEndpoint, s3: S3Endpoint) -> SqlCatalog:
         try:
             catalog = SqlCatalog(CATALOG, **properties)
         except (IntegrityError, ProgrammingError):
-            # the first time ever its tables are made, and another process made them at the same moment: now they are
+            # The first use creates the catalog's tables. Another process did so at the same moment; now they exist.
             catalog = SqlCatalog(CATALOG, **properties)
     except OperationalError as e:
         raise _unreachable(lake, e) from None
@@ -83,15 +83,15 @@ def open_catalog(lake: PostgresEndpoint, s3: S3Endpoint) -> SqlCatalog:
 
 
 def _unreachable(lake: PostgresEndpoint, error: BaseException) -> UnreachableError:
-    """The catalog's connection as an error that names it. SQLAlchemy's quotes the statement, and names no database."""
-    said = next(iter(str(getattr(error, "orig", error)).splitlines()), type(error).__name__)
+    """An error that names the catalog's database. SQLAlchemy's error quotes the statement and names no database."""
+    reason = next(iter(str(getattr(error, "orig", error)).splitlines()), type(error).__name__)
     return UnreachableError(
-        f"The Iceberg catalog, PostgreSQL database {lake.database} ({lake.host}:{lake.port}): {said}."
+        f"The Iceberg catalog, PostgreSQL database {lake.database} ({lake.host}:{lake.port}): {reason}."
     )
 
 
 def ensure_namespace(catalog: SqlCatalog, namespace: str) -> None:
-    """Make a namespace unless it is there, though another process makes it at the same moment."""
+    """Create a namespace if it does not exist. Safe if another process creates it at the same moment."""
     from pyiceberg.exceptions import NamespaceAlreadyExistsError
     from sqlalchemy.exc import IntegrityError
 
@@ -100,31 +100,31 @@ def ensure_namespace(catalog: SqlCatalog, namespace: str) -> None:
     except NamespaceAlreadyExistsError:
         pass
     except IntegrityError:
-        # PyIceberg looks first and inserts then: it was made in between
+        # PyIceberg first checks and then inserts. Another process created the namespace in between.
         if not catalog.namespace_exists(namespace):
             raise
 
 
 @contextmanager
 def naming_store(properties: Mapping[str, str], table: str) -> Iterator[None]:
-    """Within the block files of an Iceberg table are read or written.
+    """Name the store in errors of a block that reads or writes files of an Iceberg table.
 
     :param properties: of the catalog, or of the table's files.
-    :raises UnreachableError: the store fails, or does not answer: Arrow says so by an OSError that does not name it.
+    :raises UnreachableError: the store fails or does not answer. Arrow's own OSError does not name the store.
     """
     try:
         yield
     except FileNotFoundError:
         raise
     except OSError as e:
-        said = next(iter(str(e).splitlines()), type(e).__name__)
+        reason = next(iter(str(e).splitlines()), type(e).__name__)
         raise UnreachableError(
-            f"S3 ({properties.get('s3.endpoint')}), Iceberg table {table}: {said.rstrip('.')}."
+            f"S3 ({properties.get('s3.endpoint')}), Iceberg table {table}: {reason.rstrip('.')}."
         ) from None
 
 
 def load_table(catalog: SqlCatalog, identifier: str) -> Table:
-    """:raises TableNotFoundError: nothing was ever committed to it.
+    """:raises TableNotFoundError: the table does not exist: no job has committed to it.
     :raises UnreachableError: the catalog or the store does not answer.
     """
     from pyiceberg.exceptions import NoSuchTableError
@@ -139,7 +139,7 @@ def load_table(catalog: SqlCatalog, identifier: str) -> Table:
 
 
 def snapshot_summary(table: Table, snapshot_id: int) -> Mapping[str, str]:
-    """The snapshot's properties: Iceberg's own counts, and what the job wrote beside them."""
+    """The snapshot's properties: Iceberg's own counts, and those that the job added."""
     snapshot = table.snapshot_by_id(snapshot_id)
     if snapshot is None or snapshot.summary is None:
         raise _no_snapshot(table, snapshot_id)
@@ -160,17 +160,17 @@ def sequence_number(table: Table, snapshot_id: int) -> int:
 def _no_snapshot(table: Table, snapshot_id: int) -> SnapshotNotFoundError:
     return SnapshotNotFoundError(
         f"{_name(table)} has no snapshot {snapshot_id}.",
-        hint="It may have expired: run the task that commits again, and go on from what it commits.",
+        hint="It may have expired. Run the task that commits again, and use the snapshot that it commits.",
     )
 
 
 def plan(table: Table, data_set: DataSet, partitions: Iterable[str], snapshot_id: int | None = None) -> LoadPlan:
     """The files of `partitions` at a snapshot (the current one by default), with their record counts.
 
-    A partition without a file is part of the plan: it is empty, and publishing it empties it.
+    A partition without files is part of the plan. It is empty, and publishing it removes its rows from ClickHouse.
 
     :raises SnapshotNotFoundError: no such snapshot.
-    :raises UnpublishableSnapshotError: delete files, a null bucket, or another partition layout.
+    :raises UnpublishableSnapshotError: it has delete files, a null bucket, or another partition layout.
     :raises UnreachableError: the store does not answer.
     """
     snapshot = table.current_snapshot() if snapshot_id is None else table.snapshot_by_id(snapshot_id)
@@ -178,13 +178,13 @@ def plan(table: Table, data_set: DataSet, partitions: Iterable[str], snapshot_id
         raise _no_snapshot(table, snapshot_id)
     if snapshot is None:
         raise SnapshotNotFoundError(
-            f"{_name(table)} has no snapshot at all.", hint="Run the data set's job first: it commits one."
+            f"{_name(table)} has no snapshot.", hint="Run the data set's job first: it commits one."
         )
     wanted = [WHOLE] if data_set.grain is None else sorted(set(partitions))
     buckets = _buckets(table, data_set)
     files: dict[str, list[DataFile]] = {partition: [] for partition in wanted}
-    # No row filter: a month is read off each file's own partition record, which is exact; listing is from
-    # manifests, and Iceberg prunes those by the same records.
+    # Each file's own partition record says exactly which month it is of, so rows need no filter. The files are listed
+    # from manifests, which Iceberg prunes by the same records.
     scan = table.scan(row_filter=_filter(data_set, wanted), snapshot_id=snapshot.snapshot_id)
     with naming_store(table.io.properties, _name(table)):
         tasks = list(scan.plan_files())
@@ -206,7 +206,7 @@ def plan(table: Table, data_set: DataSet, partitions: Iterable[str], snapshot_id
 
 
 def files_of(table: Table, data_set: DataSet, partitions: Iterable[str], snapshot_id: int) -> frozenset[str]:
-    """The paths of the files that `partitions` consist of at a snapshot: others, if anybody has changed them.
+    """The paths of the files of `partitions` at a snapshot. Any change of a partition changes these paths.
 
     :raises SnapshotNotFoundError: no such snapshot.
     :raises UnreachableError: the store does not answer.
@@ -246,11 +246,11 @@ def _buckets(table: Table, data_set: DataSet) -> int | None:
         or fields[1][0] != data_set.shard_by
         or not isinstance(fields[1][1], BucketTransform)
     ):
-        found = ", ".join(f"{transform}({column})" for column, transform in fields) or "nothing"
+        layout = ", ".join(f"{transform}({column})" for column, transform in fields) or "nothing"
         raise UnpublishableSnapshotError(
-            f"{_name(table)} is partitioned by {found}, and not by {data_set.grain}({data_set.date}), "
+            f"{_name(table)} is partitioned by {layout}, and not by {data_set.grain}({data_set.date}), "
             f"bucket[shards]({data_set.shard_by}).",
-            hint="It was not made by this data set's job, or the data set was declared anew: rewrite the table.",
+            hint="Another job made it, or the declaration of the data set was changed. Rewrite the table.",
         )
     return int(fields[1][1].num_buckets)
 
@@ -261,10 +261,11 @@ def _data_file(table: Table, data_set: DataSet, task: FileScanTask) -> tuple[str
         raise UnpublishableSnapshotError(
             f"{file.file_path} has delete files.", hint="Compact the table (rewrite_data_files) and publish again."
         )
-    prefix = f"://{LAKE_BUCKET}/"
-    _, found, key = file.file_path.partition(prefix)
-    if not found:
-        raise UnpublishableSnapshotError(f"{file.file_path} does not lie in bucket {LAKE_BUCKET}.")
+    _, separator, key = file.file_path.partition(f"://{LAKE_BUCKET}/")
+    if not separator:
+        raise UnpublishableSnapshotError(
+            f"{file.file_path} is not in bucket {LAKE_BUCKET}.", hint="Rewrite the table into that bucket."
+        )
     if data_set.grain is None:
         return WHOLE, DataFile(key, file.record_count, file.file_size_in_bytes, None)
     if file.spec_id != table.spec().spec_id:
@@ -275,7 +276,7 @@ def _data_file(table: Table, data_set: DataSet, task: FileScanTask) -> tuple[str
     if when is None or bucket is None:
         raise UnpublishableSnapshotError(
             f"{file.file_path} holds rows without {data_set.date} or {data_set.shard_by}.",
-            hint="Make both columns required.",
+            hint="Make both columns required, and run the data set's job again.",
         )
     return _partition_of(data_set.grain, when), DataFile(key, file.record_count, file.file_size_in_bytes, int(bucket))
 

@@ -1,4 +1,4 @@
-"""A data set, declared once. Its prefixes, tables, assets and folders follow from it and are written nowhere else."""
+"""A data set, declared once. Its prefixes, tables, assets and folders are derived from it and written nowhere else."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RAW_BUCKET = "raw"
 LAKE_BUCKET = "lake"
 ARTIFACTS_BUCKET = "artifacts"
 LOGS_BUCKET = "logs"
-# Spark asks whether the place of its event logs is a folder; of a bucket every store says so.
+# Spark checks that the location of its event logs is a folder. Every store says so of a bucket.
 EVENTS_BUCKET = "spark-events"
 BACKUPS_BUCKET = "backups"
 EXPORTS_BUCKET = "exports"
@@ -34,22 +34,23 @@ WAREHOUSE = f"s3a://{LAKE_BUCKET}/warehouse"
 CURATED_NAMESPACE = "curated"
 QUARANTINE_NAMESPACE = "quarantine"
 
-# The one partition of a dimension table: ClickHouse's own word for it.
+# The one partition of a dimension table. ClickHouse uses the same name.
 WHOLE = "all"
 
-# The name becomes part of object keys, tables of three databases, labels and URIs: what all of them take unquoted.
+# The name becomes part of object keys, table names in three databases, labels and URIs. All of these take such a name
+# unquoted.
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """What a pipeline makes.
+    """The result of a pipeline.
 
-    :param name: lower case, digits and underscores; names the table everywhere.
+    :param name: lower-case letters, digits and underscores. It is the table's name everywhere.
     :param grain: ``day`` or ``month``: the unit that is recomputed, published and replaced as a whole.
-        None: a small dimension table, replaced as a whole and standing whole on every shard.
-    :param date: the column (a date) that says which partition a row belongs to. Required with a grain.
-    :param shard_by: the column (not null) whose Iceberg bucket is a row's shard. Required with a grain.
+        None: a small dimension table. It is replaced as a whole, and every shard holds a full copy.
+    :param date: the column (a date) that decides a row's partition. Required with a grain.
+    :param shard_by: the column (not null) whose Iceberg bucket decides a row's shard. Required with a grain.
     """
 
     name: str
@@ -61,7 +62,7 @@ class DataSet:
         if not _NAME.fullmatch(self.name):
             raise ConfigurationError(
                 f"{self.name!r} cannot name a data set.",
-                hint="Use at most 40 lower-case letters, digits and underscores, a letter first.",
+                hint="Use at most 40 lower-case letters, digits and underscores, and begin with a letter.",
             )
         if self.grain not in (None, "day", "month"):
             raise ConfigurationError(f"Data set {self.name}: {self.grain!r} is not a grain.", hint="Use day or month.")
@@ -74,7 +75,7 @@ class DataSet:
     # --- objects in S3
 
     def raw_key(self, partition: str, file_name: str = "") -> str:
-        """The key below bucket ``raw`` of a file, or the prefix of all files, of one partition."""
+        """The key of a file of one partition in bucket ``raw``, or the prefix of all its files."""
         return f"{self.name}/{partition}/{file_name}"
 
     def raw_uri(self, partition: str = "") -> str:
@@ -105,7 +106,7 @@ class DataSet:
         return f"{self.name}_local"
 
     def staging_table(self, attempt: str, partition: str) -> str:
-        """The table of one partition of one publication attempt alone, in the shard's database."""
+        """The table of one publication attempt for one partition, in the shard's database."""
         return f"{self.name}_staging_{attempt}_{self.partition_id(partition)}"
 
     def partition_id(self, partition: str) -> str:
@@ -114,7 +115,7 @@ class DataSet:
 
     @property
     def clickhouse_uri(self) -> str:
-        """The asset that says a partition can be read in ClickHouse."""
+        """The asset of the table in ClickHouse. Its events say which partitions can be read."""
         return f"clickhouse://analytics/{self.name}"
 
     # --- windows and arguments
@@ -122,7 +123,10 @@ class DataSet:
     def window(self, start: str, end: str | None = None) -> Window:
         """:raises ConfigurationError: not a window, or the data set has no grain."""
         if self.grain is None:
-            raise ConfigurationError(f"Data set {self.name} has no grain: it is always replaced as a whole.")
+            raise ConfigurationError(
+                f"Data set {self.name} has no grain: it is always replaced as a whole.",
+                hint="Leave the partition or window out.",
+            )
         return Window.parse(self.grain, start, end)
 
     def to_json(self) -> str:
@@ -136,5 +140,5 @@ class DataSet:
             return cls(**json.loads(text))
         except (ValueError, TypeError):
             raise ConfigurationError(
-                f"{text[:200]!r} is no data set.", hint='Give JSON such as {"name": "airlines"}.'
+                f"{text[:200]!r} does not describe a data set.", hint='Give JSON such as {"name": "airlines"}.'
             ) from None

@@ -1,4 +1,4 @@
-"""Whole small tables written to the lake without Spark."""
+"""Dimension tables: small tables of PostgreSQL that are written to the lake as a whole, without Spark."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
     from pyiceberg.catalog.sql import SqlCatalog
 
-# A table that is larger is not a dimension, and does not belong in one process's memory.
+# A larger table is not a dimension table, and is too large for the memory of one process.
 MAX_ROWS = 1_000_000
 
 
 def read_postgres(connection: Connection, table: str) -> pyarrow.Table:
-    """A table of PostgreSQL in Arrow, typed by its columns as `trilake.postgres.extract` types them.
+    """A table of PostgreSQL in Arrow, with the column types of `trilake.postgres.extract`.
 
-    :raises ConfigurationError: no such table, a type that Arrow has no equal of, or more than `MAX_ROWS` rows.
-    :raises trilake.postgres.extract.ExtractError: a value that its column's type in Arrow cannot hold.
+    :raises ConfigurationError: no such table, a type without an equal in Arrow, or more than `MAX_ROWS` rows.
+    :raises trilake.postgres.extract.ExtractError: the type of a column in Arrow cannot hold a value.
     """
     import pyarrow
 
@@ -43,14 +43,17 @@ def read_postgres(connection: Connection, table: str) -> pyarrow.Table:
         query = f"SELECT {listed(list(nullable))} FROM {where} LIMIT {MAX_ROWS + 1}"
         rows = pyarrow.concat_tables(read_tables(cursor, query))
     if rows.num_rows > MAX_ROWS:
-        raise ConfigurationError(f"{table} has more than {MAX_ROWS} rows.", hint="Give it a grain, and a Spark job.")
+        raise ConfigurationError(
+            f"{table} has more than {MAX_ROWS} rows, too many for a dimension table.",
+            hint="Give the data set a grain and a Spark job.",
+        )
     return rows.cast(pyarrow.schema([field.with_nullable(nullable[field.name]) for field in rows.schema]))
 
 
 def replace_table(
     catalog: SqlCatalog, data_set: DataSet, connection: Connection, source: str, *, run_id: str
 ) -> tuple[int, int]:
-    """Replace a dimension data set by a table of PostgreSQL. Gives the snapshot and its rows.
+    """Replace a dimension data set by a table of PostgreSQL. Returns the snapshot id and the number of its rows.
 
     :raises CountMismatchError: the snapshot does not hold what was read.
     :raises UnreachableError: the catalog or the store does not answer.
@@ -68,6 +71,6 @@ def replace_table(
     written = plan(table, data_set, [])
     if written.rows != rows.num_rows:
         raise CountMismatchError(
-            f"{data_set.curated}: {rows.num_rows} rows were read from {source}, the lake holds {written.rows}."
+            f"{data_set.curated}: {rows.num_rows} rows were read from {source}, but the lake holds {written.rows}."
         )
     return written.snapshot_id, written.rows

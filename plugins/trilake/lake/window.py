@@ -12,12 +12,12 @@ from trilake.errors import ConfigurationError
 
 Grain = Literal["day", "month"]
 
-# A window names each of its partitions; more than this is a typing error (2013 for 2031), not a backfill.
+# A window names each of its partitions. More than this is a typing error (2013 for 2031), not a backfill.
 MAX_PARTITIONS = 3_660
 
 _FORM = {"day": re.compile(r"\d{4}-\d{2}-\d{2}"), "month": re.compile(r"\d{4}-\d{2}(-\d{2})?")}
 _EXAMPLE = {"day": "2013-02-28", "month": "2013-02"}
-# Dates end here, and a window is bounded by the first day after it.
+# Python's last date. A window needs the first day after it, so it cannot contain this one.
 _LAST = {"day": "9999-12-31", "month": "9999-12"}
 
 
@@ -31,9 +31,9 @@ class Window:
 
     @classmethod
     def parse(cls, grain: Grain, start: str, end: str | None = None) -> Window:
-        """Read a window as people type it: ``2013-02`` or ``2013-02-28``; without `end`, one partition.
+        """Read a window as people type it: ``2013-02`` or ``2013-02-28``. Without `end` it is one partition.
 
-        :raises ConfigurationError: not a date, or the end before the start.
+        :raises ConfigurationError: not a date, the end is before the start, or more than `MAX_PARTITIONS`.
         """
         first = parse_partition(grain, start)
         last = parse_partition(grain, end) if end else first
@@ -81,9 +81,9 @@ def partition_name(grain: Grain, day: date) -> str:
 
 
 def parse_partition(grain: Grain, text: str) -> date:
-    """The first day of the partition that `text` names or lies in.
+    """The first day of the partition that contains the date `text`.
 
-    :raises ConfigurationError: it is no such date, or none comes after it.
+    :raises ConfigurationError: `text` is not such a date, or it is the last date that Python knows.
     """
     text = text.strip()
     try:
@@ -94,7 +94,7 @@ def parse_partition(grain: Grain, text: str) -> date:
         raise ConfigurationError(f"{text!r} is not a {grain}.", hint=f"Write it like {_EXAMPLE[grain]}.") from None
     if text.startswith(_LAST[grain]):
         raise ConfigurationError(
-            f"{text!r} cannot be a partition: no date comes after it.", hint="Is it a placeholder for 'never'?"
+            f"{text!r} cannot be a partition: no date comes after it.", hint="Replace it if it stands for 'never'."
         )
     return day.replace(day=1) if grain == "month" else day
 

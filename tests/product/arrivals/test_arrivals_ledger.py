@@ -292,7 +292,7 @@ def test_what_a_run_left_that_was_deleted_is_told_and_made_due_again(
     platform.trilake("arrivals", "--again", f"{name}/2013-01")
     assert told("--hours", "0") == []
     assert taken(arrivals, "next") == ["2013-01"]
-    with pytest.raises(ConfigurationError, match="Nobody has"):
+    with pytest.raises(ConfigurationError, match="No run has claimed"):
         again(arrivals.lake, name, "2013-02")
 
 

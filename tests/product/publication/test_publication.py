@@ -92,7 +92,7 @@ def test_values_that_were_changed_on_the_way_are_found_even_beside_nulls(
 
     original = Staging._write_cell
     monkeypatch.setattr(Staging, "_write_cell", corrupt)
-    with pytest.raises(ClickHouseError, match="values in staging are not those"):
+    with pytest.raises(ClickHouseError, match="values in staging differ from those"):
         table.publisher().publish(plan, run_id="r")
     assert table.seen() == []
 

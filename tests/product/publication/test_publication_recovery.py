@@ -318,6 +318,6 @@ def test_the_housekeeping_task_cleans_up_though_a_publication_is_stuck_and_then_
         with pytest.raises(KeyboardInterrupt):
             table.publisher().publish(plan, run_id="r")
     assert table.staging()
-    with pytest.raises(SwitchIncompleteError, match="staging table is gone: publish the snapshot again with force"):
+    with pytest.raises(SwitchIncompleteError, match="staging table does not exist any more"):
         task_result(FinishPublicationsOperator(task_id="finish", table=table.data_set.table))
     assert not table.staging()

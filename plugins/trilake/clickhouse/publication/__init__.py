@@ -1,1 +1,1 @@
-"""Publication to ClickHouse: write into staging, audit, and switch what readers see, exactly once."""
+"""Publication to ClickHouse, exactly once: write into staging, audit, and switch."""

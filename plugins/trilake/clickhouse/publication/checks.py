@@ -1,7 +1,7 @@
-"""A table's own checks: queries that must give no row, run on staging before anyone reads.
+"""A table's own checks: queries that find wrong rows. They run on staging, before readers see the rows.
 
-A check is a file of ``sql/clickhouse/<table>/checks/``: one SELECT of the rows that must not be, over ``{table}``. Its
-first line may say ``-- warning``: then rows are reported, and published all the same. Otherwise the check blocks.
+A check is a file in ``sql/clickhouse/<table>/checks/``: one SELECT of the wrong rows of ``{table}``. If its first line
+is ``-- warning``, its rows are reported and published anyway. Otherwise a row blocks the publication.
 """
 
 from __future__ import annotations
@@ -23,30 +23,33 @@ class CheckFailedError(TrilakeError):
 
 @dataclass(frozen=True)
 class Check:
-    """:param sql: a SELECT over ``{table}`` of the rows that must not be."""
+    """:param sql: a SELECT of the wrong rows of ``{table}``."""
 
     name: str
     sql: str
     blocking: bool = True
 
     def on(self, table: str) -> str:
-        """How many rows of `table` (quoted) the check finds, as a query."""
+        """A query that counts the rows of `table` (quoted) that the check finds."""
         return f"SELECT count() FROM (\n{self.sql.replace(PLACEHOLDER, table)}\n)"  # its last line may be a comment
 
 
 def read_checks(sql_folder: Traversable, table: str) -> tuple[Check, ...]:
-    """The checks of a table, by name; none if it has no such folder.
+    """The checks of a table, ordered by name. Empty if it has no folder ``checks/``.
 
     :param sql_folder: the project's ``sql/``: a folder, or one in a zip (`zipfile.Path`).
-    :raises ConfigurationError: a file that does not read ``{table}``.
+    :raises ConfigurationError: a file does not read ``{table}``.
     """
     checks = []
     folder = sql_folder / "clickhouse" / table / "checks"
-    found = [path for path in folder.iterdir() if path.name.endswith(".sql")] if folder.is_dir() else []
-    for path in sorted(found, key=lambda path: path.name):
+    files = [path for path in folder.iterdir() if path.name.endswith(".sql")] if folder.is_dir() else []
+    for path in sorted(files, key=lambda path: path.name):
         sql = path.read_text(encoding="utf-8").strip().rstrip(";")
         if PLACEHOLDER not in sql:
-            raise ConfigurationError(f"The check {path.name} of {table} does not read {PLACEHOLDER}.")
+            raise ConfigurationError(
+                f"The check {path.name} of {table} does not read {PLACEHOLDER}.",
+                hint=f"Write FROM {PLACEHOLDER} in its query.",
+            )
         first = sql.splitlines()[0].replace(" ", "").lower()
         checks.append(Check(path.name.removesuffix(".sql"), sql, blocking=not first.startswith("--warning")))
     return tuple(checks)

@@ -1,4 +1,4 @@
-"""The columns of a ClickHouse table, and whether they can hold what a plan brings."""
+"""The columns of a ClickHouse table, and whether they can hold the values of a plan."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from trilake.lake.plan import LoadPlan
 
 # In a CSV file an empty field without quotes is NULL, and so is this text.
 CSV_NULL = "\\N"
-# Types for which an empty text is a value. Every other type reads an empty field as NULL.
+# Types for which an empty string is a value. All other types read an empty field as NULL.
 _TEXT = re.compile(r"String|FixedString\(\d+\)|LowCardinality\((Fixed)?String(\(\d+\))?\)")
 
 
 class AuditError(CountMismatchError):
-    """Staging does not hold what its source says. Nothing was published."""
+    """Staging does not hold the rows of its source. Nothing was published."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,14 @@ class Columns:
 
     @property
     def csv_structure(self) -> str:
-        """As `structure`, but every field is text: ClickHouse would cut a number that is too large for its type."""
+        """Like `structure`, but every field is a string: ClickHouse would change a number that is too large for its
+        type.
+        """
         kinds = ("String" if _TEXT.fullmatch(kind) else "Nullable(String)" for kind in self.types)
         return ", ".join(f"{quote_name(n)} {kind}" for n, kind in zip(self.names, kinds, strict=True))
 
     def accurate(self, *, of_csv: bool) -> str:
-        """Each column cast to the table's type. A number out of range, or a NULL that the type lacks, is an error."""
+        """Each column cast to the table's type. A number out of range, or a NULL without Nullable, is an error."""
 
         def column(name: str, kind: str) -> str:
             value = quote_name(name)
@@ -91,7 +93,8 @@ def check_types(plan: LoadPlan, columns: Columns) -> None:
     ]
     if cut:
         raise AuditError(
-            f"{plan.data_set.table}: {'; '.join(cut)}. ClickHouse would cut values without an error, so nothing was "
+            f"{plan.data_set.table}: {'; '.join(cut)}. ClickHouse would change values without an error, so nothing was "
             "published.",
-            hint="Give both the same type: alter the table by a step in sql/clickhouse, or cast the column in the job.",
+            hint="Use the same type in both: alter the table in a step of sql/clickhouse, or cast the column in the "
+            "job.",
         )

@@ -1,13 +1,13 @@
-"""The ledger of publications: which state of a partition ClickHouse shows, or is on its way to show.
+"""The ledger of publications: which state of each partition ClickHouse shows, or is being switched to.
 
-It lies in PostgreSQL, database ``lake``. Each publication that was decided is a row of ``publications``, numbered per
-partition by its fence; the row with the highest fence is the one that holds. A publisher is registered in
-``publication_attempts`` before it makes its first staging table, and holds an advisory lock for as long as it lives: an
-attempt whose lock can be taken has nobody behind it.
+The ledger is in PostgreSQL, database ``lake``. Each decided publication is a row of ``publications``. A fence numbers
+the rows of a partition; the row with the highest fence is the valid one. A publisher registers its attempt in
+``publication_attempts`` before it makes its first staging table. It holds an advisory lock as long as it lives: if the
+lock of an attempt is free, its process is dead.
 
-A row says what its rows came from (an Iceberg table by its UUID, or plain objects) and in which state: Iceberg's
-sequence number and snapshot, or the version of a load of plain objects and a digest of the objects. Only states of one
-source have an order.
+A row names the source of its data (an Iceberg table by its UUID, or plain objects) and the source's state: Iceberg's
+sequence number and snapshot, or the version of a load of plain objects and a digest of the objects. Only states of the
+same source have an order.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ State = Literal["switching", "done", "superseded"]
 
 
 class AttemptLostError(TrilakeError):
-    """The attempt lost the connection that shows it is alive: from then on anybody may clean up after it."""
+    """The attempt lost the connection that holds its lock. From then on any process may clean up after it."""
 
 
 class SourceChangedError(TrilakeError):
-    """The partition shows rows of another source: nothing says which are newer."""
+    """The partition shows rows of another source, so it is unknown which rows are newer."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Attempt:
 
     @property
     def lost(self) -> bool:
-        """Whether the connection was found closed. What it did last may or may not have been committed."""
+        """Whether the connection is closed. Its last transaction may or may not have been committed."""
         return bool(self.connection.closed)
 
 
@@ -58,11 +58,11 @@ class Attempt:
 class Publication:
     """A row of the ledger.
 
-    :param fence: counts the publications of this partition; a higher one makes all lower ones history.
+    :param fence: counts the publications of this partition. The highest one is valid.
     :param snapshot_id: Iceberg's, or a digest of plain objects.
     :param sequence_number: Iceberg's, or the version of the load.
     :param rows: rows by shard number.
-    :param source: what the rows came from, as `trilake.lake.catalog.LoadPlan` says it.
+    :param source: where the rows came from, see `trilake.lake.plan.LoadPlan`.
     """
 
     table: str
@@ -83,17 +83,17 @@ class Publication:
         return total_rows(self.partition, self.rows)
 
     def stands_against(self, snapshot_id: int, sequence_number: int, source: str) -> bool:
-        """Whether this is that state already, or a later one. Two of one sequence number that differ have no order:
-        the one that comes replaces the other.
+        """Whether this publication already shows the given state, or a later one. Two different states with the same
+        sequence number have no order: the given one replaces this one.
 
-        :raises SourceChangedError: that state is of another source.
+        :raises SourceChangedError: the given state is of another source.
         """
         sources = {self.source, source}
         if len(sources) > 1 and not (ICEBERG_TABLE in sources and all(s.startswith(ICEBERG_TABLE) for s in sources)):
             raise SourceChangedError(
-                f"Partition {self.partition} of {self.table} shows rows of {self.source} (run {self.run_id}), and is "
-                f"to show those of {source}: nothing says which are newer.",
-                hint="Nothing was published. If these are to replace those, publish once with force.",
+                f"Partition {self.partition} of {self.table} shows rows of {self.source} (run {self.run_id}). The new "
+                f"rows are of {source}, and it is unknown which are newer.",
+                hint="Nothing was published. To replace the published rows by the new ones, publish once with force.",
             )
         return (self.sequence_number, self.snapshot_id) == (sequence_number, snapshot_id) or (
             self.sequence_number > sequence_number
@@ -102,7 +102,7 @@ class Publication:
 
 @dataclass(frozen=True)
 class Claim:
-    """What one partition's publisher wants to write into the ledger; see `Publication`."""
+    """The ledger row that a publisher proposes for one partition; see `Publication`."""
 
     partition: str
     snapshot_id: int
@@ -112,7 +112,7 @@ class Claim:
 
 
 def total_rows(partition: str, rows: Mapping[int, int]) -> int:
-    """The rows of a partition, of those by shard: a dimension table stands whole on each and counts once."""
+    """The rows of a partition on all shards. Every shard has a full copy of a dimension table, which counts once."""
     return max(rows.values(), default=0) if partition == WHOLE else sum(rows.values())
 
 
@@ -123,16 +123,16 @@ _COLUMNS = (
 
 
 class Ledger:
-    """The ledger of one lake. Each method is one transaction of its own."""
+    """The ledger of one lake. Each method is a separate transaction."""
 
     def __init__(self, endpoint: PostgresEndpoint) -> None:
         self.endpoint = endpoint
 
     @contextmanager
     def attempt(self, attempt: str, table: str, run_id: str) -> Iterator[Attempt]:
-        """Register an attempt, and be known as alive for the length of the `with` block.
+        """Register an attempt, and hold its lock for the length of the `with` block.
 
-        The row stays when the block ends: `forget` takes it, once nothing of the attempt is left in ClickHouse.
+        The row stays when the block ends. `forget` removes it when ClickHouse has no table of the attempt.
         """
         with (
             hold_lock(self.endpoint, LockSpace.PUBLICATION_ATTEMPT, attempt) as connection,
@@ -145,26 +145,26 @@ class Ledger:
             yield Attempt(attempt, table, run_id, connection)
 
     def forget(self, attempt: str) -> None:
-        """Nothing of this attempt is left in ClickHouse."""
+        """Remove an attempt's row. Call it when ClickHouse has no table of the attempt."""
         with connect(self.endpoint) as connection, connection.cursor() as cursor:
             cursor.execute("DELETE FROM publication_attempts WHERE attempt = %s", (attempt,))
 
     def claim(
         self, attempt: Attempt, claims: Sequence[Claim], *, force: bool = False
     ) -> tuple[list[Publication], list[Publication]]:
-        """Move the ledger forward for each partition, in one transaction.
+        """Decide the publication of each partition, in one transaction.
 
-        Gives the publications that this attempt won, and those that stand in the way of the rest: at the same or a
-        later state already. With `force`, all are won.
+        Returns the publications that this attempt won, and the current publications that it does not replace, because
+        they show the same state or a later one. With `force`, it wins all.
 
-        :raises AttemptLostError: the connection of the attempt is gone.
-        :raises SourceChangedError: a partition shows rows of another source; nothing was decided.
+        :raises AttemptLostError: the connection of the attempt is closed.
+        :raises SourceChangedError: a partition shows rows of another source. Nothing was decided.
         """
         import psycopg2
 
         try:
-            # On the connection that holds the attempt's lock: whoever gets that lock knows that nothing is decided in
-            # its name any more, and may drop its staging tables.
+            # Use the connection that holds the attempt's lock. A process that gets the lock then knows that this
+            # attempt can decide nothing any more, and may drop its staging tables.
             attempt.connection.autocommit = False
             with attempt.connection:
                 return self._claim(attempt, claims, force=force)
@@ -181,18 +181,18 @@ class Ledger:
         self, attempt: Attempt, claims: Sequence[Claim], *, force: bool
     ) -> tuple[list[Publication], list[Publication]]:
         won: list[Publication] = []
-        standing: list[Publication] = []
+        kept: list[Publication] = []
         table = attempt.table
         with attempt.connection.cursor() as cursor:
-            for claim in sorted(claims, key=lambda claim: claim.partition):  # one order: no deadlock
+            for claim in sorted(claims, key=lambda claim: claim.partition):  # the same order everywhere: no deadlock
                 cursor.execute(
                     "SELECT pg_advisory_xact_lock(%s, %s)",
                     (LockSpace.PUBLISHED_PARTITION, lock_key(f"{table}/{claim.partition}")),
                 )
                 current = _current(attempt.connection, table, claim.partition)
-                asked = claim.snapshot_id, claim.sequence_number, claim.source
-                if current and not force and current.stands_against(*asked):
-                    standing.append(current)
+                proposed = claim.snapshot_id, claim.sequence_number, claim.source
+                if current and not force and current.stands_against(*proposed):
+                    kept.append(current)
                     continue
                 cursor.execute(
                     "UPDATE publications SET state = 'superseded' "
@@ -215,11 +215,11 @@ class Ledger:
                         claim.source,
                     ),
                 )
-                won.append(_publication(_one(cursor.fetchone())))
-        return won, standing
+                won.append(_publication(_single_row(cursor.fetchone())))
+        return won, kept
 
     def done(self, publication: Publication) -> bool:
-        """The switch is complete on every shard. False: a higher fence has come, and it is not ours to say."""
+        """Record that every shard shows the publication. False: a higher fence has replaced it; nothing is recorded."""
         with connect(self.endpoint) as connection, connection.cursor() as cursor:
             cursor.execute(
                 "UPDATE publications SET state = 'done', done_at = now() "
@@ -251,10 +251,10 @@ class Ledger:
         not_before: datetime | None = None,
         sequence_number: int | None = None,
     ) -> dict[str, str]:
-        """The partitions that readers do not see as asked, and why not; nothing where they see all.
+        """The partitions that readers do not see in the required state, each with the reason. Empty if they see all.
 
-        :param not_before: the switch was complete then or later.
-        :param sequence_number: of the snapshot that is to be seen, or a later one.
+        :param not_before: require a switch that was complete at this time or later.
+        :param sequence_number: require the snapshot with this number, or a later one.
         """
         current = {publication.partition: publication for publication in self.publications(table)}
         missing = {}
@@ -273,7 +273,7 @@ class Ledger:
         return missing
 
     def switching(self, table: str | None = None) -> list[Publication]:
-        """The publications that were decided and are not complete."""
+        """The publications that are decided but not complete."""
         return self._select(
             f"SELECT {_COLUMNS} FROM publications WHERE state = 'switching' "
             "AND table_name = coalesce(%s, table_name) ORDER BY table_name, partition",
@@ -281,7 +281,7 @@ class Ledger:
         )
 
     def lower_fences(self, publication: Publication) -> list[str]:
-        """The attempts that held this partition before, and are still registered."""
+        """The registered attempts that published this partition with a lower fence."""
         with connect(self.endpoint) as connection, connection.cursor() as cursor:
             cursor.execute(
                 "SELECT DISTINCT p.attempt FROM publications p JOIN publication_attempts a USING (attempt) "
@@ -302,7 +302,7 @@ class Ledger:
 
     @contextmanager
     def abandoned(self, attempt: str) -> Iterator[bool]:
-        """Whether nobody is behind an attempt. If so, nobody else can take it up for the length of the block."""
+        """Whether an attempt's process is dead. If True, the block holds its lock: no other process cleans it up."""
         with try_lock(self.endpoint, LockSpace.PUBLICATION_ATTEMPT, attempt) as free:
             yield free
 
@@ -342,7 +342,7 @@ def _publication(row: tuple[Any, ...]) -> Publication:
     )
 
 
-def _one(row: tuple[Any, ...] | None) -> tuple[Any, ...]:
+def _single_row(row: tuple[Any, ...] | None) -> tuple[Any, ...]:
     assert row is not None  # noqa: S101 - INSERT RETURNING and SELECT of a function always give a row
     return row
 

@@ -2,11 +2,11 @@
 
 - Write: each shard pulls the files of its bucket, by name, into a staging table that belongs to one attempt and one
   partition. Plain objects are not split by shard: each shard pulls all of them and keeps the rows of its bucket.
-- Audit: rows and a checksum of staging are compared with the files; then the table's own checks run. Of plain objects
+- Audit: rows and a checksum of staging are compared with the files. Then the table's own checks run. For plain objects
   the shards together must hold the rows that were counted in each object.
 - Publish: the ledger decides in one transaction. The ledger row is the commit point: any process can finish the switch.
   Staging tables of lower fences are dropped first, so that a process that acts late cannot switch to them. Then
-  REPLACE PARTITION runs on every shard, the rows are counted again, and the ledger row is done.
+  REPLACE PARTITION runs on every shard, the rows are counted again, and the ledger row is marked as done.
 
 Every step can be repeated, and a process can die after every step: `Publisher.finish` and `Publisher.clean` complete or
 remove what it left.
@@ -39,14 +39,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PublicationReport:
-    """What came of publishing: partitions by what happened to them.
+    """The result of a publication.
 
     :param snapshot_id: Iceberg's, or the version of a load of plain objects.
-    :param rows: rows now visible of each published partition, by shard number. See `total_rows`.
-    :param current: partitions that showed this state or a later one before we came.
+    :param published: partitions that this publication changed.
+    :param rows: rows of each published partition that readers now see, by shard number. See `total_rows`.
+    :param current: partitions that already showed this state or a later one.
     :param warnings: what the table's warning checks found.
-    :param metrics: what the loads of staging took, all of them, as far as their answers tell; see `Publisher.measured`.
-    :param query_ids: the loads'.
+    :param metrics: of all loads of staging together, from ClickHouse's answers; see `Publisher.measured`.
+    :param query_ids: of these loads.
     """
 
     table: str
@@ -60,11 +61,11 @@ class PublicationReport:
 
     @property
     def total_rows(self) -> int:
-        """Rows of all published partitions; those of a dimension table, which stands whole on each shard, once."""
+        """Rows of all published partitions. Every shard has a full copy of a dimension table; its rows count once."""
         return sum(total_rows(partition, by_shard) for partition, by_shard in self.rows.items())
 
     def to_dict(self) -> dict[str, Any]:
-        """As XCom has it: the metrics beside the rest, by the names that `ClickHouseOperator` gives them."""
+        """The form for XCom: the metrics are top-level keys, with the same names as in `ClickHouseOperator`."""
         document = asdict(self)
         return {**document, "total_rows": self.total_rows, **document.pop("metrics")}
 
@@ -82,15 +83,15 @@ class Publisher:
         self._switch = Switch(cluster, ledger)
 
     def publish(self, plan: LoadPlan, *, run_id: str, force: bool = False) -> PublicationReport:
-        """Make readers of ClickHouse see the partitions of `plan`.
+        """Make the partitions of `plan` visible to readers of ClickHouse.
 
-        A partition that shows this state or a later one is left as it is, unless `force`. What dead attempts left of
-        this table is removed first, so that a task's next try leaves nothing of the one before.
+        A partition that shows this state or a later one is not changed, unless `force`. Remains of dead attempts for
+        this table are removed first, so a task's next try cleans up after the previous one.
 
-        :raises SourceChangedError: a partition shows rows of another source, and no `force`; nothing was published.
-        :raises AuditError: staging does not hold what the source says; readers see what they saw before.
-        :raises CheckFailedError: a blocking check found rows; readers see what they saw before.
-        :raises SwitchIncompleteError: decided, but not complete: publish again, or `finish`.
+        :raises SourceChangedError: a partition shows rows of another source, without `force`. Nothing was published.
+        :raises AuditError: staging does not hold the source's rows. Readers see no change.
+        :raises CheckFailedError: a blocking check found rows. Readers see no change.
+        :raises SwitchIncompleteError: the publication is decided but not complete. Publish again, or call `finish`.
         """
         check_shards(plan, len(self.cluster.shards))
         table = plan.data_set.table
@@ -114,8 +115,8 @@ class Publisher:
                         f"The columns of {plan.data_set.local_table} were changed while it was being published.",
                         hint="Nothing was published. Run the task again.",
                     )
-                won, standing = self.ledger.claim(held, claims, force=force)
-                self._switch.all([*won, *(p for p in standing if p.state == "switching")])
+                won, kept = self.ledger.claim(held, claims, force=force)
+                self._switch.all([*won, *(p for p in kept if p.state == "switching")])
             finally:
                 if held.lost:  # then other processes may clean up too, and the publication may have been decided
                     self._try_to_clean(attempt, table)
@@ -125,7 +126,7 @@ class Publisher:
             table,
             plan.snapshot_id,
             published=tuple(p.partition for p in won),
-            current=tuple(sorted([*current, *(p.partition for p in standing)])),
+            current=tuple(sorted([*current, *(p.partition for p in kept)])),
             rows={p.partition: p.rows for p in won},
             warnings=tuple(warnings),
             metrics=QueryMetrics.of_all(loads.values()),
@@ -133,10 +134,10 @@ class Publisher:
         )
 
     def measured(self, report: PublicationReport, *, since: float) -> PublicationReport:
-        """The report with the loads' metrics as the query log has them, which knows of memory; as it was, if the log
-        does not have all of them.
+        """The report with the loads' metrics from the query log, which also records memory. If the log does not have
+        all loads, the report is returned unchanged.
 
-        :param since: before the publication began, in seconds since 1970.
+        :param since: a time before the publication began, in seconds since 1970.
         """
         if not report.query_ids:
             return report
@@ -144,23 +145,23 @@ class Publisher:
         try:
             logged = queries.logged(self.cluster, prefix, count=len(report.query_ids), since=since)
         except TrilakeError as e:
-            log.info("The query log does not tell what the loads of %s took: %s", report.table, e)
+            log.info("The query log has no metrics for the loads of %s: %s", report.table, e)
             return report
         return replace(report, metrics=logged) if logged else report
 
     def finish(self, table: str | None = None) -> list[Publication]:
         """Complete the publications that the ledger has decided. Safe while publishers run.
 
-        :raises SwitchIncompleteError: of all that cannot be completed, after the others were.
+        :raises SwitchIncompleteError: names all that cannot be completed. The others are complete.
         """
         due = self.ledger.switching(table)
         self._switch.all(due)
         return due
 
     def clean(self, table: str | None = None) -> list[str]:
-        """Complete what abandoned attempts decided, and drop what they left in ClickHouse. Gives those attempts.
+        """Complete what abandoned attempts decided, and drop their staging tables. Returns those attempts.
 
-        :raises SwitchIncompleteError: of all that cannot be completed, after the rest was cleaned up.
+        :raises SwitchIncompleteError: names all that cannot be completed. The rest is cleaned up.
         """
         cleaned = []
         errors = []
@@ -170,40 +171,40 @@ class Publisher:
                     cleaned.append(attempt)
             except TrilakeError as e:
                 errors.append(e)
-        # Tables first, attempts second. A table is made after its attempt is registered. So a table whose attempt is
-        # not registered now was made by a process that went on after it was taken for dead.
+        # List tables first, then attempts. A table is made after its attempt is registered. So if its attempt is not
+        # registered now, its process went on after other processes had declared it dead.
         tables = staging_tables(self.cluster)
         registered = {attempt for attempt, _ in self.ledger.attempts()}
-        for left in tables:
-            if left.attempt not in registered and table in (None, left.table):
-                self.cluster.on_shard(left.shard, partial(drop_staging, left.name))
-                cleaned.append(left.attempt)
+        for staging in tables:
+            if staging.attempt not in registered and table in (None, staging.table):
+                self.cluster.on_shard(staging.shard, partial(drop_staging, staging.name))
+                cleaned.append(staging.attempt)
         raise_all(errors)
         return sorted(set(cleaned))
 
     def _due(self, plan: LoadPlan, *, force: bool) -> tuple[list[PartitionPlan], list[str]]:
-        """The partitions to write, and those that need nothing. A switch that is not complete is completed here."""
+        """The partitions to write, and those that are current. Finishes incomplete switches of current partitions."""
         due, current = [], []
         for partition in plan.partitions:
-            held = self.ledger.current(plan.data_set.table, partition.partition)
-            asked = plan.state_of(partition), plan.sequence_number, plan.source
-            if held is None or force or not held.stands_against(*asked):
+            publication = self.ledger.current(plan.data_set.table, partition.partition)
+            planned = plan.state_of(partition), plan.sequence_number, plan.source
+            if publication is None or force or not publication.stands_against(*planned):
                 due.append(partition)
                 continue
-            if held.state == "switching":
-                self._switch.one(held)
+            if publication.state == "switching":
+                self._switch.one(publication)
             current.append(partition.partition)
         return due, current
 
     def _clean_attempt(self, attempt: str, table: str) -> bool:
-        """Complete what an attempt decided and drop the rest. False: it is alive, or not all could be done."""
+        """Complete what an attempt decided and drop the rest. False: it is alive, or some of it could not be done."""
         with self.ledger.abandoned(attempt) as free:
             if not free:
                 return False
             try:
                 decided = [p for p in self.ledger.switching(table) if p.attempt == attempt]
                 self._switch.all(decided)
-            finally:  # what cannot be completed keeps its staging tables, and nothing else is kept
+            finally:  # keep only the staging tables of publications that cannot be completed
                 swept = self._sweep(attempt, table)
             return swept
 
@@ -211,7 +212,9 @@ class Publisher:
         try:
             self._clean_attempt(attempt, table)
         except TrilakeError as e:
-            log.warning("Attempt %s of %s is left to the next clean-up: %s", attempt, table, e)
+            log.warning(
+                "Attempt %s of %s could not be cleaned up now; the next clean-up tries again: %s", attempt, table, e
+            )
 
     def _sweep(self, attempt: str, table: str) -> bool:
         """Drop every staging table of an attempt that the ledger does not need; then forget the attempt.
@@ -224,14 +227,16 @@ class Publisher:
                 for publication in self.ledger.switching(table)
                 if publication.attempt == attempt
             }
-            for left in staging_tables(self.cluster):
-                if left.attempt == attempt and left.name not in needed:
-                    self.cluster.on_shard(left.shard, partial(drop_staging, left.name))
+            for staging in staging_tables(self.cluster):
+                if staging.attempt == attempt and staging.name not in needed:
+                    self.cluster.on_shard(staging.shard, partial(drop_staging, staging.name))
             if not needed:
                 self.ledger.forget(attempt)
             return not needed
         except TrilakeError as e:
-            log.warning("Attempt %s of %s is left to the next clean-up: %s", attempt, table, e)
+            log.warning(
+                "Attempt %s of %s could not be cleaned up now; the next clean-up tries again: %s", attempt, table, e
+            )
             return False
 
 

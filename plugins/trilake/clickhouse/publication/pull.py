@@ -1,9 +1,9 @@
 """How ClickHouse reads the files of a plan: exactly these files, by name, through the named collection of their bucket.
 
-Two kinds of plan are read in two ways. Files of an Iceberg table belong to one shard each and have the table's types,
-so each shard reads its own files as those types (`IcebergPull`). Plain objects can come from any program. Each shard
-reads all objects of a partition and keeps the rows of its bucket; a value that the table's type cannot hold is an
-error; and each object must still have the ETag that the plan pinned (`ObjectsPull`).
+The two kinds of plan are read differently. Each file of an Iceberg table belongs to one shard and has the table's
+types, so each shard reads its own files as those types (`IcebergPull`). Plain objects can come from any program. Each
+shard reads all objects of a partition and keeps the rows of its bucket. A value that the table's type cannot hold is an
+error, and each object must still have the ETag that the plan pinned (`ObjectsPull`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from trilake.lake.plan import DataFile, LoadPlan, PartitionPlan
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
 
-# Where ClickHouse would change values without an error, it raises one.
+# Settings that make ClickHouse raise an error where it would silently change values.
 STRICT: dict[str, Any] = {
     "insert_null_as_default": 0,
     "input_format_null_as_default": 0,
@@ -32,26 +32,25 @@ STRICT: dict[str, Any] = {
     "date_time_overflow_behavior": "throw",
     # a key such as d=2013-01-05/part.parquet would replace the file's own column d
     "use_hive_partitioning": 0,
-    # the cache knows an object by a time of whole seconds
+    # the cache detects a changed object only by its time, in whole seconds
     "schema_inference_use_cache_for_s3": 0,
-    # CSV: an empty field without quotes is NULL, and so is \N; "" is the empty text
+    # CSV: an empty field without quotes is NULL, and so is \N; "" is the empty string
     "input_format_with_names_use_header": 1,
     "input_format_csv_empty_as_default": 1,
     "format_csv_null_representation": CSV_NULL,
 }
 
-# Of an insert that pulls, in rows and bytes: it gathers that much in memory before it writes a part; by default a
-# million rows, so that a larger partition would take more memory.
+# Settings of an insert that pulls: it collects this many rows or bytes in memory before it writes a part. Default:
+# about a million rows, so a larger partition would take more memory.
 PULL: dict[str, Any] = {
     **STRICT,
     "min_insert_block_size_rows": 65_536,
     "min_insert_block_size_bytes": 32 * 1024**2,
 }
 
-# Keys that are named in one statement, in characters: ClickHouse parses at most 262,144 bytes (max_query_size) of it.
+# The most characters of keys in one statement. ClickHouse parses at most 262,144 bytes of it (max_query_size).
 MAX_SOURCE_CHARACTERS = 100_000
-# Table functions beside each other in one statement, and bytes of their files: each has decoded rows at hand before
-# anybody asks for them.
+# The most table functions in one statement, and bytes of their files. Each function decodes rows ahead into memory.
 MAX_FUNCTIONS = 16
 MAX_FUNCTIONS_BYTES = 4 * 1024**2
 
@@ -81,16 +80,23 @@ class Pull(ABC):
         self.shards = shards
 
     def check_before(self, cluster: Cluster, partitions: Sequence[PartitionPlan]) -> None:  # noqa: B027 - optional
-        """What can be told before any row is read.
+        """Check the files before any row is read.
 
         :raises AuditError: a file cannot be loaded.
         """
 
     def sources(self, files: Sequence[DataFile], shard: int) -> list[str]:
-        """The rows of `files` that belong to shard `shard` (from 1): table expressions, one for each statement."""
+        """The rows of `files` that belong to shard `shard` (from 1): table expressions, one for each statement.
+
+        :raises AuditError: s3() would not take a key literally.
+        """
         for file in files:
             if not is_plain_key(file.key):
-                raise AuditError(f"ClickHouse would read the key {file.key!r} as a pattern, so it cannot be loaded.")
+                raise AuditError(
+                    f"ClickHouse could read the key {file.key!r} as a pattern or as another key, so the file cannot be "
+                    "loaded.",
+                    hint="Write it again with only letters, digits and _ . = + , - in its key.",
+                )
         statements: list[list[str]] = []
         size = length = 0
         for together in self._together(files):
@@ -110,13 +116,13 @@ class Pull(ABC):
 
     @abstractmethod
     def sums(self, client: Client, source: str, files: Sequence[DataFile]) -> tuple[Sums, Mapping[str, int]]:
-        """The sums of a source's rows, and the rows of each file by key where the files are counted one by one."""
+        """The sums of a source's rows. Also the rows of each file by key, if each file is counted separately."""
 
     def check_shard(self, where: str, files: Sequence[DataFile], rows: int) -> None:  # noqa: B027 - optional
-        """:raises AuditError: a shard's staging table does not have the rows that its files have."""
+        """:raises AuditError: a shard's staging table does not have the same number of rows as its files."""
 
     def check_partition(self, partition: PartitionPlan, by_shard: Sequence[Mapping[str, int]]) -> None:  # noqa: B027
-        """:raises AuditError: the shards together do not have the rows of each file."""
+        """:raises AuditError: the shards together did not read the counted rows of each file."""
 
     @abstractmethod
     def _select(self, keys: Sequence[str]) -> str:
@@ -124,7 +130,7 @@ class Pull(ABC):
 
     @abstractmethod
     def _alone(self, file: DataFile) -> bool:
-        """Whether a file needs an s3() of its own."""
+        """Whether a file needs a separate s3()."""
 
     def _where(self, shard: int) -> str:
         return ""
@@ -138,7 +144,7 @@ class Pull(ABC):
         )
 
     def _together(self, files: Sequence[DataFile]) -> Iterator[list[DataFile]]:
-        """The files that one s3() reads. It reads as many at a time as it has threads, however many it is given."""
+        """Groups of files, one for each s3(). However many files an s3() names, it reads one at a time per thread."""
         together: list[DataFile] = []
         length = 0
         for file in files:
@@ -156,14 +162,17 @@ class Pull(ABC):
 
 
 class IcebergPull(Pull):
-    """Parquet files of an Iceberg table: each belongs to one shard, and has the table's types."""
+    """Parquet files of an Iceberg table. Each belongs to one shard and has the table's types."""
 
     def sums(self, client: Client, source: str, files: Sequence[DataFile]) -> tuple[Sums, Mapping[str, int]]:
         return sums(client, source, self.columns), {}
 
     def check_shard(self, where: str, files: Sequence[DataFile], rows: int) -> None:
         if rows != (expected := sum(file.rows for file in files)):
-            raise AuditError(f"{where}: the snapshot says {expected} rows, staging holds {rows}.")
+            raise AuditError(
+                f"{where}: the snapshot says {expected} rows, staging holds {rows}.",
+                hint="Nothing was published. Run the task again.",
+            )
 
     def _select(self, keys: Sequence[str]) -> str:
         return f"SELECT {self.columns.listed} FROM {self._s3(keys, 'Parquet', self.columns.structure)}"
@@ -173,7 +182,7 @@ class IcebergPull(Pull):
 
 
 class ObjectsPull(Pull):
-    """Plain Parquet or CSV objects: each may hold rows of every shard, and has types of its own."""
+    """Plain Parquet or CSV objects. Each may hold rows of every shard, and has its own types."""
 
     @property
     def _csv(self) -> bool:
@@ -181,7 +190,7 @@ class ObjectsPull(Pull):
 
     @property
     def _mixed(self) -> bool:
-        """Whether an object holds rows of several shards. A dimension table stands whole on every shard."""
+        """Whether an object holds rows of several shards. Of a dimension table every shard has a full copy."""
         return self.plan.data_set.grain is not None
 
     def check_before(self, cluster: Cluster, partitions: Sequence[PartitionPlan]) -> None:
@@ -190,8 +199,8 @@ class ObjectsPull(Pull):
             cluster.on_shards([(shards[n % len(shards)], partial(self._check_header, f)) for n, f in enumerate(files)])
 
     def sums(self, client: Client, source: str, files: Sequence[DataFile]) -> tuple[Sums, Mapping[str, int]]:
-        found = sums_by_file(client, source, self.plan.bucket, files, self.columns)
-        return sum(found.values(), Sums()), {key: of_file.rows for key, of_file in found.items()}
+        by_file = sums_by_file(client, source, self.plan.bucket, files, self.columns)
+        return sum(by_file.values(), Sums()), {key: of_file.rows for key, of_file in by_file.items()}
 
     def check_partition(self, partition: PartitionPlan, by_shard: Sequence[Mapping[str, int]]) -> None:
         name = f"{self.plan.data_set.table}, partition {partition.partition}"
@@ -203,11 +212,11 @@ class ObjectsPull(Pull):
                     raise AuditError(
                         f"{name}: s3://{self.plan.bucket}/{file.key} was counted as {file.rows} rows, {total} were "
                         "read.",
-                        hint=f"Nothing was published. Count it again.{keyless}",
+                        hint=f"Nothing was published. Count its rows again.{keyless}",
                     )
 
     def _select(self, keys: Sequence[str]) -> str:
-        # A Parquet file has its own types. Read as the table's types, values would be cut without an error.
+        # Keep the Parquet file's own types: reading it as the table's types could change values without an error.
         structure = self.columns.csv_structure if self._csv else ""
         return (
             f"SELECT {self.columns.accurate(of_csv=self._csv)}, _path AS {_FILE}, _etag AS {_ETAG} "
@@ -224,7 +233,7 @@ class ObjectsPull(Pull):
         return f" WHERE icebergBucket({self.shards}, {quote_name(self.plan.data_set.shard_by or '')}) = {shard - 1}"
 
     def _check_header(self, file: DataFile, client: Client, _shard: object) -> None:
-        """ClickHouse would read a column that the file does not have as empty.
+        """Check the header of a CSV file, because ClickHouse would read a missing column as empty.
 
         :raises AuditError: the file's first line does not name every column of the table.
         """
@@ -234,7 +243,7 @@ class ObjectsPull(Pull):
         if missing := [name for name in self.columns.names if name not in header]:
             raise AuditError(
                 f"{file.key} has no column {', '.join(missing)}: its first line is {','.join(header)[:200]!r}.",
-                hint="Its first line has to name every column of the table.",
+                hint="Nothing was published. The first line must name every column of the table.",
             )
 
 
@@ -244,14 +253,16 @@ def pull_of(plan: LoadPlan, columns: Columns, shards: int) -> Pull:
 
 
 def sums(client: Client, source: str, columns: Columns) -> Sums:
-    """The hash is of a tuple: of plain arguments it is NULL as soon as one of them is, and sum() passes over NULLs."""
+    """The sums of a source's rows. Each row's hash is of a tuple: without the tuple, the hash of a row with a NULL is
+    NULL, and sum() ignores it.
+    """
     sql = f"SELECT count(), sum(cityHash64(tuple({columns.listed}))) FROM {source}"
     rows, checksum = client.query(sql, settings=STRICT).result_rows[0]
     return Sums(int(rows), int(checksum))
 
 
 def staged(client: Client, staging: str, columns: Columns) -> tuple[Sums, set[str]]:
-    """What a staging table holds, as `sums`, and the ids of the partitions that its rows are of; in one pass."""
+    """The sums of a staging table, see `sums`, and the ids of its rows' partitions, in one query."""
     sql = f"SELECT count(), sum(cityHash64(tuple({columns.listed}))), groupUniqArray(_partition_id) FROM {staging}"
     rows, checksum, partitions = client.query(sql, settings=STRICT).result_rows[0]
     return Sums(int(rows), int(checksum)), set(partitions)
@@ -260,18 +271,20 @@ def staged(client: Client, staging: str, columns: Columns) -> tuple[Sums, set[st
 def sums_by_file(
     client: Client, source: str, bucket: str, files: Sequence[DataFile], columns: Columns
 ) -> dict[str, Sums]:
-    """As `sums`, of each plain object that has rows here, by its key.
+    """The sums of each plain object that has rows in `source`, by key; see `sums`.
 
-    :raises AuditError: an object is not the one that was pinned.
+    :raises AuditError: an object does not have the pinned ETag any more.
     """
     sql = (
         f"SELECT {_FILE}, groupUniqArray({_ETAG}), count(), sum(cityHash64(tuple({columns.listed}))) "
         f"FROM {source} GROUP BY {_FILE}"
     )
-    found, named = {}, {f"{bucket}/{file.key}": file for file in files}
+    by_key, by_path = {}, {f"{bucket}/{file.key}": file for file in files}
     for path, etags, rows, checksum in client.query(sql, settings=STRICT).result_rows:
-        file = named[path]
+        file = by_path[path]
         if file.etag and {etag.strip('"') for etag in etags} != {file.etag}:
-            raise AuditError(f"{file.key} was changed while it was read.", hint="Run the task again.")
-        found[file.key] = Sums(int(rows), int(checksum))
-    return found
+            raise AuditError(
+                f"{file.key} was changed while it was read.", hint="Nothing was published. Run the task again."
+            )
+        by_key[file.key] = Sums(int(rows), int(checksum))
+    return by_key

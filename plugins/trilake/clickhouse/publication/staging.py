@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Smaller parts of a staging table keep all columns in one file. A part with a file for each column has buffers of 2 MiB
-# for each file. Later merges make such parts anyway.
+# Parts of a staging table that are smaller than this keep all columns in one file. A part with one file for each column
+# needs a buffer of 2 MiB for each file. Later merges make such parts anyway.
 COMPACT_BYTES = 1 << 40
 
 _NAME = re.compile(r"(?P<table>[a-z][a-z0-9_]*)_staging_(?P<attempt>[0-9a-f]{12})_(?P<partition>all|\d{6,8})")
@@ -42,7 +42,7 @@ class StagingTable:
 
 @dataclass(frozen=True)
 class _Cell:
-    """What one shard pulled of one partition.
+    """The rows of one partition that one shard pulled.
 
     :param by_file: rows of each plain object, by key.
     """
@@ -65,11 +65,11 @@ class Staging:
         self.attempt = attempt
 
     def write(self, partitions: Sequence[PartitionPlan]) -> tuple[list[Claim], dict[str, QueryMetrics]]:
-        """Fill and audit the tables of `partitions`, on all shards side by side.
+        """Fill and audit the staging tables of `partitions`, on all shards in parallel.
 
-        Gives what to write into the ledger, and what each load took by its query id.
+        Returns the claims for the ledger, and the metrics of each load by its query id.
 
-        :raises AuditError: a table does not hold what its files hold.
+        :raises AuditError: a table does not hold the rows of its files.
         """
         self.pull.check_before(self.cluster, partitions)
         at = [(shard, partition) for partition in partitions for shard in self.cluster.shards]
@@ -87,7 +87,7 @@ class Staging:
         return claims, loads
 
     def run_checks(self, checks: Iterable[Check], partitions: Sequence[PartitionPlan]) -> list[str]:
-        """Run the table's own checks on its staging tables. Gives a line for each warning.
+        """Run the table's own checks on its staging tables. Returns a line for each warning.
 
         :raises CheckFailedError: a blocking check found rows.
         """
@@ -98,9 +98,9 @@ class Staging:
             return int(client.query(check.on(staging)).result_rows[0][0])
 
         cells = [(s, c, p) for p in partitions for c in checks for s in self.cluster.shards]
-        found = self.cluster.on_shards([(shard, partial(run, check, partition)) for shard, check, partition in cells])
+        counts = self.cluster.on_shards([(shard, partial(run, check, partition)) for shard, check, partition in cells])
         totals: dict[tuple[Check, str], int] = {}
-        for (_, check, partition), rows in zip(cells, found, strict=True):
+        for (_, check, partition), rows in zip(cells, counts, strict=True):
             totals[check, partition.partition] = totals.get((check, partition.partition), 0) + rows
         failed = {key: rows for key, rows in totals.items() if rows}
         lines = [
@@ -141,15 +141,21 @@ class Staging:
         where = f"{data_set.table}, partition {partition.partition}, {shard}"
         self.pull.check_shard(where, files, held.rows)
         if held != pulled:
-            raise AuditError(f"{where}: the values in staging are not those of the files.", hint="Run the task again.")
+            raise AuditError(
+                f"{where}: the values in staging differ from those in the files.",
+                hint="Nothing was published. Run the task again.",
+            )
         if foreign_partitions := partitions - {data_set.partition_id(partition.partition)}:
             listed = ", ".join(sorted(foreign_partitions))
-            raise AuditError(f"{where}: staging holds rows of other partitions: {listed}.")
+            raise AuditError(
+                f"{where}: staging holds rows of other partitions: {listed}.",
+                hint="Nothing was published. Correct the date column of these rows, or their partition.",
+            )
         return _Cell(held.rows, by_file, loads)
 
 
 def staging_tables(cluster: Cluster) -> list[StagingTable]:
-    """Every staging table of every shard, whatever its attempt."""
+    """All staging tables of all shards and attempts."""
 
     def names(client: Client, shard: ClickHouseShard) -> list[tuple[ClickHouseShard, str]]:
         rows = client.query(
@@ -167,7 +173,7 @@ def staging_tables(cluster: Cluster) -> list[StagingTable]:
 
 def drop_staging(name: str, client: Client, shard: ClickHouseShard) -> None:
     """End the queries that write to a staging table of this shard, and drop it. Safe if it does not exist."""
-    # DROP would wait for a query on the table, and an INSERT of a dead attempt can run for long. By kind: a KILL or a
-    # DROP of a table of the same name, for another shard of this server, is to go on.
+    # DROP waits for queries on the table, and an INSERT of a dead attempt can run for long. Kill by kind, because
+    # a KILL or DROP of another shard on this server also names such a table and must not be killed.
     client.command(f"KILL QUERY WHERE query LIKE {quote_text(f'%{name}%')} AND query_kind IN ('Insert', 'Alter') SYNC")
     client.command(f"DROP TABLE IF EXISTS {quote_name(shard.database)}.{quote_name(name)} SYNC")

@@ -1,6 +1,6 @@
-"""The switch: partitions that the ledger has decided become what readers see, on every shard.
+"""The switch: every shard shows readers the partitions that the ledger has decided.
 
-Each step can be repeated, by any process, any number of times. A publication only moves forward.
+Any process can repeat each step, any number of times. A decided publication is never undone.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from trilake.lake.data_set import DataSet
 
 log = logging.getLogger(__name__)
 
-# An empty partition is published like any other. The server's check against it is for a forgotten load; here the count
-# was audited.
+# An empty partition is published like any other. By default the server refuses an empty source, in case a load was
+# forgotten. Here the row count was audited.
 REPLACE_SETTINGS = {"allow_replace_partition_from_empty_source": 1}
 
-# Partitions that are switched at once. Each is a handful of quick statements that mostly wait for one another.
+# Partitions that are switched in parallel. Each needs a few fast statements, which mostly wait for each other.
 PARTITIONS_SIDE_BY_SIDE = 4
 
 
@@ -46,9 +46,9 @@ class Switch:
         self.ledger = ledger
 
     def all(self, publications: Sequence[Publication]) -> None:
-        """Switch each publication, several side by side.
+        """Switch each publication, several in parallel.
 
-        :raises SwitchIncompleteError: of all that cannot be completed, after the others were.
+        :raises SwitchIncompleteError: names all that cannot be completed. The others are complete.
         """
         errors: list[TrilakeError] = []
 
@@ -63,9 +63,9 @@ class Switch:
         raise_all(errors)
 
     def one(self, publication: Publication) -> None:
-        """Drop staging tables of lower fences, replace the partition on every shard, count again, and note it as done.
+        """Drop staging tables of lower fences, replace the partition on every shard, count again, and mark it as done.
 
-        A process that acts late finds its staging table gone, and so can bring no old rows back.
+        A process that acts late finds no staging table, so it cannot bring old rows back.
 
         :raises SwitchIncompleteError: a step failed, and no other process has completed this publication.
         """
@@ -91,7 +91,7 @@ class Switch:
         held = {number: int(rows[0][0]) for number, rows in counted.items()}
         if held != dict(publication.rows):
             wrong = CountMismatchError(
-                f"the shards hold {held} rows after the switch, the ledger says {publication.rows}."
+                f"the shards hold {held} rows after the switch, but the ledger says {publication.rows}."
             )
             self._raise_unless_overtaken(publication, wrong)
             return
@@ -101,20 +101,20 @@ class Switch:
         self._drop(publication, publication.attempt)
 
     def _drop(self, publication: Publication, attempt: str) -> None:
-        """No process can fill this staging table, or switch to it, any more."""
+        """Drop a staging table on every shard, so that no process can fill it or switch to it any more."""
         name = DataSet(publication.table).staging_table(attempt, publication.partition)
         self.cluster.every_shard(partial(drop_staging, name))
 
     def _raise_unless_overtaken(self, publication: Publication, error: TrilakeError) -> None:
-        """A step failed. If the ledger has a higher fence by now, or the publication is done, that is why: no error."""
+        """Raise `error`, unless its cause is that another process completed or replaced this publication."""
         current = self.ledger.current(publication.table, publication.partition)
         if current and (current.fence > publication.fence or current.state == "done"):
             log.info("%s of %s was completed by another process", publication.partition, publication.table)
             return
         hints = {
-            UNKNOWN_TABLE: "Its staging table is gone: publish the snapshot again with force.",
-            INCOMPATIBLE_COLUMNS: "The table's columns were changed meanwhile: publish a snapshot that has "
-            "the new ones, or this one again with force.",
+            UNKNOWN_TABLE: "Its staging table does not exist any more. Publish the snapshot again with force.",
+            INCOMPATIBLE_COLUMNS: "The table's columns were changed meanwhile. Publish a snapshot that has the new "
+            "columns, or this snapshot again with force.",
         }
         code = error.code if isinstance(error, ClickHouseError) else 0
         raise SwitchIncompleteError(
@@ -125,7 +125,7 @@ class Switch:
 
 
 def raise_all(errors: Sequence[TrilakeError]) -> None:
-    """Raise the one error, or one error for all of them."""
+    """Raise a single error as it is, and several as one error. Without errors, do nothing."""
     if len(errors) == 1:
         raise errors[0]
     if errors:

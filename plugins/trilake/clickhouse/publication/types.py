@@ -1,14 +1,16 @@
-"""Which types of Iceberg and Spark are which of ClickHouse.
+"""Which types of Iceberg and Spark correspond to which types of ClickHouse.
 
-ClickHouse reads a file's column as the type that it is told. One that is narrower cuts values without a word, and what
-audits the load reads them cut alike: so a column's two types are held against each other before.
+ClickHouse reads a file's column as the type that the statement names. A narrower type changes values without an error.
+The audit of the load reads the same changed values, so it cannot detect this. Therefore the two types of a column are
+compared before the load.
 """
 
 from __future__ import annotations
 
 import re
 
-# Spark's types as ClickHouse reads them from Iceberg's files. No other pair: a narrower one would cut values.
+# Spark's types, and the ClickHouse types that hold all their values. No other pair is allowed: a narrower type would
+# change values.
 _EQUAL = {
     "int": ("Int32",),
     "bigint": ("Int64",),
@@ -20,7 +22,7 @@ _EQUAL = {
     "date": ("Date", "Date32"),
     "timestamp": ("DateTime64(6, 'UTC')",),
 }
-# Iceberg's own names, where they are others. Its `timestamp` has no zone, Spark's is UTC's.
+# Iceberg's names that differ from Spark's. Iceberg's `timestamp` has no time zone; Spark's is in UTC.
 _OF_ICEBERG = {"long": "bigint", "timestamptz": "timestamp", "timestamp": "timestamp_ntz"}
 _WRAPPED = re.compile(r"(?:Nullable|LowCardinality)\((.*)\)")
 _DECIMAL = re.compile(r"decimal\((\d+),(\d+)\)")
@@ -29,22 +31,22 @@ _ARRAY = re.compile(r"array<(.*)>")
 
 def bare(kind: str) -> str:
     """A type of ClickHouse without Nullable and LowCardinality."""
-    while found := _WRAPPED.fullmatch(kind):
-        kind = found[1]
+    while match := _WRAPPED.fullmatch(kind):
+        kind = match[1]
     return kind
 
 
 def fits(kind: str, clickhouse: str) -> bool:
-    """Whether each value of Spark's type `kind` is one of ClickHouse's, NULL aside."""
+    """Whether the ClickHouse type can hold every value of Spark's type `kind`. NULL is not considered."""
     inner = bare(clickhouse)
-    if found := _DECIMAL.fullmatch(kind):
-        return inner == f"Decimal({found[1]}, {found[2]})"
-    if (found := _ARRAY.fullmatch(kind)) and inner.startswith("Array("):
-        return fits(found[1], inner.removeprefix("Array(").removesuffix(")"))
+    if match := _DECIMAL.fullmatch(kind):
+        return inner == f"Decimal({match[1]}, {match[2]})"
+    if (match := _ARRAY.fullmatch(kind)) and inner.startswith("Array("):
+        return fits(match[1], inner.removeprefix("Array(").removesuffix(")"))
     return inner in _EQUAL.get(kind, ())
 
 
 def cuts(iceberg: str, clickhouse: str) -> bool:
-    """Whether a column of Iceberg's simple type would be read as something else. Of nested ones ClickHouse decides."""
+    """Whether ClickHouse would change values of a simple Iceberg type. For nested types ClickHouse itself decides."""
     kind = _OF_ICEBERG.get(iceberg, iceberg.replace(", ", ","))
     return (kind in _EQUAL or bool(_DECIMAL.fullmatch(kind))) and not fits(kind, clickhouse)
