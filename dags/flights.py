@@ -1,15 +1,16 @@
 """
 # Flights
 
-A month of flights from source to reader: raw CSV in S3, curated by Spark into the Iceberg table `curated.flights`,
-published in ClickHouse as `analytics.flights`, and counted by carrier in PostgreSQL as `marts.carrier_month`.
+Takes a month of flights from the source to the readers. The raw CSV is in S3; Spark curates it into the Iceberg table
+`curated.flights`; ClickHouse publishes it as `analytics.flights`; PostgreSQL has the counts by carrier as
+`marts.carrier_month`.
 
-Runs on the first of a month for the month before. For any other window trigger it with `start` and `end`: one Spark
-application recomputes all of its months, and each month published is an event of its own.
+Runs on the first day of a month for the month before. For another window, trigger it with `start` and `end`: one Spark
+application recomputes all months of the window. Each published month is one asset event.
 
-**When it fails:** clear the failed task. Every step replaces what it wrote before, so nothing doubles. `curate` says in
-its log which rows were refused; they lie in the Iceberg table `quarantine.flights` with file, reason and text.
-`publish` stops before anyone reads what a blocking check in `sql/clickhouse/flights/checks/` refuses.
+**When it fails:** clear the failed task. Every step replaces what it wrote before, so no row is written twice. The log
+of `curate` says which rows were refused; the Iceberg table `quarantine.flights` has them with file, reason and text. If
+a blocking check in `sql/clickhouse/flights/checks/` finds rows, `publish` fails before readers see the new data.
 """
 
 from datetime import datetime, timedelta

@@ -1,14 +1,14 @@
 """
-# Flights that others bring
+# Flights from a producer
 
-Starts when a producer has put files below `s3://raw/flights/<month>/`, or has changed some, and nothing more has come
-for a minute. Every month that this touches, however long ago, is made anew from all of its files and published.
+Starts when a producer has added or changed files below `s3://raw/flights/<month>/`, and no more files have arrived for
+a minute. Each month with such files, however old, is recomputed from all of its files and published.
 
-For months that nothing has come for, trigger it with `start` and `end`.
+For months without new files, trigger it with `start` and `end`.
 
-**When it fails:** clear the failed task. What the run has taken in hand is its own: no other run is started for it
-until more files come. `curate` names the file that it cannot read; what it refused of the others lies in the Iceberg
-table `quarantine.flights`.
+**When it fails:** clear the failed task. The run keeps the months that it has claimed: no other run starts for them
+until more files arrive. The log of `curate` names the file that it cannot read. The Iceberg table `quarantine.flights`
+has the refused rows of the other files.
 """
 
 from datetime import datetime, timedelta
@@ -28,7 +28,7 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     params={
-        "start": Param(None, type=["null", "string"], description="first month, such as 2013-01; else what is due"),
+        "start": Param(None, type=["null", "string"], description="first month, such as 2013-01; default: what is due"),
         "end": Param(None, type=["null", "string"], description="last month; by default the first"),
     },
     default_args={"retries": 3, "retry_delay": timedelta(seconds=20)},

@@ -1,12 +1,12 @@
 """
 # Flights report
 
-The queries of `sql/clickhouse/flights/report/` as one HTML page in `s3://artifacts/reports/flights/<year>.html`. Runs
-when months of flights have been published, once for each year that they belong to.
+Renders the queries of `sql/clickhouse/flights/report/` as one HTML page: `s3://artifacts/reports/flights/<year>.html`.
+Runs when months of flights have been published, once for each of their years.
 
-To add a chart, add a query there; its comments say how it is drawn.
+To add a chart, add a query to that folder. The query's comments say how the chart is drawn.
 
-**When it fails:** clear the task; it reads only, and replaces the page.
+**When it fails:** clear the task. It only reads, and it replaces the page.
 """
 
 from datetime import datetime, timedelta
@@ -26,7 +26,7 @@ with DAG(
     start_date=datetime(2013, 1, 1),
     catchup=False,
     max_active_runs=1,
-    params={"year": Param(2013, type="integer", description="when triggered by hand")},
+    params={"year": Param(2013, type="integer", description="only used when triggered by hand")},
     default_args={"retries": 3, "retry_delay": timedelta(seconds=20)},
     tags=[Tag.FLIGHTS, Tag.REPORT],
     doc_md=__doc__,

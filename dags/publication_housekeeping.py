@@ -1,19 +1,19 @@
 """
 # Publication housekeeping
 
-Brings to its end what a publisher left that died: a partition that was decided and is not on every shard of ClickHouse
-yet, and staging tables of attempts that nobody is behind any more. Publishers at work are left alone, and what the next
-publication of the same partition finishes by itself is not waited for.
+Task `finish` completes the publications of publishers that died: partitions that were decided but are not on every
+shard of ClickHouse yet. It drops the staging tables of dead attempts. It does not touch running publishers. The next
+publication of a partition also completes the one before; it does not wait for this DAG.
 
-Task `clear` removes what killed jobs and tasks left elsewhere and no next one comes for: staging tables of
+Task `clear` removes what killed jobs and tasks left elsewhere and no later run removes: staging tables of
 `write_postgres` in PostgreSQL, exports of `read_table` below `s3://exports/spark/`, and uploads to the buckets raw,
-artifacts, logs and exports that nobody has completed for three days, which is longer than any job may run. A driver at
-work holds a lock, and is left alone.
+artifacts, logs and exports that were not completed for three days. No job may run that long. A running driver holds a
+lock, so its data is not touched.
 
-**When it fails:** the log of `finish` names the partition. If a shard did not answer, the next run goes on. If a
-staging table is gone, publish that partition again with `force`. `trilake publications` shows what every partition
-stands at.
-The log of `clear` names the service that did not answer; what lies in the others was removed, and the next run goes on.
+**When it fails:** the log of `finish` names the partition. If a shard did not answer, the next run continues. If a
+staging table is missing, publish that partition again with `force`. `trilake publications` shows the state of every
+partition. The log of `clear` names the service that did not answer. The other services were cleaned, and the next run
+continues.
 """
 
 from datetime import timedelta
@@ -26,12 +26,12 @@ from trilake.operators.publications import FinishPublicationsOperator
 
 with DAG(
     "publication_housekeeping",
-    # With no start date and nothing to run at once, the first run is the next tenth minute's: a platform that starts
-    # for the first time has other things to do.
+    # Without a start date and an immediate run, the first run comes at the next tenth minute, so that this DAG does not
+    # slow down the first start of a platform.
     schedule=CronTriggerTimetable("*/10 * * * *", timezone="UTC", run_immediately=timedelta()),
     catchup=False,
     max_active_runs=1,
-    is_paused_upon_creation=False,  # a safety net that somebody has to put up is none
+    is_paused_upon_creation=False,  # a safety net must not depend on a person who switches it on
     dagrun_timeout=timedelta(minutes=30),
     default_args={"retries": 2, "retry_delay": timedelta(seconds=30)},
     tags=["maintenance"],

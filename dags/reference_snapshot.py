@@ -1,11 +1,11 @@
 """
 # Reference tables
 
-Airlines, airports and planes out of PostgreSQL (OLTP) into the lake, and from there to ClickHouse, where they stand
-whole on every shard.
+Copies airlines, airports and planes from PostgreSQL (OLTP) to the lake, and from there to ClickHouse. Every shard of
+ClickHouse has the complete tables.
 
-**When it fails:** nothing was published in part: each table is replaced as a whole, or stays. Clear the task, or
-trigger the DAG again; both are safe at any time.
+**When it fails:** no table was published in part: each is replaced as a whole, or unchanged. Clear the task, or trigger
+the DAG again; both are safe at any time.
 """
 
 from datetime import datetime, timedelta

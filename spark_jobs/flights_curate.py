@@ -1,4 +1,4 @@
-"""Flights of New York, one row each, with the weather of their hour and the plane that flew them."""
+"""Flights from New York, one row for each, with the weather of the hour and the plane."""
 
 from collections.abc import Sequence
 
@@ -53,7 +53,7 @@ WEATHER_CSV = StructType(
 
 
 def curate(flights: DataFrame, weather: DataFrame, planes: DataFrame) -> DataFrame:
-    """Every flight, whether or not its weather or its plane is known."""
+    """Keeps every flight, also without weather or plane."""
     hourly = weather.dropDuplicates(["origin", "time_hour"])
     known = planes.dropDuplicates(["tailnum"]).withColumnRenamed("year", "plane_year")
     return (
@@ -79,7 +79,7 @@ def curate(flights: DataFrame, weather: DataFrame, planes: DataFrame) -> DataFra
 
 def main(arguments: Sequence[str]) -> None:
     with Job(arguments) as job:
-        # the airlines' own calendar is New York's, time_hour is UTC: a row's month comes from the former
+        # year, month and day are New York's, time_hour is UTC. The partition follows from year and month.
         day = F.make_date("row.year", "row.month", "row.day")
         flights = job.read(FLIGHTS_CSV, date=day)
         weather = job.read(WEATHER_CSV, WEATHER, date=day)

@@ -1,4 +1,4 @@
-"""The upkeep of every table of the lake: small files, old snapshots, orphan files."""
+"""Maintenance of every table of the lake: small files, old snapshots, orphan files."""
 
 from collections.abc import Sequence
 

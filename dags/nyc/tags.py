@@ -1,4 +1,4 @@
-"""The tags that this project's DAGs are found by. A new one is added here, so that each has one spelling."""
+"""The tags of this project's DAGs. Add a new tag here, so that it has one spelling."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from enum import StrEnum
 
 
 class Tag(StrEnum):
-    """A DAG's tags: what it is about, and what it does."""
+    """A tag says what a DAG is about, or what it does."""
 
     FLIGHTS = "flights"
     REFERENCE = "reference"
     REPORT = "report"
     WEATHER = "weather"
-    DATA_SET = "data set"  # what `trilake new dataset` writes, until the DAG says what it is about
-    MAINTENANCE = "maintenance"  # of the DAGs that `trilake init` writes
+    DATA_SET = "data set"  # `trilake new dataset` writes this one; replace it with the DAG's subject
+    MAINTENANCE = "maintenance"  # for the DAGs that `trilake init` writes

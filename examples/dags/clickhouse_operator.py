@@ -1,8 +1,8 @@
 """
 # ClickHouseOperator, ClickHouseHook
 
-`refresh` runs the statements of a file below `sql/`; it deletes before it inserts, so it may run again from the start.
-`report` reads what was made, row by row, in memory that does not grow.
+`refresh` runs the statements of a file below `sql/`. It deletes before it inserts, so it may run again from the start.
+`report` reads the result as a stream of rows; its memory does not grow with the result.
 
 **When it fails:** clear the failed task.
 """

@@ -1,10 +1,12 @@
 """
 # ClickHousePartitionSensor
 
-`published` waits, outside the worker, until readers of ClickHouse see the snapshot that `snapshot` made or a later one,
-published within a day. Mostly it stands in another team's DAG than `publish`, and waits for the run's partitions.
+`published` waits in the triggerer until readers of ClickHouse see the snapshot of task `snapshot` or a later one,
+published within a day. Usually the sensor is in the DAG of another team than `publish`, and waits for the partitions of
+its run.
 
-**When it fails:** its error names the partitions that are missing, and why; run what publishes them and clear it.
+**When it fails:** its error names the missing partitions and the reason. Run the DAG that publishes them, then clear
+the task.
 """
 
 from datetime import datetime, timedelta

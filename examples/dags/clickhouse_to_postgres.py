@@ -1,10 +1,10 @@
 """
 # ClickHouseToPostgresOperator
 
-`replace` makes a month of the mart what the query gives. `merge` updates rows by their key, inserts those that are new
-and leaves all others, and the columns that it does not name.
+`replace` replaces a month of the mart with the result of the query. `merge` updates rows by their key and inserts new
+ones. It does not change other rows, nor columns that its query does not name.
 
-**When it fails:** clear the failed task: each is one transaction, and gives the same when it runs again.
+**When it fails:** clear the failed task. Each task is one transaction, and its result is the same when it runs again.
 """
 
 from datetime import datetime, timedelta

@@ -1,10 +1,11 @@
 """
 # ClickHouseToS3Operator
 
-`visits` exports the table of a data set, a file a month and shard; `pages` what a query gives on each shard, for each
-month. `check` reads the manifest and every file that it lists.
+`visits` exports the table of a data set, one file for each month and shard. `pages` exports the result of a query on
+each shard, for each month. `check` reads the manifest and every file that it lists.
 
-**When it fails:** clear the failed task: an attempt writes apart from the ones before it, and removes what they left.
+**When it fails:** clear the failed task. Each attempt writes to its own prefix and removes the files of earlier
+attempts.
 """
 
 from datetime import datetime, timedelta

@@ -1,10 +1,10 @@
 """
 # PostgresToIcebergOperator, IcebergToClickHouseOperator
 
-A table of PostgreSQL becomes a snapshot of an Iceberg table, and that snapshot what readers of ClickHouse see. A data
-set with a grain is published by the run's window in the same way: see `dags/flights.py`.
+`snapshot` copies a table of PostgreSQL to a snapshot of an Iceberg table. `publish` shows that snapshot to the readers
+of ClickHouse. A data set with a grain is published in the same way for the window of the run: see `dags/flights.py`.
 
-**When it fails:** clear the failed task; each replaces the table as a whole, or leaves it.
+**When it fails:** clear the failed task. Each task replaces the table as a whole, or leaves it unchanged.
 """
 
 from datetime import datetime, timedelta

@@ -1,10 +1,10 @@
 """
 # LakeHook, SparkApplicationHook
 
-What a task of one's own may ask: the object store, the Iceberg catalog, the ledger of publications, and which Spark
-applications there are.
+Shows what your own task can use: the object store, the Iceberg catalog, the ledger of publications, and the list of
+Spark applications.
 
-**When it fails:** the error names the service that did not answer; clear the task once it does.
+**When it fails:** the error names the service that did not answer. Clear the task when the service is back.
 """
 
 from datetime import datetime

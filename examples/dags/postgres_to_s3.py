@@ -1,9 +1,9 @@
 """
 # PostgresToS3Operator
 
-`parquet` writes the payments of each month with their types, `csv` those of one month as text.
+`parquet` writes the payments of three months with their types. `csv` writes the payments of one month as text.
 
-**When it fails:** clear the failed task: each object is replaced as a whole.
+**When it fails:** clear the failed task. Each object is replaced as a whole.
 """
 
 from datetime import datetime, timedelta

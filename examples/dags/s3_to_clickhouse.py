@@ -1,12 +1,12 @@
 """
 # S3ToClickHouseOperator
 
-`write` stands for whoever writes to S3 and counts what it writes: two months of Parquet and a list of meters in CSV.
-`readings` publishes the months, each shard its own rows; `meters` stands whole on every shard. A count that is wrong
-publishes nothing.
+`write` stands for any program that writes to S3 and counts its rows: two months in Parquet, and a list of meters in
+CSV. `readings` publishes the months; each shard gets its own rows. `meters` publishes the complete list on every shard.
+If a count is wrong, nothing is published.
 
-**When it fails:** clear `write`, and what comes after it with it; what was published in part is finished or left as it
-was.
+**When it fails:** clear `write` and its downstream tasks. A publication that was decided is finished; otherwise readers
+still see the old data.
 """
 
 from datetime import datetime, timedelta
@@ -31,7 +31,7 @@ with DAG(
 
     @task(multiple_outputs=True)
     def write(months: tuple[str, ...]) -> dict[str, dict]:
-        """What was written: rows by key, and of the readings by month."""
+        """Returns the number of rows by key; for the readings also by month."""
         import io
         from datetime import date
 

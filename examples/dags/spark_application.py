@@ -1,12 +1,12 @@
 """
 # SparkApplicationOperator, SparkApplicationSensor
 
-`curate` runs one Spark job for two months. It commits them to Iceberg, has ClickHouse pull the commit, reads back what
-readers see and replaces the two months of a mart in PostgreSQL. `curated` waits for its application by labels, as
-another team's DAG would, and `report` says what came of it.
+`curate` runs one Spark job for two months. The job commits them to Iceberg, lets ClickHouse pull the commit, reads back
+what readers see, and replaces the two months of a mart in PostgreSQL. `curated` waits for the application by its
+labels, as the DAG of another team would. `report` returns the counts.
 
-**When it fails:** clear `curate`: every step of the job replaces what it wrote. `curated` fails as soon as the
-application does; clear it once `curate` runs again.
+**When it fails:** clear `curate`: every step of the job replaces what it wrote before. `curated` fails as soon as the
+application fails; clear it when `curate` runs again.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ MONTHS = {"start": "2013-01", "end": "2013-02"}
 
 
 def tills(window: Window) -> Iterator[tuple[str, bytes]]:
-    """A hundred purchases a month; one till does not say the amount."""
+    """A hundred purchases for each month; one has no amount."""
     for number, month in enumerate(window):
         rows = [f"{100 * number + n},{'north' if n % 2 else 'south'},{month}-{n % 28 + 1:02},{n}.50" for n in range(99)]
         yield month, "\n".join(["id,shop,day,amount", *rows, f"{100 * number + 99},north,{month}-01,", ""]).encode()
@@ -56,14 +56,14 @@ with DAG(
     )
 
     @task
-    def report(told: dict) -> list:
-        """Rows of the mart, and what the job told: rows published, and what the table's checks found."""
+    def report(reports: dict) -> list:
+        """Rows of the mart, and from the job's reports: rows published, and the number of check warnings."""
         from airflow.providers.postgres.hooks.postgres import PostgresHook
 
         purchases, days = PostgresHook("postgres_oltp").get_first(
             "SELECT sum(purchases)::int, count(*)::int FROM marts.purchases_day"
         )
-        return [purchases, days, told["purchases"]["total_rows"], len(told["purchases"]["warnings"])]
+        return [purchases, days, reports["purchases"]["total_rows"], len(reports["purchases"]["warnings"])]
 
     ingest >> [curate, curated]
     curated >> report(curate.output["published"])

@@ -1,4 +1,4 @@
-"""Purchases, one row each, from raw files to ClickHouse, and by day and shop to PostgreSQL."""
+"""Purchases: single rows from raw files to ClickHouse, totals by day and shop to PostgreSQL."""
 
 from collections.abc import Sequence
 

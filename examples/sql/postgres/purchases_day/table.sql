@@ -3,6 +3,6 @@ CREATE TABLE marts.purchases_day (
     day       date   NOT NULL,
     shop      text   NOT NULL,
     purchases bigint NOT NULL,
-    amount    numeric(19, 2), -- euros; NULL where no till said it
+    amount    numeric(19, 2), -- euros; NULL if no purchase has an amount
     PRIMARY KEY (day, shop)
 );

@@ -1,2 +1,2 @@
--- blocking: a purchase stands once
+-- blocking: a purchase has one row
 SELECT id FROM {table} GROUP BY id HAVING count() > 1

@@ -1,2 +1,2 @@
--- warning: every till says what was paid
+-- warning: every purchase has an amount
 SELECT id FROM {table} WHERE amount IS NULL
