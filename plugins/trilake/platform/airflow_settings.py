@@ -41,6 +41,8 @@ COMMON: Settings = {
         "min_file_process_interval": 60,
         "file_parsing_sort_mode": "modified_time",
         "parsing_processes": 2,
+        # longer than dagbag_import_timeout: a file that takes that long is named with its reason, not just gone
+        "dag_file_processor_timeout": 180,
     },
     "usage_data_collection": {"enabled": False},
 }
