@@ -52,7 +52,8 @@ def test_a_new_project_is_whole_and_is_found(tmp_path: Path) -> None:
 )
 def test_what_every_project_needs_is_the_same_here(tmp_path: Path, file: str) -> None:
     create(tmp_path / "shop")
-    assert (tmp_path / "shop" / file).read_text() == (PROJECT / file).read_text(), "change both"
+    template = f"plugins/trilake/cli/templates/project/{file}.txt"
+    assert (tmp_path / "shop" / file).read_text() == (PROJECT / file).read_text(), f"copy {file} to {template}"
 
 
 def test_its_code_is_as_lint_wants_it(tmp_path: Path) -> None:
