@@ -196,8 +196,9 @@ def test_a_job_that_writes_past_its_commit_is_refused_by_the_catalog(platform: P
 @pytest.mark.timeout(RUN_TIMEOUT_S + 3 * TIMEOUT_S)
 @pytest.mark.nightly
 def test_what_was_written_runs_through_the_scheduler_and_a_dry_run_tells_the_difference(
-    platform: Platform, project: Path
+    whole_platform: Platform, project: Path
 ) -> None:
+    platform = whole_platform
     up = platform.trilake("up", timeout=300)
     assert up.returncode == 0, up.stderr
     url, user, password = administrator(platform.home)

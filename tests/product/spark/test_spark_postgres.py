@@ -114,6 +114,7 @@ def test_a_task_that_dies_after_its_commit_doubles_no_row(platform: Platform, sc
         assert cursor.fetchone() == (1000, 1000)
 
 
+@pytest.mark.nightly
 def test_what_a_killed_driver_leaves_is_removed_by_the_next_and_readers_see_nothing_of_it(
     platform: Platform, schema: str
 ) -> None:
