@@ -1,8 +1,8 @@
-"""Where the services are and who we are there, typed once at the edge.
+"""Addresses and credentials of the services, read from Airflow connections into typed classes.
 
-An endpoint is made of an Airflow connection. A Spark driver and the command line have no Airflow: they read the
-same connections, in Airflow's own JSON form, from the environment (``AIRFLOW_CONN_<ID>``). So one document names a
-service in all three places, and nothing below this module knows which place it runs in.
+An endpoint is made from an Airflow connection. A Spark driver and the command line have no Airflow. They read the same
+connections, in Airflow's own JSON form, from the environment (``AIRFLOW_CONN_<ID>``). So the same document describes a
+service in all three places, and the modules that use endpoints do not know where they run.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ OLTP_CONNECTION = "postgres_oltp"
 CLICKHOUSE_CONNECTION = "clickhouse_cluster_default"
 KUBERNETES_CONNECTION = "kubernetes_default"
 
-# Looking at a query, or ending it, is answered in milliseconds by a server that lives.
+# For requests that look up or kill a query. A server that runs answers them in milliseconds.
 QUESTION_TIMEOUT_S = 30.0
 
 
 class ConnectionLike(Protocol):
-    """The part of an Airflow connection that endpoints are made of (`airflow.sdk.Connection` has it)."""
+    """The part of an Airflow connection that endpoints need (`airflow.sdk.Connection` has it)."""
 
     @property
     def conn_id(self) -> str: ...
@@ -61,13 +61,14 @@ class EnvironmentConnection:
     def read(cls, conn_id: str, environ: Mapping[str, str] | None = None) -> EnvironmentConnection:
         """Read ``AIRFLOW_CONN_<CONN_ID>``.
 
-        :raises ConfigurationError: it is not set, or is not a JSON object. Its text is not shown: it holds a password.
+        :raises ConfigurationError: the variable is not set, or is not a connection in JSON. Its text is not shown,
+            because it holds a password.
         """
         variable = f"AIRFLOW_CONN_{conn_id.upper()}"
         text = (os.environ if environ is None else environ).get(variable)
         if not text:
             raise ConfigurationError(
-                f"The connection {conn_id} is not known here: {variable} is not set.",
+                f"The connection {conn_id} is not defined: the environment variable {variable} is not set.",
                 hint="Start the platform with `trilake up`, or set the variable to the connection's JSON.",
             )
         try:
@@ -79,8 +80,11 @@ class EnvironmentConnection:
             if not isinstance(extra, dict) or not all(isinstance(text, str | None) for text in texts.values()):
                 raise TypeError
         except (ValueError, TypeError, AttributeError, OverflowError) as e:
-            # `from None`: the JSON error carries the document, and the document a password
-            raise ConfigurationError(f"{variable} is not a connection in JSON ({type(e).__name__}).") from None
+            # `from None`: the JSON error contains the document, which contains a password
+            raise ConfigurationError(
+                f"{variable} is not a connection in JSON ({type(e).__name__}).",
+                hint='Write it like {"conn_type": "...", "host": "...", "port": 5432}.',
+            ) from None
         return cls(conn_id=conn_id, port=port, extra_dejson=extra, **texts)
 
 
@@ -96,23 +100,25 @@ def _required(connection: ConnectionLike, name: str, value: Any) -> Any:
 
 
 def _text(connection: ConnectionLike, name: str, value: Any, default: str = "") -> str:
-    """A text of a connection's extra.
+    """A string in a connection's extra.
 
-    :raises ConfigurationError: it is something else, or nothing and there is no default. It is not shown.
+    :raises ConfigurationError: it is not a string, or it is missing without a default. Its value is not shown.
     """
     value = _required(connection, name, value or default)
     if not isinstance(value, str):
-        raise ConfigurationError(f"The {name} of connection {connection.conn_id} is no text.", hint="Write it as one.")
+        raise ConfigurationError(
+            f"The {name} of connection {connection.conn_id} is not a string.", hint="Write it in quotes."
+        )
     return value
 
 
 def is_on(value: Any) -> bool:
-    """A switch of a connection's extra, where a form or a URI may have left a text."""
+    """Whether a switch in a connection's extra is on. A form or a URI may store it as a string."""
     return value.strip().lower() in ("true", "1", "yes", "on") if isinstance(value, str) else bool(value)
 
 
 def _shards(connection: ConnectionLike) -> list[dict[str, Any]]:
-    """A cluster's shards: a list in extra, or its JSON, as a form or a URI leaves it."""
+    """A cluster's shards in extra: a list, or its JSON as a string, which a form or a URI stores."""
     shards = connection.extra_dejson.get("shards") or []
     try:
         shards = json.loads(shards) if isinstance(shards, str) else shards
@@ -120,7 +126,7 @@ def _shards(connection: ConnectionLike) -> list[dict[str, Any]]:
         shards = None
     if not isinstance(shards, list) or not all(isinstance(shard, dict) for shard in shards):
         raise ConfigurationError(
-            f"The shards of connection {connection.conn_id} are no list of objects.",
+            f"The shards of connection {connection.conn_id} are not a list of objects.",
             hint='Write them as [{"host": "...", "port": 8123, "database": "shard_1"}, ...].',
         )
     return shards
@@ -131,12 +137,12 @@ def _port(connection: ConnectionLike, name: str, value: Any) -> int:
         return int(value)
     except (ValueError, TypeError, OverflowError):
         raise ConfigurationError(
-            f"The {name} of connection {connection.conn_id} is no number.", hint="Write it as one, such as 8123."
+            f"The {name} of connection {connection.conn_id} is not a number.", hint="Write a number such as 8123."
         ) from None
 
 
 def _client_options(connection: ConnectionLike) -> dict[str, Any]:
-    """The extra's ``client_kwargs``: an object, or its JSON, as a form or a URI leaves it."""
+    """The extra's ``client_kwargs``: an object, or its JSON as a string, which a form or a URI stores."""
     options = connection.extra_dejson.get("client_kwargs") or {}
     try:
         options = json.loads(options) if isinstance(options, str) else options
@@ -144,8 +150,8 @@ def _client_options(connection: ConnectionLike) -> dict[str, Any]:
         options = None
     if not isinstance(options, dict):  # not shown: it may hold a secret
         raise ConfigurationError(
-            f"The client_kwargs of connection {connection.conn_id} are no JSON object.",
-            hint='Write them as {"send_receive_timeout": 600}.',
+            f"The client_kwargs of connection {connection.conn_id} are not a JSON object.",
+            hint='Write them like {"send_receive_timeout": 600}.',
         )
     return options
 
@@ -170,7 +176,7 @@ class S3Endpoint:
         )
 
     def connection(self) -> dict[str, Any]:
-        """The connection that it is made of, in Airflow's JSON form; it holds the secret."""
+        """The Airflow connection for this endpoint, in JSON form. It contains the secret key."""
         return {
             "conn_type": "aws",
             "login": self.access_key_id,
@@ -185,7 +191,7 @@ class S3Endpoint:
 
 @dataclass(frozen=True)
 class PostgresEndpoint:
-    """One PostgreSQL database and the user it is entered as."""
+    """One PostgreSQL database, and the user for it."""
 
     host: str
     port: int
@@ -204,7 +210,7 @@ class PostgresEndpoint:
         )
 
     def connection(self) -> dict[str, Any]:
-        """The connection that it is made of, in Airflow's JSON form; it holds the password."""
+        """The Airflow connection for this endpoint, in JSON form. It contains the password."""
         return {
             "conn_type": "postgres",
             "host": self.host,
@@ -216,7 +222,7 @@ class PostgresEndpoint:
 
     @property
     def uri(self) -> str:
-        """SQLAlchemy's address, with the password: for a library's configuration, never for a log."""
+        """SQLAlchemy's address with the password. Use it to configure a library, never in a log."""
         return (
             f"postgresql+psycopg2://{quote(self.user, safe='')}:{quote(self.password, safe='')}"
             f"@{self.host}:{self.port}/{quote(self.database, safe='')}"
@@ -230,7 +236,7 @@ class PostgresEndpoint:
 
 @dataclass(frozen=True)
 class ClickHouseShard:
-    """One shard: an HTTP address and the database that its local tables are in."""
+    """One shard: an HTTP address, and the database with its local tables."""
 
     number: int
     host: str
@@ -245,8 +251,8 @@ class ClickHouseShard:
 class ClickHouseEndpoint:
     """All shards of one ClickHouse cluster. `database` holds the tables over all shards, on every host.
 
-    :param verify: whether a server's certificate is checked.
-    :param options: more for the driver, from the connection's ``client_kwargs``: timeouts (in seconds), a CA, a proxy.
+    :param verify: whether to check the servers' certificates.
+    :param options: more driver options, from the connection's ``client_kwargs``: timeouts (in seconds), a CA, a proxy.
     """
 
     shards: tuple[ClickHouseShard, ...]
@@ -286,7 +292,7 @@ class ClickHouseEndpoint:
 
     @classmethod
     def of_servers(cls, connection: ConnectionLike) -> ClickHouseEndpoint:
-        """As `from_connection`; a connection that names no shards is one server, whose only database is its own."""
+        """Like `from_connection`, but a connection without shards is one server, with the connection's database."""
         if connection.extra_dejson.get("shards"):
             return cls.from_connection(connection)
         secure = is_on(connection.extra_dejson.get("secure", False))
@@ -303,12 +309,14 @@ class ClickHouseEndpoint:
         )
 
     def for_questions(self) -> ClickHouseEndpoint:
-        """The same, for statements that take a moment: a host that has stalled is told from one at work."""
+        """The same endpoint with a short timeout, for statements that are answered at once. So a stalled host is an
+        error soon.
+        """
         seconds = min(float(self.options.get("send_receive_timeout") or QUESTION_TIMEOUT_S), QUESTION_TIMEOUT_S)
         return replace(self, options={**self.options, "send_receive_timeout": seconds})
 
     def connection(self) -> dict[str, Any]:
-        """The connection that it is made of, in Airflow's JSON form; without TLS and `options`, with the password."""
+        """The Airflow connection for this endpoint, in JSON form. It has the password, but not TLS and `options`."""
         return {
             "conn_type": "clickhouse_cluster",
             "host": self.shards[0].host,
@@ -324,13 +332,13 @@ class ClickHouseEndpoint:
 
     @property
     def one_server(self) -> bool:
-        """Whether all shards are databases of one server: then a table over all of them is a Merge."""
+        """Whether all shards are databases of one server. Then a table over all of them is a Merge."""
         return len({(shard.host, shard.port) for shard in self.shards}) == 1
 
 
 @dataclass(frozen=True)
 class Endpoints:
-    """Everything that a Spark driver or the command line talks to."""
+    """All services that a Spark driver or the command line uses."""
 
     s3: S3Endpoint
     lake: PostgresEndpoint

@@ -1,7 +1,7 @@
 """A team's project: the folder with ``dags/``, ``spark_jobs/`` and ``sql/``, and how it is found.
 
-Its mark is a table ``[tool.trilake]`` in its ``pyproject.toml``. A deployed bundle of DAGs has no such file: there the
-``sql/`` beside ``dags/`` is looked up from the DAG's own file.
+A folder is a project if its ``pyproject.toml`` has a table ``[tool.trilake]``. A deployed bundle of DAGs has no such
+file. There ``sql/`` is found from the path of the DAG's file: it is beside ``dags/``.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _TABLE = "[tool.trilake]"
 
 
 def find_project(start: Path | None = None, environ: Mapping[str, str] = os.environ) -> Path:
-    """The project's folder: ``TRILAKE_PROJECT``, or the nearest folder from `start` upward that is a project.
+    """The project's folder: ``TRILAKE_PROJECT``, or else the nearest project in `start` or above it.
 
-    :raises ConfigurationError: there is none.
+    :raises ConfigurationError: there is no project.
     """
     if named := environ.get(PROJECT):
         folder = Path(named).absolute()
@@ -39,7 +39,7 @@ def find_project(start: Path | None = None, environ: Mapping[str, str] = os.envi
             return folder
     raise ConfigurationError(
         f"{here} is not inside a Trilake project: no {_FILE} in it or above it has a table {_TABLE}.",
-        hint=f"Go to the project's folder, set {PROJECT} to it, or make a project with `trilake init FOLDER`.",
+        hint=f"Change to the project's folder, set {PROJECT} to it, or make a project with `trilake init FOLDER`.",
     )
 
 
@@ -52,7 +52,7 @@ def is_project(folder: Path) -> bool:
 
 
 def settings(project: Path) -> dict[str, Any]:
-    """What a project's ``[tool.trilake]`` says.
+    """The settings in a project's ``[tool.trilake]``.
 
     :raises ConfigurationError: its ``pyproject.toml`` cannot be read.
     """
@@ -75,11 +75,13 @@ def _table(folder: Path) -> dict[str, Any] | None:
 
 
 def sql_folder(dag_file: str) -> Path:
-    """The ``sql/`` of the project that a DAG's file belongs to, in whichever bundle version the run has.
+    """The ``sql/`` of the project that a DAG's file belongs to, in the bundle version of the run.
 
     :raises ConfigurationError: no folder above the file has a ``sql/``.
     """
     for folder in Path(dag_file).resolve().parents:
         if (folder / "sql").is_dir():
             return folder / "sql"
-    raise ConfigurationError(f"There is no sql/ beside the folder of {dag_file}.")
+    raise ConfigurationError(
+        f"No folder above {dag_file} has a folder sql/.", hint="Put the DAG into the dags/ of a project that has sql/."
+    )

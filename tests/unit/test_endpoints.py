@@ -98,7 +98,7 @@ def test_what_the_connection_form_leaves_as_text_is_understood() -> None:
     assert [(s.host, s.port, s.database) for s in endpoint.shards] == [("vps-3", 8443, "a"), ("vps-4", 8443, "b")]
     assert not read(secure="false").secure
     for shards in ("[", '"a"', ["a"]):
-        with pytest.raises(ConfigurationError, match="no list of objects"):
+        with pytest.raises(ConfigurationError, match="not a list of objects"):
             read(shards=shards)
 
 

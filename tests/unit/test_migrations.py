@@ -77,7 +77,7 @@ def test_a_file_that_is_almost_a_step_is_refused_and_not_passed_over(tmp_path: P
     (tmp_path / "postgres" / "a").mkdir(parents=True)
     for file in ("table.sql", name):
         (tmp_path / "postgres" / "a" / file).write_text("SELECT 1")
-    with pytest.raises(MigrationError, match="is named like a step and is none"):
+    with pytest.raises(MigrationError, match="begins with a digit but is not named like a step"):
         read_steps(tmp_path)
 
 
@@ -96,7 +96,7 @@ def test_a_project_cannot_change_trilakes_own_tables(tmp_path: Path, table: str)
     (folder / "table.sql").write_text(f"CREATE TABLE {table} (a int)")
     assert [s.database for s in read_steps(tmp_path / "sql")] == ["oltp"], "the name is free in the team's own database"
     (folder / "table.sql").write_text(f"-- database: lake\nCREATE TABLE {table} (a int)")
-    with pytest.raises(MigrationError, match=rf"sql/postgres/{table}/table\.sql is about {table} of database lake"):
+    with pytest.raises(MigrationError, match=rf"sql/postgres/{table}/table\.sql is for table {table} of database lake"):
         read_steps(tmp_path / "sql")
 
 
@@ -124,9 +124,9 @@ def test_a_resource_is_read_from_any_installed_package(package: Path, name: str,
 @pytest.mark.parametrize(
     ("name", "what"),
     [
-        ("somedata:../secret.csv", "is not package:resource"),
-        ("somedata:/etc/hosts", "is not package:resource"),
-        ("plain.csv", "is not package:resource"),
+        ("somedata:../secret.csv", "does not have the form package:resource"),
+        ("somedata:/etc/hosts", "does not have the form package:resource"),
+        ("plain.csv", "does not have the form package:resource"),
         ("somedata:missing.csv", "The package somedata has no file missing.csv"),
         ("no_such_package:x.csv", "The package no_such_package is not installed"),
         ("no_such_package.inner:x.csv", "The package no_such_package.inner is not installed"),

@@ -50,7 +50,7 @@ def test_the_sql_of_a_dag_is_that_of_its_own_bundle(tmp_path: Path) -> None:
     (tmp_path / "bundle" / "dags" / "deep").mkdir(parents=True)
     (tmp_path / "bundle" / "sql").mkdir()
     assert sql_folder(str(tmp_path / "bundle/dags/deep/x.py")) == tmp_path / "bundle" / "sql"
-    with pytest.raises(ConfigurationError, match="no sql/ beside"):
+    with pytest.raises(ConfigurationError, match="has a folder sql/"):
         sql_folder("/nowhere/dags/x.py")
 
 

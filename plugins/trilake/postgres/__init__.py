@@ -1,1 +1,1 @@
-"""PostgreSQL: connections, advisory locks, marts, databases, and extracts of queries to files."""
+"""PostgreSQL: connections, advisory locks, marts, databases, and query results as files."""

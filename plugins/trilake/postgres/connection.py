@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL whose errors name the database."""
+"""Connections to PostgreSQL. Their errors name the database."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
 CONNECT_TIMEOUT_S = 10
-# A connection that holds a lock is idle for as long as a job runs. Firewalls drop idle connections.
+# A connection that holds a lock is idle while a job runs. Firewalls drop idle connections.
 KEEPALIVE_S = 60
 
 
 class PostgresError(TrilakeError):
-    """What PostgreSQL refused, and in which database."""
+    """An error that PostgreSQL returned, with the database."""
 
 
 @contextmanager
 def connect(endpoint: PostgresEndpoint, *, autocommit: bool = False) -> Iterator[Connection]:
-    """A connection for the length of a `with` block: one transaction (committed at the end, undone by an error),
-    or with `autocommit` none.
+    """A connection for the length of a `with` block. The block is one transaction: committed at the end, rolled back
+    after an error. With `autocommit` there is no transaction.
 
-    :raises UnreachableError: the server does not answer, or refuses the user.
+    :raises UnreachableError: the server does not answer.
+    :raises RefusedError: the server refuses the password.
     :raises PostgresError: a statement failed.
     """
     import psycopg2
@@ -42,7 +43,7 @@ def connect(endpoint: PostgresEndpoint, *, autocommit: bool = False) -> Iterator
             connect_timeout=CONNECT_TIMEOUT_S,
             keepalives_idle=KEEPALIVE_S,
             application_name="trilake",
-            # for the server, too: one whose host is gone would hold its locks for two hours
+            # The server sends keepalives too. Otherwise a connection of a host that died holds its locks for two hours.
             options=f"-c timezone=UTC -c tcp_keepalives_idle={KEEPALIVE_S} -c tcp_keepalives_interval=10 "
             "-c tcp_keepalives_count=3",
         )
@@ -50,7 +51,7 @@ def connect(endpoint: PostgresEndpoint, *, autocommit: bool = False) -> Iterator
         refused = "authentication failed" in str(e)
         raise (RefusedError if refused else UnreachableError)(
             f"PostgreSQL database {endpoint.database} ({endpoint.host}:{endpoint.port}): {' '.join(str(e).split())}.",
-            hint="The password is not the one that the server was made with." if refused else IS_IT_UP,
+            hint="Check the password: the server keeps the one that it was created with." if refused else IS_IT_UP,
         ) from None
     connection.autocommit = autocommit
     try:
@@ -58,7 +59,7 @@ def connect(endpoint: PostgresEndpoint, *, autocommit: bool = False) -> Iterator
         if not autocommit:
             connection.commit()
     except psycopg2.Error as e:
-        # the first line alone, and `from None`: what follows quotes the statement with its values in it
+        # Show the first line only, and `from None`: the other lines quote the statement with its values.
         first = next(iter(str(e).strip().splitlines()), type(e).__name__)
         raise PostgresError(f"PostgreSQL database {endpoint.database}: {first}") from None
     finally:
@@ -76,7 +77,7 @@ def await_answer(endpoint: PostgresEndpoint) -> None:
 
 
 def listed(columns: Sequence[str]) -> str:
-    """Column names as SQL takes them, quoted."""
+    """Quoted column names, with commas between them."""
     return ", ".join(map(quote, columns))
 
 

@@ -1,4 +1,4 @@
-"""Databases of a PostgreSQL server, each with a user of its own."""
+"""Databases of a PostgreSQL server, each with its own user."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from trilake.postgres.connection import connect
 
 
 def make_databases(superuser: PostgresEndpoint, passwords: Mapping[str, str]) -> None:
-    """Databases that do not know one another, each owned by a user of its name, who may enter no other. Safe twice.
+    """Create separate databases. Each is owned by a user of the same name, who cannot connect to the others. Can be
+    repeated.
 
-    A user that is there gets this password: it is the one that everybody is told.
+    An existing user gets the password given here.
 
     :param passwords: by database.
     """
@@ -20,15 +21,15 @@ def make_databases(superuser: PostgresEndpoint, passwords: Mapping[str, str]) ->
 
     with connect(superuser, autocommit=True) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT rolname FROM pg_roles UNION ALL SELECT 'database ' || datname FROM pg_database")
-        known = {name for (name,) in cursor.fetchall()}
+        existing = {name for (name,) in cursor.fetchall()}
         for name, password in passwords.items():
-            # hashed here: the password itself is never part of a statement
+            # hash the password here, so that no statement contains it
             hashed = encrypt_password(password, name, connection, "scram-sha-256")
-            verb = "ALTER" if name in known else "CREATE"
+            verb = "ALTER" if name in existing else "CREATE"
             cursor.execute(
                 sql.SQL(f"{verb} ROLE {{}} LOGIN PASSWORD {{}}").format(sql.Identifier(name), sql.Literal(hashed))
             )
-            if f"database {name}" not in known:
+            if f"database {name}" not in existing:
                 cursor.execute(sql.SQL("CREATE DATABASE {0} OWNER {0}").format(sql.Identifier(name)))
             cursor.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name)))
         cursor.execute("REVOKE ALL ON DATABASE postgres, template1 FROM PUBLIC")

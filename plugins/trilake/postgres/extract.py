@@ -1,7 +1,7 @@
-"""The result of a query of PostgreSQL as an object of S3, streamed: COPY on one side, a multipart upload on the other.
+"""Write the result of a PostgreSQL query to an S3 object: a stream from COPY to a multipart upload.
 
-Memory is bounded by a block of rows (`BLOCK_BYTES`) and a part of the upload, however large the result. COPY's own text
-is what is read: values arrive as PostgreSQL writes them, NULL apart from the empty text, numeric with every digit.
+However large the result is, memory holds only a block of rows (`BLOCK_BYTES`) and a part of the upload. COPY's own text
+is read, so values keep PostgreSQL's form: NULL differs from the empty string, and a numeric keeps every digit.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 Format = Literal["parquet", "csv"]
 
 BLOCK_BYTES = 2 << 20
-"""Of COPY's text that become one batch of rows, and one row group of Parquet."""
+"""Bytes of COPY's text that become one batch of rows, and one row group of Parquet."""
 MAX_ROW_BYTES = 64 << 20
-"""Of a single row's text, which is in memory as a whole."""
+"""The most bytes of one row's text. A row is in memory as a whole."""
 PIPE_BYTES = 1 << 20
 
-# All partitions are read as of one moment.
+# All partitions are read from the same snapshot of the database.
 _ONE_MOMENT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"
-# How PostgreSQL writes values must not depend on the session's settings.
+# PostgreSQL must write values in the same form, whatever the session's settings.
 _FORMS = (
     "SET LOCAL TimeZone = 'UTC'",
     "SET LOCAL DateStyle = 'ISO, YMD'",
@@ -42,7 +42,7 @@ _FORMS = (
     "SET LOCAL client_encoding = 'UTF8'",
 )
 _NUMERIC, _BYTEA = 1700, 17
-# Spark's and Iceberg's limit, too
+# Also the limit of Spark and Iceberg.
 _MAX_DIGITS = 38
 # PostgreSQL keeps a numeric's scale in 11 bits, with a sign.
 _SCALE_VALUES = 2048
@@ -50,14 +50,14 @@ _UNREAD_VALUE = re.compile(r"In CSV column #(\d+):")
 
 
 class ExtractError(TrilakeError):
-    """A query whose result cannot be written."""
+    """The result of a query cannot be written."""
 
 
 @dataclass(frozen=True)
 class Column:
     """A column of a result.
 
-    :param oid: of its type in PostgreSQL.
+    :param oid: the OID of its type in PostgreSQL.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Extracted:
-    """One object. `bytes` are the object's."""
+    """One written object. `bytes` is its size."""
 
     key: str
     etag: str
@@ -77,19 +77,20 @@ class Extracted:
 
 @contextmanager
 def one_moment(connection: Connection) -> Iterator[Cursor]:
-    """A cursor whose statements all see the database as it was when the first one began."""
+    """A cursor whose statements all see the database as it was when the first statement began."""
     with connection.cursor() as cursor:
         cursor.execute(_ONE_MOMENT)
         yield cursor
 
 
 def read_tables(cursor: Cursor, query: str) -> Iterator[pyarrow.Table]:
-    """The result of a query as Arrow tables, one for each block of rows; at least one, also of a result without rows.
+    """The result of a query as Arrow tables, one for each block of rows. The first table is empty, so a result without
+    rows also gives one.
 
     :param query: without parameters.
-    :raises ConfigurationError: a column that Arrow has no equal of.
-    :raises ExtractError: a value that its column's type cannot hold, or a row larger than `MAX_ROW_BYTES`.
-    :raises CountMismatchError: what was read is not what PostgreSQL sent.
+    :raises ConfigurationError: Arrow has no equal of a column's type.
+    :raises ExtractError: a column's type cannot hold a value, or a row is larger than `MAX_ROW_BYTES`.
+    :raises CountMismatchError: the number of rows read is not the number that PostgreSQL sent.
     """
     for statement in _FORMS:
         cursor.execute(statement)
@@ -101,7 +102,7 @@ def read_tables(cursor: Cursor, query: str) -> Iterator[pyarrow.Table]:
             rows += table.num_rows
             yield table
         if rows != (sent := copy.rows()):
-            raise CountMismatchError(f"PostgreSQL sent {sent} rows, {rows} were read.")
+            raise CountMismatchError(f"PostgreSQL sent {sent} rows, but {rows} were read.", hint="Run the task again.")
 
 
 def extract(
@@ -114,16 +115,16 @@ def extract(
     *,
     file_format: Format = "parquet",
 ) -> Extracted:
-    """Write a query's result to one object, which is replaced as a whole or stays.
+    """Write a query's result to one object. An existing object is replaced as a whole, or not changed.
 
-    Parquet has the columns' types; CSV is as PostgreSQL writes it, with a header, NULL as nothing and the empty text
-    as ``""``. A result without rows is an object without rows.
+    Parquet has the columns' types. CSV is as PostgreSQL writes it: with a header, an empty field for NULL, and ``""``
+    for the empty string. A result without rows gives an object without rows.
 
     :param cursor: see `one_moment`.
-    :param parameters: bound as ``%(name)s``; a percent sign of the query is written twice.
-    :raises ConfigurationError: a column that Parquet has no equal of.
-    :raises ExtractError: a value that its column's type in Parquet cannot hold, or a row larger than `MAX_ROW_BYTES`.
-    :raises CountMismatchError: what was written is not what PostgreSQL sent.
+    :param parameters: values for ``%(name)s``. Write a percent sign in the query as ``%%``.
+    :raises ConfigurationError: Parquet has no equal of a column's type.
+    :raises ExtractError: a column's type in Parquet cannot hold a value, or a row is larger than `MAX_ROW_BYTES`.
+    :raises CountMismatchError: the number of rows written is not the number that PostgreSQL sent.
     """
     for statement in _FORMS:
         cursor.execute(statement)
@@ -132,21 +133,24 @@ def extract(
         write = _write_parquet if file_format == "parquet" else _write_csv
         rows, sent = write(cursor, query, target)
         if rows != sent:
-            raise CountMismatchError(f"PostgreSQL sent {sent} rows for s3://{bucket}/{key}, {rows} were written.")
+            raise CountMismatchError(
+                f"PostgreSQL sent {sent} rows for s3://{bucket}/{key}, but {rows} were written.",
+                hint="The object was not changed. Run the task again.",
+            )
         etag = target.commit()
     return Extracted(key, etag, rows, target.size)
 
 
 def columns_of(cursor: Cursor, query: str) -> list[Column]:
-    """The columns that a query gives, without running it.
+    """The columns of a query's result. The query is not run.
 
-    :raises ConfigurationError: two have one name, or Parquet has no equal of a type.
+    :raises ConfigurationError: two columns have the same name, or Parquet has no equal of a type.
     """
     cursor.execute(f"SELECT * FROM (\n{query}\n) AS described LIMIT 0")
     described = cursor.description or ()
     names = [column.name for column in described]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigurationError(f"The query gives the column {twice[0]} twice.", hint="Rename one with AS.")
+        raise ConfigurationError(f"The query returns the column {twice[0]} twice.", hint="Rename one with AS.")
     cursor.execute("SELECT oid FROM pg_type WHERE typtype = 'e' AND oid = ANY(%s)", ([c.type_code for c in described],))
     enums = {oid for (oid,) in cursor.fetchall()}
     return [
@@ -186,8 +190,8 @@ def _arrow_type(name: str, oid: int, precision: int | None, scale: int | None, e
     }
     if not enum and oid not in types:
         raise ConfigurationError(
-            f"Column {name} has a type (oid {oid}) that Parquet has no equal of here.",
-            hint="Cast it in the query, to text or to jsonb.",
+            f"Column {name} has a type (oid {oid}) that cannot be written to Parquet.",
+            hint="Cast it in the query to text or jsonb.",
         )
     return pa.string() if enum else types[oid]
 
@@ -197,24 +201,24 @@ def _decimal_type(name: str, precision: int | None, scale: int | None) -> pyarro
 
     if not precision or precision > 1000 or scale is None:
         raise ConfigurationError(
-            f"Column {name} is a numeric of any size, as sums of numbers are.",
-            hint="Cast it in the query, such as ::numeric(18, 2), ::bigint or ::text.",
+            f"Column {name} is a numeric without precision, such as the result of sum().",
+            hint="Cast it in the query, for example to ::numeric(18, 2), ::bigint or ::text.",
         )
     if scale >= _SCALE_VALUES // 2:  # numeric(2, -3): thousands
         precision, scale = precision + _SCALE_VALUES - scale, 0
     precision = max(precision, scale)
     if precision > _MAX_DIGITS:
         raise ConfigurationError(
-            f"Column {name} has {precision} digits, more than {_MAX_DIGITS}.", hint="Cast it to text."
+            f"Column {name} has {precision} digits, more than {_MAX_DIGITS}.", hint="Cast it in the query to text."
         )
     return pa.decimal128(precision, scale)
 
 
-# --- COPY, and what reads it
+# --- COPY and its reader
 
 
 class _Copy:
-    """COPY of a query, by a thread, into a pipe that is read here."""
+    """COPY of a query. A thread writes it into a pipe, and the caller reads the pipe."""
 
     def __init__(self, cursor: Cursor, query: str, *, header: bool) -> None:
         self._cursor = cursor
@@ -231,11 +235,11 @@ class _Copy:
     def __exit__(self, *exc: object) -> None:
         self.file.close()
         while self._thread.is_alive():
-            self._cursor.connection.cancel()  # whoever left early does not wait for the query
+            self._cursor.connection.cancel()  # the reader left early, so do not wait for the query's end
             self._thread.join(1)
 
     def rows(self) -> int:
-        """Rows that PostgreSQL says it sent; to be asked when the pipe has come to its end."""
+        """The number of rows that PostgreSQL sent. Call this only after the pipe was read to its end."""
         self._thread.join()
         if self.error is not None:
             raise self.error
@@ -247,7 +251,7 @@ class _Copy:
                 try:
                     self._cursor.copy_expert(self._sql, pipe)
                 except BaseException as e:
-                    self.error = e  # known before the pipe comes to its end
+                    self.error = e  # set before the pipe is closed, so that the reader sees it
         except OSError as e:
             self.error = self.error or e
 
@@ -259,12 +263,12 @@ def _schema(columns: Sequence[Column]) -> pyarrow.Schema:
 
 
 def _parsed(copy: _Copy, columns: Sequence[Column]) -> Iterator[pyarrow.Table]:
-    """COPY's text as Arrow tables, a block of rows each."""
+    """COPY's text as Arrow tables, one for each block of rows."""
     import pyarrow as pa
     from pyarrow import csv
 
     schema = _schema(columns)
-    # what Arrow does not read from text itself is read as text first
+    # Arrow's CSV reader cannot parse bytea, so it is read as a string first.
     convert = csv.ConvertOptions(
         column_types={column.name: pa.string() if column.oid == _BYTEA else column.type for column in columns},
         null_values=[""],
@@ -284,7 +288,7 @@ def _parsed(copy: _Copy, columns: Sequence[Column]) -> Iterator[pyarrow.Table]:
                 convert,
             )
         except pa.ArrowInvalid as e:
-            # a text that ends in the middle of a row has a reason
+            # If COPY failed, its text ends in the middle of a row: raise COPY's error.
             raise copy.error or _readable(e, columns) from None
         yield _with_binary(table, columns, schema)
 
@@ -306,13 +310,13 @@ def _write_parquet(cursor: Cursor, query: str, target: ObjectWriter) -> tuple[in
 
 def _readable(error: Exception, columns: Sequence[Column]) -> ExtractError:
     text = " ".join(str(error).split())
-    # without the value: it may be anything
-    found = _UNREAD_VALUE.search(text)
-    column = columns[int(found[1])] if found else None
-    where = f"Column {column.name} has a value that {column.type}" if column else "A value is there that its type"
+    # do not show the value: it may be secret
+    match = _UNREAD_VALUE.search(text)
+    column = columns[int(match[1])] if match else None
+    subject = f"Column {column.name} has a value that {column.type}" if column else "A column has a value that its type"
     return ExtractError(
-        f"{where} cannot hold.",
-        hint="Infinity, NaN and years beyond 9999 have no equal: cast the column to text.",
+        f"{subject} cannot hold.",
+        hint="Infinity, NaN and years after 9999 cannot be written: cast the column in the query to text.",
     )
 
 
@@ -321,10 +325,10 @@ def _blocks(file: IO[bytes]) -> Iterator[bytes]:
 
     :raises ExtractError: a row is larger than `MAX_ROW_BYTES`.
     """
-    held: list[bytes] = []  # no row ends in it
-    size = quotes = 0  # of what is held
+    held: list[bytes] = []  # the beginning of a row whose end is not read yet
+    size = quotes = 0  # bytes and quotes in `held`
     while piece := file.read(BLOCK_BYTES):
-        # the last line end that no open quote precedes; every byte is looked at once
+        # Find the last line end outside of quotes, and look at every byte only once.
         open_quote, end, newline = (quotes + piece.count(b'"')) % 2, len(piece), len(piece)
         while newline >= 0 and (newline == len(piece) or open_quote):
             newline = piece.rfind(b"\n", 0, end)
@@ -336,13 +340,15 @@ def _blocks(file: IO[bytes]) -> Iterator[bytes]:
         held.append(piece)
         size, quotes = size + len(piece), quotes + piece.count(b'"')
         if size > MAX_ROW_BYTES:
-            raise ExtractError(f"A row is larger than {MAX_ROW_BYTES >> 20} MiB.", hint="Leave the large column out.")
+            raise ExtractError(
+                f"A row is larger than {MAX_ROW_BYTES >> 20} MiB.", hint="Leave the large column out of the query."
+            )
     if size:
         yield b"".join(held)
 
 
 def _with_binary(table: pyarrow.Table, columns: Sequence[Column], schema: pyarrow.Schema) -> pyarrow.Table:
-    """Bytes of PostgreSQL's hexadecimal text."""
+    """The table with its bytea columns converted from PostgreSQL's hexadecimal text to bytes."""
     import pyarrow as pa
 
     for number, column in enumerate(columns):

@@ -1,4 +1,4 @@
-"""Advisory locks of PostgreSQL: which process is alive, and which one may change a mart."""
+"""Advisory locks of PostgreSQL. They show which process is alive and decide which process may change a mart."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ RENEW_SECONDS = 15
 class LockSpace(IntEnum):
     """The first half of a two-part advisory lock key: one value for each kind of name.
 
-    The values are fixed. Jobs that run during an upgrade hold locks by them. PostgreSQL keeps advisory locks apart by
-    database, so a value may occur once in `lake` and once in `oltp`.
+    The values must not change, because jobs that run during an upgrade hold locks with them. PostgreSQL keeps the
+    advisory locks of each database separate, so a value may occur once in `lake` and once in `oltp`.
     """
 
     PUBLICATION_ATTEMPT = 0x7471  # lake
@@ -40,15 +40,15 @@ class LockSpace(IntEnum):
     JOB = 0x7477  # lake
 
 
-# A lock of one part, in database lake: one migration at a time.
+# A lock with a one-part key, in database lake: one migration at a time.
 MIGRATION_LOCK = 0x7470
 
 
 @contextmanager
 def hold_lock(endpoint: PostgresEndpoint, space: LockSpace, name: str) -> Iterator[Connection]:
-    """Hold the lock of a name for the length of the block. Gives the connection that holds it.
+    """Hold the lock of a name for the length of the block. Yields the connection that holds it.
 
-    The lock ends with the connection, and so with the process. `try_lock` by another process tells whether it is free.
+    The lock ends with the connection, and so with the process. Another process can test it with `try_lock`.
     """
     with connect(endpoint, autocommit=True) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_lock(%s, %s)", (space, lock_key(name)))
@@ -61,11 +61,11 @@ def keep_lock(
 ) -> Iterator[None]:
     """Hold the lock of a name for the length of the block, also across restarts of the server.
 
-    A restarted server has forgotten its advisory locks. A job that works with S3 alone for hours would not notice, and
-    clean-up would take it for dead. So a thread checks the lock every `RENEW_SECONDS` and takes it again if it is lost.
+    A server that restarts loses its advisory locks. A job that uses only S3 for hours would not notice, and a clean-up
+    would treat it as dead. So a thread checks the lock every `RENEW_SECONDS`, and locks again if it is lost.
 
-    :param shared: other processes may hold the same lock, if they share it too.
-    :param waiting: what is logged if the lock is not free at once.
+    :param shared: take a shared lock, which several processes can hold at the same time.
+    :param waiting: a message to log if the lock is not free at once.
     """
     lock, kind = (space, lock_key(name)), "_shared" if shared else ""
     first: Future[None] = Future()
@@ -88,7 +88,7 @@ def keep_lock(
                 if not first.done():
                     first.set_exception(e)
                     return
-                log.warning("The lock of %s is lost, and is being taken again: %s", name, e)
+                log.warning("The lock of %s was lost; trying to lock again: %s", name, e)
                 ended.wait(RENEW_SECONDS)
 
     thread = Thread(target=hold, name=f"lock of {name}", daemon=True)
@@ -98,12 +98,12 @@ def keep_lock(
         yield
     finally:
         ended.set()
-        thread.join(RENEW_SECONDS)  # a stalled connection keeps the thread; its lock ends with that connection
+        thread.join(RENEW_SECONDS)  # a stalled connection blocks the thread; the lock ends with that connection
 
 
 @contextmanager
 def try_lock(endpoint: PostgresEndpoint, space: LockSpace, name: str) -> Iterator[bool]:
-    """Whether the lock of a name was free. If True, it is held for the length of the block."""
+    """Yields whether the lock of a name was free. If True, the block holds it."""
     with connect(endpoint, autocommit=True) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT pg_try_advisory_lock(%s, %s)", (space, lock_key(name)))
         row = cursor.fetchone()
@@ -111,17 +111,17 @@ def try_lock(endpoint: PostgresEndpoint, space: LockSpace, name: str) -> Iterato
 
 
 def lock_key(text: str) -> int:
-    """A signed 32-bit number for advisory locks. Two names with one number wait for each other, and nothing worse."""
+    """A signed 32-bit number for advisory locks. If two names have the same number, they only wait for each other."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big", signed=True)
 
 
 def lock_mart(connection: Connection, table: str) -> None:
-    """Make other writers of `table` that call this wait until the connection's transaction ends.
+    """Make other writers of `table` that call this function wait until the connection's transaction ends.
 
-    Call it before the rows are read: a process that reads later sees newer rows, and must be the one that writes last.
-    Readers of the table do not wait.
+    Call it before the rows are read. A process that reads later sees newer rows, so it must also write later. Readers
+    of the table do not wait.
 
-    :param table: a mart of this database, or a table elsewhere that is written from its rows.
+    :param table: a mart of this database, or a table elsewhere that is written from a mart's rows.
     """
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(%s, %s)", (LockSpace.MART, lock_key(table)))

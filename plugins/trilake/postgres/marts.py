@@ -17,7 +17,7 @@ ROWS_PER_BLOCK = 10_000
 
 
 class DuplicateKeyError(TrilakeError):
-    """Rows that are to be merged by a key do not have one each. Nothing was written."""
+    """Rows to merge do not each have their own key. Nothing was written."""
 
 
 def replace_rows(
@@ -29,13 +29,14 @@ def replace_rows(
     where: str = "TRUE",
     parameters: Sequence[Any] = (),
 ) -> int:
-    """Replace the rows of `table` that match `where` by `rows`, in the connection's transaction. Gives their number.
+    """Replace the rows of `table` that match `where` by `rows`, in the connection's transaction. Returns their number.
 
-    Rows are streamed into a staging table first, so that readers wait for the swap alone and not for the source.
+    Rows are first streamed into a staging table. So `table` is locked only for the swap, not while the source is read.
 
     :param table: `schema.table`, as written in SQL.
-    :param columns: of each row. May be empty where there is no row: ClickHouse names none then.
-    :raises CountMismatchError: PostgreSQL does not hold what was sent.
+    :param columns: of each row. May be empty if there are no rows, because ClickHouse then names no columns.
+    :param where: a condition in SQL; `parameters` are its values.
+    :raises CountMismatchError: PostgreSQL does not hold the rows that were sent.
     """
     with connection.cursor() as cursor:
         staging, sent = _stage(cursor, table, columns, rows)
@@ -52,9 +53,9 @@ def replace_from(
     where: str = "TRUE",
     parameters: Sequence[Any] = (),
 ) -> int:
-    """As `replace_rows`, by the `sent` rows that are staged already.
+    """Like `replace_rows`, with `sent` rows that are already in a staging table.
 
-    :param staging: what the rows are selected from, as written behind FROM.
+    :param staging: the table that holds the rows, as written after FROM.
     """
     with connection.cursor() as cursor:
         _lock(cursor, table)
@@ -65,13 +66,16 @@ def replace_from(
             cursor.execute(f"INSERT INTO {table} ({quoted}) SELECT {quoted} FROM {staging}")
             written = cursor.rowcount
         if written != sent:
-            raise CountMismatchError(f"{table}: {sent} rows were sent, {written} were written.")
-        cursor.execute(f"SELECT count(*) FROM {table} WHERE {where}", tuple(parameters) or None)
-        found = cursor.fetchone()
-        if found is None or found[0] != sent:
             raise CountMismatchError(
-                f"{table}: {sent} rows were written, {found[0] if found else 'none'} match {where!r}.",
-                hint="The query gave rows outside of what is replaced.",
+                f"{table}: {sent} rows were sent, {written} were written.",
+                hint="Nothing was changed. Check the table's triggers and rules.",
+            )
+        cursor.execute(f"SELECT count(*) FROM {table} WHERE {where}", tuple(parameters) or None)
+        matching = cursor.fetchone()
+        if matching is None or matching[0] != sent:
+            raise CountMismatchError(
+                f"{table}: {sent} rows were written, {matching[0] if matching else 'none'} match {where!r}.",
+                hint="Nothing was changed. The query returned rows outside of the part that is replaced.",
             )
     return sent
 
@@ -79,17 +83,22 @@ def replace_from(
 def merge_rows(
     connection: Connection, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, key: Sequence[str]
 ) -> tuple[int, int]:
-    """Merge `rows` into `table` by a key, in the connection's transaction. Gives how many were inserted, and updated.
+    """Merge `rows` into `table` by a key, in the connection's transaction. Returns how many rows were inserted, and how
+    many were updated.
 
-    Streamed and staged as `replace_rows`. A row whose key is there gets the new values of `columns`; its others stay.
+    Rows are streamed into a staging table as in `replace_rows`. A row with an existing key gets the new values of
+    `columns`; its other columns do not change.
 
-    :param key: columns that the table has a primary key or unique constraint on.
-    :raises DuplicateKeyError: two rows have one key, or a row has none (NULL).
-    :raises ConfigurationError: the rows have no such column, or the table no such constraint.
-    :raises CountMismatchError: PostgreSQL did not write what was sent.
+    :param key: the columns of a primary key or unique constraint of the table.
+    :raises DuplicateKeyError: two rows have the same key, or a row has NULL in its key.
+    :raises ConfigurationError: the rows have no such column, or the table has no such constraint.
+    :raises CountMismatchError: PostgreSQL did not write the rows that were sent.
     """
     if columns and (missing := [name for name in key if name not in columns]):
-        raise ConfigurationError(f"Rows for {table} have no column {missing[0]}.", hint="Name it in the query.")
+        raise ConfigurationError(
+            f"The rows for {table} have no column {missing[0]}, which is part of the key.",
+            hint="Select it in the query.",
+        )
     with connection.cursor() as cursor:
         staging, sent = _stage(cursor, table, columns, rows)
     return merge_from(connection, table, columns, staging, sent, key=key)
@@ -98,7 +107,7 @@ def merge_rows(
 def merge_from(
     connection: Connection, table: str, columns: Sequence[str], staging: str, sent: int, *, key: Sequence[str]
 ) -> tuple[int, int]:
-    """As `merge_rows`, with the `sent` rows that are staged already; `staging` as in `replace_from`."""
+    """Like `merge_rows`, with `sent` rows that are already in a staging table; for `staging` see `replace_from`."""
     from psycopg2.errors import InvalidColumnReference
 
     if not sent:
@@ -112,23 +121,26 @@ def merge_from(
         try:
             cursor.execute(
                 f"WITH merged AS (INSERT INTO {table} ({quoted}) SELECT {quoted} FROM {staging} "
-                # of a row that was there, this transaction has locked the earlier version
+                # xmax is 0 in a new row. In an updated row it is this transaction, which locked the earlier version.
                 f"ON CONFLICT ({listed(key)}) DO UPDATE SET {assigned} RETURNING xmax = 0 AS inserted) "
                 "SELECT count(*) FILTER (WHERE inserted), count(*) FILTER (WHERE NOT inserted) FROM merged"
             )
         except InvalidColumnReference:
             raise ConfigurationError(
                 f"{table} has no unique constraint on ({', '.join(key)}).",
-                hint="Make it the primary key, or add UNIQUE, in a step below sql/postgres/.",
+                hint="Make it the primary key, or add UNIQUE, in a step in sql/postgres/.",
             ) from None
         inserted, updated = cursor.fetchone() or (0, 0)
         if inserted + updated != sent:
-            raise CountMismatchError(f"{table}: {sent} rows were sent, {inserted} were inserted and {updated} updated.")
+            raise CountMismatchError(
+                f"{table}: {sent} rows were sent, {inserted} were inserted and {updated} updated.",
+                hint="Nothing was changed. Check the table's triggers and rules.",
+            )
     return inserted, updated
 
 
 def _stage(cursor: Cursor, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> tuple[str, int]:
-    """Stream rows into a table of this transaction alone. Gives its name, and their number."""
+    """Stream rows into a temporary table of this transaction. Returns the table's name and the number of rows."""
     from psycopg2.extras import execute_values
 
     name = f"staging_{time.monotonic_ns()}"
@@ -141,27 +153,27 @@ def _stage(cursor: Cursor, table: str, columns: Sequence[str], rows: Iterable[Se
 
 
 def _lock(cursor: Cursor, table: str) -> None:
-    """One writer of a mart at a time; readers are not held up."""
+    """Allow one writer of a mart at a time. Readers do not wait."""
     cursor.execute(f"LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE")
 
 
 def _check_keys(cursor: Cursor, table: str, staging: str, key: Sequence[str]) -> None:
     empty = " OR ".join(f"{quote(name)} IS NULL" for name in key)
     cursor.execute(f"SELECT count(*) FROM {staging} WHERE {empty}")
-    found = cursor.fetchone()
-    if found and found[0]:
+    without_key = cursor.fetchone()
+    if without_key and without_key[0]:
         raise DuplicateKeyError(
-            f"{table}: {found[0]} rows have a NULL in their key ({', '.join(key)}).",
-            hint="Leave them out of the query.",
+            f"{table}: {without_key[0]} rows have a NULL in their key ({', '.join(key)}).",
+            hint="Nothing was written. Leave them out of the query.",
         )
     keys_of = listed(key)
     cursor.execute(
         f"SELECT count(*) OVER (), {keys_of}, count(*) FROM {staging} GROUP BY {keys_of} HAVING count(*) > 1 LIMIT 1"
     )
-    if found := cursor.fetchone():
-        keys, *values, rows = found
+    if duplicate := cursor.fetchone():
+        keys, *values, rows = duplicate
         raise DuplicateKeyError(
-            f"{table}: {keys} keys ({', '.join(key)}) come more than once, such as {tuple(values)} in {rows} rows.",
+            f"{table}: {keys} keys ({', '.join(key)}) occur more than once, such as {tuple(values)} in {rows} rows.",
             hint="Nothing was written. Group the query by its key.",
         )
 

@@ -1,1 +1,1 @@
-"""Migrations: the steps of a project's sql/, applied to PostgreSQL and to ClickHouse."""
+"""Migrations: apply the steps of a project's sql/ to PostgreSQL and ClickHouse."""

@@ -1,4 +1,4 @@
-"""Steps applied to every shard of ClickHouse, and the tables over all shards, which are derived from them."""
+"""Apply steps to every shard of ClickHouse, and derive from them the tables over all shards."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def migrate_clickhouse(cluster: Cluster, steps: list[Step], *, dry_run: bool) ->
         for item in ours:
             if dry_run or item.state == "applied":
                 continue
-            # Not one transaction: a step can be applied and not recorded. It is applied again then, so CREATE says
-            # IF NOT EXISTS (added here), and ALTER has to.
+            # This is not a transaction: if the process dies here, a step is applied but not recorded. It is then
+            # applied again, so CREATE has IF NOT EXISTS (added below), and ALTER must have it too.
             cluster.on_shard(shard, Statement(local_ddl(item.step, shard)))
             _record(cluster, shard, item.step.path, item.step.checksum)
     if not dry_run:
@@ -43,9 +43,9 @@ def migrate_clickhouse(cluster: Cluster, steps: list[Step], *, dry_run: bool) ->
 
 
 def _derive_overall(cluster: Cluster, steps: list[Step], host: ClickHouseShard) -> None:
-    """Bring the tables over all shards of one host up to their steps.
+    """Create or update the tables over all shards on one host.
 
-    Recorded by itself: a migration may die between the last step of a local table and this.
+    They are recorded separately, because a migration may die after the last step of a local table and before this.
     """
     recorded = _recorded(cluster, host)
     for step in steps:
@@ -63,7 +63,7 @@ def _recorded(cluster: Cluster, shard: ClickHouseShard) -> dict[str, str]:
     record = f"{{shard}}.{quote_name(RECORD)}"
     if not cluster.on_shard(shard, Statement(f"EXISTS TABLE {record}"))[0][0]:
         return {}
-    # the last record of a path holds
+    # the last record of a path is the valid one
     return dict(cluster.on_shard(shard, Statement(f"SELECT path, checksum FROM {record} ORDER BY applied_at")))
 
 
@@ -75,13 +75,14 @@ def _record(cluster: Cluster, shard: ClickHouseShard, path: str, checksum: str) 
 def local_ddl(step: Step, shard: ClickHouseShard) -> str:
     """The step's statement for the local table of one shard.
 
-    :raises MigrationError: the file does not change the table whose folder it lies in.
+    :raises MigrationError: the file does not create or alter the table that its folder is named after.
     """
     statement = step.statement
     match = _TABLE.match(statement)
     if match is None or match["name"] != step.table:
         raise MigrationError(
-            f"{step.file} has to CREATE or ALTER TABLE {step.table}.", hint="One table a folder, named as it."
+            f"{step.file} does not CREATE or ALTER TABLE {step.table}.",
+            hint="A folder has the steps of one table, and is named after it.",
         )
     name = f"{quote_name(shard.database)}.{quote_name(DataSet(step.table).local_table)}"
     guard = "IF NOT EXISTS " if match["verb"].upper() == "CREATE" else ""
@@ -89,9 +90,9 @@ def local_ddl(step: Step, shard: ClickHouseShard) -> str:
 
 
 def overall_ddl(step: Step, endpoint: ClickHouseEndpoint, host: ClickHouseShard) -> str:
-    """The table that people read: over all shards, or a dimension table's copy on this host.
+    """The DDL of the table that people read: over all shards, or a dimension table's copy on this host.
 
-    Distributed between servers; Merge where all shards are databases of one server.
+    The engine is Distributed if there are several servers, and Merge if all shards are databases of one server.
     """
     data_set = DataSet(step.table)
     local = data_set.local_table
@@ -101,7 +102,7 @@ def overall_ddl(step: Step, endpoint: ClickHouseEndpoint, host: ClickHouseShard)
         databases = "|".join(shard.database for shard in endpoint.shards)
         engine = f"Merge(REGEXP({quote_text(f'^({databases})$')}), {quote_text(f'^{local}$')})"
     else:
-        # an empty database name: each shard's own default database
+        # an empty database name means each shard's own default database
         engine = f"Distributed({quote_text(endpoint.cluster)}, '', {quote_text(local)})"
     return (
         f"CREATE OR REPLACE TABLE {quote_name(endpoint.database)}.{quote_name(data_set.table)} "

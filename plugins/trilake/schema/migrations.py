@@ -1,10 +1,10 @@
-"""The files of sql/ applied, in order, to every database they are meant for; Trilake's own tables first.
+"""Apply the files of sql/, in order, to every database that they are meant for. Trilake's own tables come first.
 
 ``sql/postgres/<table>/`` and ``sql/clickhouse/<table>/`` each hold a ``table.sql`` (the first step) and later steps
-``001_what_changes.sql``, ``002_...``. A step is applied once and recorded with its checksum in the database it changed;
-a file that was changed after that is refused. A ClickHouse table is written once, as ``CREATE TABLE <table>``: the
-local table of each shard and the table over all shards are derived from it. Without PARTITION BY it is a dimension
-table, which stands whole on every shard.
+``001_what_changes.sql``, ``002_...``. A step is applied once, and recorded with its checksum in the database that it
+changed. A file that was changed after that is refused. A ClickHouse table is written once, as ``CREATE TABLE <table>``:
+the local table of each shard and the table over all shards are derived from it. Without PARTITION BY it is a dimension
+table, of which every shard has a full copy.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from trilake.schema.clickhouse_steps import migrate_clickhouse
 from trilake.schema.postgres_steps import migrate_postgres
 from trilake.schema.steps import Planned, own_steps, read_steps
 
-MIGRATION_LOCK = 0x7470  # an advisory lock of database lake: one migration at a time, whoever starts it
+MIGRATION_LOCK = 0x7470  # an advisory lock of database lake: only one migration runs at a time
 
 
 def migrate(endpoints: Endpoints, sql_folder: Path, *, dry_run: bool = False) -> list[Planned]:
-    """Apply what is not applied yet, everywhere. Safe twice, and by two at once: the second waits.
+    """Apply all pending steps to all databases. Can be repeated. If two processes call it, the second one waits.
 
-    :param dry_run: only tell what would be done.
+    :param dry_run: only return what would be applied.
     :raises MigrationError: a file was changed after it was applied, or a step was refused.
     """
     steps = [*own_steps(), *read_steps(sql_folder)]

@@ -1,4 +1,4 @@
-"""Steps applied to one database of PostgreSQL: all of them in one transaction, or none."""
+"""Apply steps to one PostgreSQL database, all in one transaction."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 def migrate_postgres(connection: Connection, steps: list[Step], database: str, *, dry_run: bool) -> list[Planned]:
     with connection.cursor() as cursor:
         cursor.execute("SELECT to_regclass(%s)", (f"public.{RECORD}",))
-        known = cursor.fetchone()
+        record = cursor.fetchone()
         applied: dict[str, str] = {}
-        if known and known[0]:
+        if record and record[0]:
             cursor.execute(f"SELECT path, checksum FROM public.{RECORD}")
             applied = dict(cursor.fetchall())
         planned = plan(steps, database, applied)
@@ -46,4 +46,4 @@ def _apply_postgres(connection: Connection, step: Step) -> None:
             with open_resource(step.source) as file:
                 cursor.copy_expert(step.sql, file)
         except ConfigurationError as e:
-            raise MigrationError(f"{step.file} reads {step.source}. {e.message}", hint=e.hint) from None
+            raise MigrationError(f"{step.file} cannot read {step.source}: {e.message}", hint=e.hint) from None

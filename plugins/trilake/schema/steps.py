@@ -1,4 +1,4 @@
-"""The steps of a schema: files of SQL, read in order, each applied once to every database that it is meant for."""
+"""The steps of a schema: SQL files that are applied in order, each once to every database that it is meant for."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Literal
 from trilake.errors import TrilakeError
 
 RECORD = "schema_migrations"
-# The tables that Trilake itself needs, in the database `lake`. Every home has recorded these files' checksums, so not a
-# byte of them may change, not even a comment that names a module by an older path.
+# Trilake's own tables, in database `lake`. Existing installations have recorded these files' checksums, so no byte
+# may change, not even in a comment that names a module by an older path.
 OWN = Path(__file__).parent / "sql"
 
 _STEP = re.compile(r"table\.sql|\d{3}_[a-z0-9_]+\.sql")
@@ -20,17 +20,17 @@ _OPTION = re.compile(r"^--\s*(database|source):\s*(\S+)\s*$", re.MULTILINE)
 
 
 class MigrationError(TrilakeError):
-    """A step of sql/ that cannot be applied."""
+    """A step of sql/ cannot be applied."""
 
 
 @dataclass(frozen=True)
 class Step:
     """One file of SQL.
 
-    :param path: below its ``sql/``, as it is recorded.
+    :param path: relative to its ``sql/``. The database records this path.
     :param database: ``clickhouse``, or a database of PostgreSQL (``oltp``, ``lake``).
     :param source: a file of an installed package that COPY FROM STDIN reads, as ``package:resource``.
-    :param own: one of Trilake's own tables, not one of the project.
+    :param own: whether the table is Trilake's own and not the project's.
     """
 
     path: str
@@ -46,7 +46,7 @@ class Step:
 
     @property
     def statement(self) -> str:
-        """The SQL without its comment lines: those may say CREATE TABLE too."""
+        """The SQL without its comment lines, which may also contain CREATE TABLE."""
         return (
             "\n".join(line for line in self.sql.splitlines() if not line.lstrip().startswith("--")).strip().rstrip(";")
         )
@@ -57,13 +57,13 @@ class Step:
 
     @property
     def file(self) -> str:
-        """The file's name for people: below the project, or in the package."""
+        """The file's path for messages: in the project, or in the package."""
         return f"trilake/schema/sql/{self.path}" if self.own else f"sql/{self.path}"
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A step and what is to be done with it, on `target` (a database, or a shard)."""
+    """A step, and whether `target` (a database, or a shard) has it already."""
 
     step: Step
     target: str
@@ -71,16 +71,16 @@ class Planned:
 
 
 def own_steps() -> list[Step]:
-    """The steps of Trilake's own tables. They are applied before those of the project."""
+    """The steps of Trilake's own tables. They are applied before the project's steps."""
     return read_steps(OWN, own=True)
 
 
 def read_steps(sql_folder: Path, *, own: bool = False) -> list[Step]:
-    """The steps in the order they are applied: every table's ``table.sql``, then the numbered ones by number.
+    """The steps in the order in which they are applied: first every ``table.sql``, then the numbered steps by number.
 
-    :param own: the folder is the package's, not a project's.
-    :raises MigrationError: a folder without ``table.sql``, a file with a number that is no step, or a table that is
-        Trilake's own.
+    :param own: whether the folder is the package's and not a project's.
+    :raises MigrationError: a folder has no ``table.sql``, a file has a number but is not named like a step, or a table
+        is Trilake's own.
     """
     steps = []
     for kind in ("postgres", "clickhouse"):
@@ -89,11 +89,14 @@ def read_steps(sql_folder: Path, *, own: bool = False) -> list[Step]:
             for path in folder.glob("[0-9]*.sql"):
                 if path not in files:
                     raise MigrationError(
-                        f"{path.relative_to(sql_folder.parent)} is named like a step and is none.",
+                        f"{path.relative_to(sql_folder.parent)} begins with a digit but is not named like a step.",
                         hint="Name it like 001_what_changes.sql: three digits, then lower-case letters and digits.",
                     )
             if not (folder / "table.sql").exists() and files:
-                raise MigrationError(f"{folder.relative_to(sql_folder.parent)} has no table.sql.")
+                raise MigrationError(
+                    f"{folder.relative_to(sql_folder.parent)} has no table.sql.",
+                    hint="Add table.sql with the CREATE TABLE of this table: it is the first step.",
+                )
             steps += [_read(sql_folder, kind, path, own=own) for path in files]
     if not own:
         _refuse_own_tables(steps)
@@ -105,8 +108,8 @@ def _refuse_own_tables(steps: list[Step]) -> None:
     for step in steps:
         if (step.database, step.table) in ours:
             raise MigrationError(
-                f"{step.file} is about {step.table} of database {step.database}, which is Trilake's own table.",
-                hint="Remove the folder: `trilake migrate` applies the package's files, and what was applied stays.",
+                f"{step.file} is for table {step.table} of database {step.database}, which is Trilake's own table.",
+                hint="Remove the folder. `trilake migrate` applies the package's files; applied steps are kept.",
             )
 
 
@@ -115,7 +118,10 @@ def _read(sql_folder: Path, kind: str, path: Path, *, own: bool = False) -> Step
     options = dict(_OPTION.findall(sql))
     database = "clickhouse" if kind == "clickhouse" else options.get("database", "oltp")
     if database not in ("clickhouse", "oltp", "lake"):
-        raise MigrationError(f"{path.name} of {path.parent.name} is for an unknown database {database}.")
+        raise MigrationError(
+            f"{path.parent.name}/{path.name} is for an unknown database {database}.",
+            hint="Write `-- database: oltp` or `-- database: lake`.",
+        )
     return Step(
         path=path.relative_to(sql_folder).as_posix(),
         table=path.parent.name,
@@ -127,9 +133,9 @@ def _read(sql_folder: Path, kind: str, path: Path, *, own: bool = False) -> Step
 
 
 def plan(steps: list[Step], target: str, applied: dict[str, str]) -> list[Planned]:
-    """What is to be done with each step on a target.
+    """The state of each step on a target.
 
-    :param applied: path -> checksum, as the target has recorded them.
+    :param applied: path -> checksum, as recorded on the target.
     :raises MigrationError: a file was changed after it was applied.
     """
     planned = []
@@ -138,7 +144,7 @@ def plan(steps: list[Step], target: str, applied: dict[str, str]) -> list[Planne
         if recorded not in (None, step.checksum):
             raise MigrationError(
                 f"{step.file} was changed after it was applied to {target}.",
-                hint="Undo the change and write it as a new step beside the file.",
+                hint="Undo the change, and write it as a new step in the same folder.",
             )
         planned.append(Planned(step, target, "applied" if recorded else "pending"))
     return planned

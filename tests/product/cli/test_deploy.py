@@ -197,7 +197,7 @@ def test_this_project_can_be_deployed(capfd: pytest.CaptureFixture[str]) -> None
                 ("dags/orders.py", "DAG = 1", "no DAG"),
                 ("spark_jobs/orders_curate.py", "def run():\n    pass\n", r"orders_curate\.py has no main"),
                 ("spark_jobs/orders_curate.py", "def main(:\n", r"orders_curate\.py, line 1"),
-                ("sql/clickhouse/orders/1_x.sql", "SELECT 1", "is named like a step and is none"),
+                ("sql/clickhouse/orders/1_x.sql", "SELECT 1", "begins with a digit but is not named like a step"),
             )
         ),
     ],

@@ -74,13 +74,19 @@ def test_a_new_home_gets_them_once(lake: PostgresEndpoint) -> None:
 
 @pytest.mark.parametrize(
     ("source", "what"),
-    [("no_such_package:x.csv", "no_such_package is not installed"), ("/etc/hosts", "is not package:resource")],
+    [
+        ("no_such_package:x.csv", "no_such_package is not installed"),
+        ("/etc/hosts", "does not have the form package:resource"),
+    ],
 )
 def test_a_step_whose_source_is_not_there_is_refused_and_nothing_is_recorded(
     lake: PostgresEndpoint, source: str, what: str
 ) -> None:
     step = Step("postgres/t/table.sql", "t", "lake", "COPY t FROM STDIN", source=source)
-    with pytest.raises(MigrationError, match=rf"sql/postgres/t/table\.sql reads .*{what}"), connect(lake) as connection:
+    with (
+        pytest.raises(MigrationError, match=rf"sql/postgres/t/table\.sql cannot read .*{what}"),
+        connect(lake) as connection,
+    ):
         migrate_postgres(connection, [step], "lake", dry_run=False)
     with connect(lake) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT to_regclass('public.schema_migrations')")

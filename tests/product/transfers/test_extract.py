@@ -179,7 +179,7 @@ def test_what_cannot_be_written_is_an_error_and_the_earlier_object_stays(
 
 def test_rows_are_counted_against_postgresqls(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trilake.postgres.extract._with_binary", lambda table, *_: table.slice(1))
-    with pytest.raises(CountMismatchError, match=r"PostgreSQL sent 10 rows .* 9 were written"):
+    with pytest.raises(CountMismatchError, match=r"PostgreSQL sent 10 rows .* but 9 were written"):
         target.extract("SELECT x FROM generate_series(1, 10) x")
     assert not target.listed()
 

@@ -131,7 +131,7 @@ def test_a_window_of_the_run_narrows_the_query_that_is_merged(
             "SELECT toInt32(number % 2) AS m, toDate('2013-01-01') AS d, 0 AS n FROM numbers(5)",
             ("m", "d"),
             DuplicateKeyError,
-            r"2 keys \(m, d\) come more than once, such as \(\d, datetime.date\(2013, 1, 1\)\) in [23] rows",
+            r"2 keys \(m, d\) occur more than once, such as \(\d, datetime.date\(2013, 1, 1\)\) in [23] rows",
         ),
         ("SELECT NULL AS m, toDate('2013-01-01') AS d, 0 AS n", ("m", "d"), PostgresError, "null value in column"),
         ("SELECT toInt32(1) AS m, 0 AS n", ("m", "d"), ConfigurationError, "have no column d"),
