@@ -325,9 +325,11 @@ def test_the_command_line_gives_one_file_and_tells_what_it_did(network: Network,
     shown = trilake(network, "list", folder=tmp_path).stdout
     assert re.search(rf"^{name} +agent +{told['address']} +valid ", shown, re.MULTILINE)
     revoked = trilake(network, "revoke", name, folder=tmp_path)
-    assert revoked.stdout.startswith(f"{name} (agent, {told['address']}) is revoked since ")
+    assert revoked.stdout.startswith(f"{name} (agent, {told['address']}) was revoked at ")
     assert trilake(network, "revoke", name, folder=tmp_path).returncode == 0
-    assert trilake(network, "init", folder=tmp_path).stdout.startswith("The certificate authority was there: SHA-256 ")
+    assert trilake(network, "init", folder=tmp_path).stdout.startswith(
+        "The certificate authority exists already: SHA-256 "
+    )
     assert json.loads(trilake(network, "renew-crl", "--json", folder=tmp_path).stdout)["crl_expires_at"]
 
 

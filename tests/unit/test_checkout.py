@@ -31,7 +31,7 @@ def test_the_checkout_is_found_from_where_one_is_and_not_by_the_projects_name(te
 
 
 def test_a_replica_is_not_started_where_its_files_are_not(team: Path) -> None:
-    with pytest.raises(ReplicaError, match=r"has no files of the hosts\. Run this in a checkout"):
+    with pytest.raises(ReplicaError, match=r"does not have the hosts' files\. Run this in a checkout"):
         up(team)
     assert not (team / ".env").exists()
 

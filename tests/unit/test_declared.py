@@ -75,16 +75,16 @@ def test_arguments_profile_and_settings_of_the_dag_are_kept(project: Path) -> No
 @pytest.mark.parametrize(
     ("text", "data_set", "what"),
     [
-        ("", "", "is run by no SparkApplicationOperator"),
+        ("", "", "is not run by any SparkApplicationOperator"),
         ("", "nowhere", "No file of dags/ declares a data set nowhere. There are a, dim"),
         ("", "dim", "has no grain"),
-        ('SparkApplicationOperator(job="j", data_set=make())', "", "cannot be read off its DAG"),
+        ('SparkApplicationOperator(job="j", data_set=make())', "", "cannot be read from the file"),
         ('A = DataSet("a", "day", "d", "k")\nSparkApplicationOperator(job="j", data_set=A, arguments=["{{ ds }}"])', "",
-         "renders"),
+         "only Airflow can render"),
         (
             'from data_sets import A\nB = DataSet("b", grain="day", date="d", shard_by="k")\n'
             'SparkApplicationOperator(job="j", data_set=A)\nSparkApplicationOperator(job="j", data_set=B)',
-            "", "makes a and b. Say which one to make: --data-set NAME",
+            "", "writes several data sets: a and b. Name the data set: --data-set NAME",
         ),
         ("def", "", "dags/one.py:2 is not valid Python"),
     ],
@@ -123,5 +123,5 @@ def test_a_call_in_a_shared_package_is_found_and_its_imports_are_relative_to_it(
 
 def test_an_attribute_of_something_else_is_not_taken_for_a_data_set(project: Path) -> None:
     dag(project, 'from data_sets import A\nSparkApplicationOperator(job="j", data_set=other.A)')
-    with pytest.raises(ConfigurationError, match="cannot be read off its DAG"):
+    with pytest.raises(ConfigurationError, match="cannot be read from the file"):
         find_task(project, "j")

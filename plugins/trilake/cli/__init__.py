@@ -10,8 +10,8 @@ import sys
 
 try:
     import typer
-except ModuleNotFoundError:  # a bare `pip install trilake` has the core alone, as Spark's image has
-    sys.exit("trilake: the command line is not installed. `pip install 'trilake[airflow]'` brings it.")
+except ModuleNotFoundError:  # `pip install trilake` without extras installs only the core, as in Spark's image
+    sys.exit("trilake: the command line is not installed. Run `pip install 'trilake[airflow]'`.")
 
 from trilake.cli import data, hosts, init, jobs, local, new, producer, query, vpn
 from trilake.errors import TrilakeError
@@ -20,7 +20,7 @@ DEBUG = "--debug"
 
 app = typer.Typer(
     help="A data platform on three hosts, or in one folder of this machine.",
-    epilog="An error is one line that says what to do; --debug, anywhere, shows the traceback.",
+    epilog="An error is one line that says what to do. --debug, anywhere in the command, shows the traceback.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -50,9 +50,9 @@ def main() -> None:
 
 
 def _bypass_proxies() -> None:
-    """A proxy of the environment cannot reach this machine. boto3 and clickhouse-connect would go through it."""
-    known = [os.environ.get(name, "") for name in ("no_proxy", "NO_PROXY")]
-    bypassed = ",".join(filter(None, [*known, "127.0.0.1", "localhost"]))
+    """Exclude this machine from the environment's proxy: boto3 and clickhouse-connect would use it otherwise."""
+    configured = [os.environ.get(name, "") for name in ("no_proxy", "NO_PROXY")]
+    bypassed = ",".join(filter(None, [*configured, "127.0.0.1", "localhost"]))
     os.environ.update(no_proxy=bypassed, NO_PROXY=bypassed)
 
 

@@ -19,12 +19,12 @@ app = typer.Typer()
 
 @app.command()
 def put(
-    data_set: Annotated[str, typer.Argument(help="As the DAGs declare it.")],
+    data_set: Annotated[str, typer.Argument(help="The data set's name, as a DAG file declares it.")],
     partition: Annotated[str, typer.Argument(help="Such as 2013-02 or 2013-02-28.")],
     files: Annotated[list[Path], typer.Argument(help="CSV files with a header.")],
     json: options.Json = False,
 ) -> None:
-    """Put files into a partition of s3://raw/, as a producer does. A file of the same name is replaced."""
+    """Upload files to a partition of s3://raw/, as a producer does. A file with the same name is replaced."""
     from trilake.cli.put import put_files
     from trilake.project import find_project
 
@@ -35,12 +35,14 @@ def put(
 def run(
     job: Annotated[str, typer.Argument(help="A module of spark_jobs/.")],
     partition: Annotated[str, typer.Option(help="The first partition, such as 2013-02 or 2013-02-28.")],
-    end: Annotated[str, typer.Option(help="The last partition; by default the first.")] = "",
-    limit: Annotated[int, typer.Option(min=0, help="How many lines of each partition to read; 0: all.")] = 0,
-    data_set: Annotated[str, typer.Option(help="What the job makes, where the DAGs do not say it.")] = "",
+    end: Annotated[str, typer.Option(help="The last partition. Default: the first one.")] = "",
+    limit: Annotated[int, typer.Option(min=0, help="How many lines to read of each partition. 0 reads all.")] = 0,
+    data_set: Annotated[
+        str, typer.Option(help="The data set that the job writes, if the DAG files do not name it.")
+    ] = "",
     json: options.Json = False,
 ) -> None:
-    """Dry run of a Spark job: what it would commit, and what would change. Exit code 1 if it would not fit."""
+    """Run a Spark job without a commit: show what it would change. Exit code 1: it could not be published."""
     from trilake.cli.run import dry_run_job
     from trilake.endpoints import Endpoints
 
@@ -52,8 +54,8 @@ def run(
 
 @app.command()
 def migrate(
-    plan: Annotated[bool, typer.Option("--plan", help="Change nothing: show what would be applied.")] = False,
-    wait: Annotated[int, typer.Option(min=0, help="Seconds to wait for servers that do not answer yet.")] = 0,
+    plan: Annotated[bool, typer.Option("--plan", help="Show what would be applied. Nothing is changed.")] = False,
+    wait: Annotated[int, typer.Option(min=0, help="Seconds to wait until the ClickHouse servers answer.")] = 0,
     json: options.Json = False,
 ) -> None:
     """Apply the files of sql/ to PostgreSQL and to every shard of ClickHouse."""
@@ -63,7 +65,7 @@ def migrate(
 
     endpoints = options.endpoints()
     if wait:
-        # the client would log each try, and not which host it is
+        # the client logs each attempt, but not the host's name
         logging.getLogger("clickhouse_connect").setLevel(logging.ERROR)
         hosts = " and ".join(map(str, endpoints.clickhouse.shards))
         print(f"waiting for {hosts}, at most {wait} s", file=sys.stderr)
@@ -80,13 +82,20 @@ def migrate(
 
 @app.command()
 def arrivals(
-    hours: Annotated[float, typer.Option("--hours", help="Taken longer ago than this.", min=0)] = 24,
+    hours: Annotated[
+        float, typer.Option("--hours", help="Show partitions claimed more than this many hours ago.", min=0)
+    ] = 24,
     again: Annotated[
-        str, typer.Option("--again", metavar="DATA_SET/PARTITION", help="Forget which run took this: it is due again.")
+        str,
+        typer.Option(
+            "--again",
+            metavar="DATA_SET/PARTITION",
+            help="Release this partition's claim, so that the next run takes it.",
+        ),
     ] = "",
     json: options.Json = False,
 ) -> None:
-    """Show partitions that a run claimed a day ago or more and that no job has committed."""
+    """Show partitions that a run claimed at least --hours ago and that no job has committed."""
     import trilake.lake.arrivals
 
     lake = options.endpoints().lake
@@ -95,11 +104,11 @@ def arrivals(
         trilake.lake.arrivals.again(lake, data_set, partition)
         print(f"{again} is due again, if it has files", file=sys.stderr)
         return
-    rows = [asdict(one) for one in trilake.lake.arrivals.overdue(lake, timedelta(hours=hours))]
+    rows = [asdict(arrival) for arrival in trilake.lake.arrivals.overdue(lake, timedelta(hours=hours))]
     _print(("data_set", "partition", "run", "taken_at"), rows, as_json=json)
     if rows:
         print(
-            "Clear the run in Airflow. If it is gone, or will never commit: trilake arrivals --again "
+            "Clear the run in Airflow. If the run was deleted or will never commit: trilake arrivals --again "
             f"{rows[0]['data_set']}/{rows[0]['partition']}",
             file=sys.stderr,
         )
@@ -110,11 +119,14 @@ _PUBLICATION = ("table", "partition", "state", "fence", "rows", "by_shard", "sna
 
 @app.command()
 def publications(
-    finish: Annotated[bool, typer.Option("--finish", help="Complete what was decided.")] = False,
-    clean: Annotated[bool, typer.Option("--clean", help="Drop what dead publishers left behind.")] = False,
+    finish: Annotated[
+        bool,
+        typer.Option("--finish", help="Finish publications whose ledger row exists but that are not on every shard."),
+    ] = False,
+    clean: Annotated[bool, typer.Option("--clean", help="Drop staging tables of publishers that died.")] = False,
     json: options.Json = False,
 ) -> None:
-    """Show which snapshot of each partition ClickHouse shows."""
+    """Show which snapshot of each partition is published in ClickHouse."""
     from trilake.clickhouse.cluster import Cluster
     from trilake.clickhouse.publication.ledger import Ledger
     from trilake.clickhouse.publication.publisher import Publisher
@@ -125,12 +137,15 @@ def publications(
         with Cluster(endpoints.clickhouse, comment={"by": "trilake publications"}) as cluster:
             publisher = Publisher(cluster, ledger)
             if finish:
-                for done in publisher.finish():
-                    print(f"finished {done.partition} of {done.table}", file=sys.stderr)
+                for publication in publisher.finish():
+                    print(f"finished {publication.partition} of {publication.table}", file=sys.stderr)
             if clean:
                 for attempt in publisher.clean():
                     print(f"cleaned up attempt {attempt}", file=sys.stderr)
-    rows = [{**asdict(one), "rows": one.total_rows, "by_shard": dict(one.rows)} for one in ledger.publications()]
+    rows = [
+        {**asdict(publication), "rows": publication.total_rows, "by_shard": dict(publication.rows)}
+        for publication in ledger.publications()
+    ]
     _print((*_PUBLICATION, "decided_at"), rows, as_json=json)
 
 

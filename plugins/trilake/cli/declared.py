@@ -1,7 +1,7 @@
-"""What the DAG files say of a job: which data set it makes, how large, with what arguments. Read, and not run.
+"""What the DAG files say about a job: its data set, profile and arguments. The files are parsed, not run.
 
-A DAG's import costs seconds (Airflow); what is asked for here stands in it as plain text nearly always: a call of
-``SparkApplicationOperator(job="...", data_set=NAME)`` and ``NAME = DataSet(...)``, in the same file or in another.
+Importing a DAG takes seconds, because it imports Airflow. The text nearly always has all that is needed:
+a call ``SparkApplicationOperator(job="...", data_set=NAME)``, and ``NAME = DataSet(...)`` in the same or another file.
 """
 
 from __future__ import annotations
@@ -16,101 +16,104 @@ from trilake.lake import DataSet
 from trilake.platform.embedded.dry_run import Task
 
 _OPERATOR = "SparkApplicationOperator"
-# What else of a call is asked for, and what it has to be where it is written out.
+# The other arguments that are read from the call: name, type, and the type's name for the error message.
 _WRITTEN = (("arguments", list | tuple, "list"), ("profile", str, "text"), ("spark_conf", dict, "dictionary"))
 
 
 def data_sets(dags: Path) -> dict[str, DataSet]:
-    """Every data set that is declared in these files, by its name."""
-    return {found.name: found for path in _files(dags) for found in _declared(path, dags).values()}
+    """All data sets that these files declare, by name."""
+    return {data_set.name: data_set for path in _files(dags) for data_set in _declared(path, dags).values()}
 
 
 def find_data_set(dags: Path, name: str) -> DataSet:
-    """The one that these files declare by this name.
+    """The data set that these files declare under this name.
 
-    :raises ConfigurationError: there is none.
+    :raises ConfigurationError: no file declares it.
     """
-    known = data_sets(dags)
-    if name not in known:
+    declared = data_sets(dags)
+    if name not in declared:
         raise ConfigurationError(
-            f"No file of dags/ declares a data set {name}.", hint=f"There are {', '.join(sorted(known))}."
+            f"No file of dags/ declares a data set {name}.", hint=f"There are {', '.join(sorted(declared))}."
         )
-    return known[name]
+    return declared[name]
 
 
 def find_task(project: Path, job: str, data_set: str = "") -> Task:
     """The task that runs `job`.
 
-    :param job: a module of ``spark_jobs/``; the path of its file will do.
-    :param data_set: the name of the one that it makes; empty: the DAGs say it.
-    :raises ConfigurationError: no such job or data set, or the DAGs name none or several for it.
+    :param job: a module of ``spark_jobs/``, or the path of its file.
+    :param data_set: the name of the data set that the job writes; empty: take it from the DAGs.
+    :raises ConfigurationError: there is no such job or data set, or the DAGs name none or several for this job.
     """
     name = Path(job).name.removesuffix(".py")
     jobs = sorted(path.stem for path in (project / "spark_jobs").glob("*.py") if path.stem != "__init__")
     if name not in jobs:
         raise ConfigurationError(f"There is no job {name} in spark_jobs/.", hint=f"There are {', '.join(jobs)}.")
-    asked = find_data_set(project / "dags", data_set) if data_set else None
+    chosen = find_data_set(project / "dags", data_set) if data_set else None
     dags = project / "dags"
     calls = [call for path in _files(dags) for call in _calls(path, dags, name)]
-    made = {found.name: (found, call) for found, call in calls if found is not None}
-    if asked:
-        return _task(name, asked, made[data_set][1] if data_set in made else {})
-    if len(made) == 1:
-        ((found, call),) = made.values()
-        return _task(name, found, call)
+    written = {target.name: (target, call) for target, call in calls if target is not None}
+    if chosen:
+        return _task(name, chosen, written[data_set][1] if data_set in written else {})
+    if len(written) == 1:
+        ((target, call),) = written.values()
+        return _task(name, target, call)
     why = (
-        f"makes {' and '.join(sorted(made))}" if made
-        else "has a data set that cannot be read off its DAG" if calls
-        else f"is run by no {_OPERATOR}(job={name!r}) of dags/"
+        f"writes several data sets: {' and '.join(sorted(written))}" if written
+        else "has a data set that is computed in its DAG, so it cannot be read from the file" if calls
+        else f"is not run by any {_OPERATOR}(job={name!r}) of dags/"
     )  # fmt: skip
-    raise ConfigurationError(f"Job {name} {why}.", hint="Say which one to make: --data-set NAME.")
+    raise ConfigurationError(f"Job {name} {why}.", hint="Name the data set: --data-set NAME.")
 
 
 def _task(job: str, data_set: DataSet, call: dict[str, Any]) -> Task:
     if data_set.grain is None:
-        raise ConfigurationError(f"Data set {data_set.name} has no grain: it is written whole, without a job.")
+        raise ConfigurationError(
+            f"Data set {data_set.name} has no grain: it is replaced as a whole, and no job writes it."
+        )
     for name, kind, word in _WRITTEN:
         if not isinstance(call.get(name), kind | None):
             raise ConfigurationError(
-                f"Job {job} is given {name} in its DAG that are no {word}.", hint="Write them as one."
+                f"The DAG of job {job} has {name}= that is not a {word}.",
+                hint=f"Write {name}= as a {word} without computed values.",
             )
     arguments = tuple(str(argument) for argument in call.get("arguments") or ())
     if templated := [argument for argument in arguments if "{{" in argument]:
         raise ConfigurationError(
-            f"Job {job} is given {templated[0]!r}, which Airflow renders for each run.",
-            hint="Give the job a default for it, and --data-set to run it without the DAG's arguments.",
+            f"The DAG gives job {job} the argument {templated[0]!r}, which only Airflow can render.",
+            hint="Give the job a default for this argument. Then name the data set with --data-set to run without it.",
         )
     return Task(job, data_set, arguments, call.get("profile") or "small", call.get("spark_conf") or {})
 
 
 def _files(dags: Path) -> list[Path]:
-    """DAG files, and those of the packages that they share."""
+    """The DAG files and the files of the packages that they share."""
     return sorted(dags.rglob("*.py"))
 
 
 def _calls(path: Path, dags: Path, job: str) -> Iterator[tuple[DataSet | None, dict[str, Any]]]:
-    """The operators that run `job`: their data set, if it can be read, and what else is written out."""
+    """The operators that run `job`: their data set, if it can be read, and their other literal arguments."""
     tree, names = _parse(path, dags), _declared(path, dags)
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and _name(node.func) == _OPERATOR:
-            given = {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg}
-            if "job" in given and _literal(given["job"]) == job:
-                more: dict[str, Any] = {key: _literal(given[key]) for key, *_ in _WRITTEN if key in given}
-                yield _data_set(given.get("data_set"), names), more
+            arguments = {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg}
+            if "job" in arguments and _literal(arguments["job"]) == job:
+                more: dict[str, Any] = {key: _literal(arguments[key]) for key, *_ in _WRITTEN if key in arguments}
+                yield _data_set(arguments.get("data_set"), names), more
 
 
 def _declared(path: Path, dags: Path, importing: tuple[Path, ...] = ()) -> dict[str, DataSet]:
-    """The data sets that a file knows, by its expressions for them: ``ORDERS``, ``data_sets.ORDERS``."""
+    """The data sets that a file can name, by the expression: ``ORDERS``, ``data_sets.ORDERS``."""
     importing = (*importing, path)
     found: dict[str, DataSet] = {}
 
     def of(module: Path | None) -> dict[str, DataSet]:
-        # files that import each other are none that Python could run: what each has by itself is all there is
+        # Python could not run files that import each other. Such a cycle ends here.
         return {} if module is None or module in importing else _declared(module, dags, importing)
 
     for node in _parse(path, dags).body:
         if isinstance(node, ast.ImportFrom):
-            # as Python does: of the folder that the dots name, or of dags/, which is on its path
+            # as in Python: relative to the folder that the dots name, else to dags/, which is on Python's path
             folder = path.parents[node.level - 1] if node.level else dags
             parts = (node.module or "").split(".") if node.module else []
             theirs = of(_module(folder, parts))
@@ -130,7 +133,7 @@ def _declared(path: Path, dags: Path, importing: tuple[Path, ...] = ()) -> dict[
 
 
 def _module(folder: Path, parts: list[str]) -> Path | None:
-    """The file of a module below `folder`; None if it is not there (an installed package's, say)."""
+    """The file of a module below `folder`. None if there is none, as for an installed package."""
     base = folder.joinpath(*parts)
     candidates = (base / "__init__.py", *([base.with_name(f"{base.name}.py")] if parts else []))
     return next((file for file in candidates if file.is_file()), None)
@@ -149,12 +152,12 @@ def _data_set(node: ast.expr | None, names: dict[str, DataSet]) -> DataSet | Non
         try:
             return DataSet(*positional, **named)
         except TypeError:
-            return None  # something in it is computed
+            return None  # an argument is computed
     return None
 
 
 def _literal(node: ast.expr) -> Any:
-    """The value that is written there; None if it is computed."""
+    """The value of a literal. None if it is computed."""
     try:
         return ast.literal_eval(node)
     except ValueError:

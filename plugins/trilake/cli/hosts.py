@@ -11,25 +11,25 @@ import typer
 from trilake.cli import options
 
 app = typer.Typer()
-setup_app = typer.Typer(help="What vps_1 sets up from its own .env each time it comes up.", no_args_is_help=True)
+setup_app = typer.Typer(help="What vps_1 sets up from its .env at each start.", no_args_is_help=True)
 
 
 @app.command()
 def env(
-    file: Annotated[Path, typer.Option(help="Where it is.")] = Path(".env"),
-    hosts: Annotated[str, typer.Option(help="Private addresses of vps_1, vps_2 and vps_3, with commas.")] = "",
-    subnet: Annotated[str, typer.Option(help="Of the replica, if there are no hosts.")] = "10.77.0.0/24",
-    check: Annotated[bool, typer.Option("--check", help="Write nothing: tell whether the file is complete.")] = False,
-    part: Annotated[str, typer.Option(help="Write nothing: print what a host (vps_1, vps_2, vps_3) needs.")] = "",
+    file: Annotated[Path, typer.Option(help="The .env file.")] = Path(".env"),
+    hosts: Annotated[str, typer.Option(help="Private addresses of vps_1, vps_2 and vps_3, separated by commas.")] = "",
+    subnet: Annotated[str, typer.Option(help="The replica's subnet, if --hosts is not given.")] = "10.77.0.0/24",
+    check: Annotated[bool, typer.Option("--check", help="Only check whether the file is complete.")] = False,
+    part: Annotated[str, typer.Option(help="Only print the settings that one host (vps_1, vps_2, vps_3) needs.")] = "",
 ) -> None:
     """Write .env for the hosts or their replica, once, with random secrets. An existing file is never replaced."""
     from trilake.platform.hosts import environment
 
     addresses = [address.strip() for address in hosts.split(",")] if hosts else []
     if addresses and len(addresses) != 3:
-        raise typer.BadParameter("takes three addresses", param_hint="--hosts")
+        raise typer.BadParameter("needs three addresses", param_hint="--hosts")
     if part not in ("", "vps_1", "vps_2", "vps_3"):
-        raise typer.BadParameter("is one of vps_1, vps_2, vps_3", param_hint="--part")
+        raise typer.BadParameter("must be vps_1, vps_2 or vps_3", param_hint="--part")
     if check:
         environment.check(environment.read(file), part or None, where=str(file))
         print(f"{file} has everything{f' that {part} needs' if part else ''}.")
@@ -46,12 +46,12 @@ def env(
 
 @app.command()
 def overlay(
-    name: Annotated[str, typer.Argument(help="Of k8s/overlays.")],
+    name: Annotated[str, typer.Argument(help="A folder of k8s/overlays.")],
     into: Annotated[Path, typer.Argument(help="The folder to make. If it exists, it is replaced.")],
-    k8s: Annotated[Path, typer.Option(help="What it is made from.")] = Path("k8s"),
-    file: Annotated[Path | None, typer.Option(help="A .env; by default this process' environment.")] = None,
+    k8s: Annotated[Path, typer.Option(help="The folder to read from.")] = Path("k8s"),
+    file: Annotated[Path | None, typer.Option(help="A .env file. Default: this process's environment.")] = None,
 ) -> None:
-    """Write k8s/ with the hosts' addresses and the jobs' connections of .env, for `kubectl apply -k` on vps_2."""
+    """Write k8s/ with the addresses and job connections from .env, for `kubectl apply -k` on vps_2."""
     from trilake.platform.hosts import environment
     from trilake.platform.hosts.overlay import write_overlay
 
@@ -60,9 +60,9 @@ def overlay(
 
 @app.command()
 def deploy(
-    check: Annotated[bool, typer.Option("--check", help="Deploy nothing: tell whether it could be.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only check whether the project can be deployed.")] = False,
 ) -> None:
-    """Push the jobs' code and make the project's DAGs and SQL live under the same version. All or nothing."""
+    """Push the jobs' code and make the project's DAGs and SQL live under one version. All or nothing."""
     from trilake.cli import deploy
     from trilake.project import find_project
 
@@ -76,7 +76,7 @@ def deploy(
 def replica(
     down: Annotated[bool, typer.Option("--down", help="Stop it; its data is kept.")] = False,
 ) -> None:
-    """Start each part of the three hosts' replica in Docker that does not run, and wait until all is well."""
+    """Start the parts of the replica of the three hosts that do not run, and wait until all are ready. Needs Docker."""
     from trilake.cli import replica
     from trilake.platform.hosts.checkout import find_checkout
 
@@ -85,7 +85,7 @@ def replica(
 
 @setup_app.command("databases")
 def setup_databases() -> None:
-    """Databases and users of both PostgreSQL servers: Airflow's metadata on one, oltp and lake on the other."""
+    """Create databases and users in both PostgreSQL servers: Airflow's metadata in one, oltp and lake in the other."""
     from trilake.endpoints import PostgresEndpoint
     from trilake.platform.hosts.airflow import metadata
     from trilake.platform.hosts.connections import POSTGRES_PORT, required
@@ -96,22 +96,22 @@ def setup_databases() -> None:
     make_databases(PostgresEndpoint(own.host, own.port, "postgres", "postgres", password), {"airflow": own.password})
     passwords = {name: required(os.environ, f"{name.upper()}_PASSWORD") for name in ("oltp", "lake")}
     make_databases(PostgresEndpoint("vps-1", POSTGRES_PORT, "postgres", "postgres", password), passwords)
-    print("Databases airflow, oltp and lake exist, each for the user of its name.")
+    print("Databases airflow, oltp and lake exist. Each belongs to the user with its name.")
 
 
 @setup_app.command("s3")
 def setup_s3() -> None:
-    """S3's identities, buckets, and who may do what in which bucket."""
+    """Create S3's identities and buckets, and set each identity's rights in each bucket."""
     from trilake.platform.hosts import s3_admin
 
     s3_admin.set_up(os.environ)
-    print(f"S3 knows {', '.join(s3_admin.IDENTITIES)}, and the buckets {', '.join(s3_admin.RIGHTS)}.")
+    print(f"S3 has the identities {', '.join(s3_admin.IDENTITIES)} and the buckets {', '.join(s3_admin.RIGHTS)}.")
 
 
 @setup_app.command("airflow")
 def setup_airflow() -> None:
-    """Airflow's database, and the password of its user admin."""
+    """Migrate Airflow's database, and set the password of its user admin."""
     from trilake.platform.hosts import airflow
 
     airflow.set_up(os.environ)
-    print(f"Airflow's database is up to date. The password of user {airflow.ADMIN} is the one of .env.")
+    print(f"Airflow's database is up to date. The password of user {airflow.ADMIN} is the one in .env.")

@@ -1,4 +1,4 @@
-"""``trilake init FOLDER``: a project of its own, which works as it is."""
+"""``trilake init FOLDER``: a new project that works at once."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ app = typer.Typer()
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(help="It is made if it does not exist.")],
+    folder: Annotated[Path, typer.Argument(help="The project's folder. It is made if it does not exist.")],
     package: Annotated[
-        str, typer.Option(help="Of what DAGs and jobs share, below dags/; by default named as the folder.")
+        str, typer.Option(help="Name of the package below dags/ that DAGs and jobs share. Default: the folder's name.")
     ] = "",
 ) -> None:
-    """Write a small project of your own, with tests, which works as it is. Nothing is overwritten."""
+    """Write a small project with tests that works at once. No file is overwritten."""
     show(folder, package)
 
 
 def create(folder: Path, package: str = "") -> list[Path]:
-    """Write the files of a new project; all or none.
+    """Write the files of a new project: all of them, or none.
 
-    :param folder: made if it is not there. It may hold other files, such as a repository's.
-    :param package: the package below ``dags/`` that DAGs and jobs share; by default named as the folder.
-    :return: what was written, below `folder`.
-    :raises ConfigurationError: a file is there already, or the package's name is not one. Nothing was written.
+    :param folder: it is made if it does not exist. It may have other files, such as those of a repository.
+    :param package: name of the package below ``dags/`` that DAGs and jobs share. Default: the folder's name.
+    :return: the written files, relative to `folder`.
+    :raises ConfigurationError: a file exists already, or the package's name is not valid. Nothing was written.
     """
     folder = folder.absolute()
     package = package or _WORD.sub("_", folder.name.lower()).strip("_")
@@ -50,7 +50,7 @@ def create(folder: Path, package: str = "") -> list[Path]:
 
 
 def show(folder: Path, package: str) -> None:
-    """`create`, and say what was written and what comes next."""
+    """Call `create`, then print the written files and the next steps."""
     for path in create(folder, package):
         print(f"wrote {folder / path}")
     print(
@@ -60,7 +60,7 @@ Next:
   pytest                                   to run its tests
   trilake up                               to start the platform on this machine
   trilake new dataset NAME --grain day     to add a data set
-README.md says how others install it."""
+README.md says how others install the project."""
     )
 
 
@@ -68,12 +68,12 @@ def _check_package(package: str) -> None:
     if not package.isidentifier() or package != package.lower():
         raise ConfigurationError(
             f"{package!r} cannot name a Python package.",
-            hint="Name one of lower-case letters, digits and underscores: `trilake init FOLDER --package NAME`.",
+            hint="Use lower-case letters, digits and underscores: `trilake init FOLDER --package NAME`.",
         )
     if package in _TAKEN or importlib.util.find_spec(package) is not None:
         raise ConfigurationError(
             f"The package dags/{package}/ would hide the Python module {package}.",
-            hint="Name another one: `trilake init FOLDER --package NAME`.",
+            hint="Choose another name: `trilake init FOLDER --package NAME`.",
         )
 
 

@@ -11,12 +11,12 @@ app = typer.Typer(help="The Spark jobs' code in S3.", no_args_is_help=True)
 
 @app.callback()
 def _group() -> None:
-    """Keeps `push` a command of its own."""
+    """With a callback, Typer keeps `push` as a subcommand, although it is the only one."""
 
 
 @app.command()
 def push() -> None:
-    """Put the jobs' code into S3 and make it the current version, for runs that start from now on."""
+    """Upload the jobs' code to S3 and make it the current version. Runs that start later use it."""
     from trilake import s3
     from trilake.project import find_project
     from trilake.spark import versions

@@ -1,4 +1,4 @@
-"""``trilake up``, ``down`` and ``status``, for a person and for a program."""
+"""``trilake up``, ``down`` and ``status``."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _PIPE_COLUMNS = 200
 _COLOURS = {"running": "green", "stopped": "dim", "died": "red", "orphaned": "yellow"}
 
 
-class _Told:
-    """Progress, a line an event, with the seconds since the start. Nothing is said of what takes no time."""
+class _Progress:
+    """Prints one line per event, with the seconds since the start."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
@@ -31,23 +31,23 @@ class _Told:
 
 
 def start(home: Home, *, airflow_too: bool = True) -> None:
-    """Bring it up; progress goes to stderr, the result to stdout."""
+    """Start the platform. Progress goes to stderr, the result to stdout."""
     began = time.monotonic()
-    platform.up(home, _Told(), airflow_too=airflow_too)
+    platform.up(home, _Progress(), airflow_too=airflow_too)
     if not airflow_too:
-        print(f"Up after {time.monotonic() - began:.0f} s, without Airflow: `trilake up` starts it, too.")
+        print(f"Up after {time.monotonic() - began:.0f} s, without Airflow. `trilake up` also starts Airflow.")
         return
     url, user, password = administrator(home)
     print(f"Up after {time.monotonic() - began:.0f} s. Airflow: {url}  user {user}, password {password}")
 
 
 def stop(home: Home) -> None:
-    """Bring it down; says whether there was anything to end."""
+    """Stop the platform, and print whether anything was running."""
     print("Down; the data is kept." if platform.down(home) else "Nothing was running.")
 
 
 def show(home: Home, *, as_json: bool) -> None:
-    """How each service stands."""
+    """Print the state of each service."""
     services = status(home)
     total = sum(service.memory for service in services)
     if as_json:

@@ -14,7 +14,8 @@ app = typer.Typer()
 @app.command()
 def up(
     without_airflow: Annotated[
-        bool, typer.Option("--without-airflow", help="The stores and Spark only: enough for jobs and SQL.")
+        bool,
+        typer.Option("--without-airflow", help="Start only the stores and Spark. This is enough for jobs and SQL."),
     ] = False,
 ) -> None:
     """Start each service that does not run, and wait until all are ready."""
@@ -41,9 +42,9 @@ def status(json: options.Json = False) -> None:
 
 @app.command()
 def logs(
-    service: Annotated[str, typer.Argument(help="As `trilake status` names it.")],
+    service: Annotated[str, typer.Argument(help="The service's name in `trilake status`.")],
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Print new lines until you press Ctrl-C.")] = False,
-    lines: Annotated[int, typer.Option("-n", "--lines", min=0, help="How many of the last lines.")] = 50,
+    lines: Annotated[int, typer.Option("-n", "--lines", min=0, help="How many lines to show from the end.")] = 50,
 ) -> None:
     """Show a service's log."""
     from trilake.cli.logs import show
@@ -53,7 +54,7 @@ def logs(
 
 @app.command()
 def doctor(json: options.Json = False) -> None:
-    """Tell what is missing on this machine and how to fix it. Exit code 1 if something is missing."""
+    """Show what is missing on this machine and how to fix it. Exit code 1 if something is missing."""
     from trilake.cli.doctor import examine, show
 
     healthy = show(examine(options.home()), as_json=json)

@@ -11,15 +11,15 @@ from trilake.platform.embedded.airflow import MIGRATION
 from trilake.platform.embedded.home import SERVICES, Home
 from trilake.platform.embedded.processes import last_lines
 
-# Besides the services: what starts them, and what brings Airflow's database to its version.
+# Logs that do not belong to a service: the process supervisor, and the migration of Airflow's database.
 OTHER_LOGS = ("supervisord", MIGRATION)
 _POLL_S = 0.2
 
 
 def show(home: Home, service: str, *, lines: int, follow: bool) -> None:
-    """Print the log's last lines, and with `follow` whatever is added until interrupted.
+    """Print the log's last lines. With `follow`, also print new lines until interrupted.
 
-    :raises ConfigurationError: there is no such service, or it has said nothing yet.
+    :raises ConfigurationError: there is no such service, or it has no log yet.
     """
     if service not in (*SERVICES, *OTHER_LOGS):
         raise ConfigurationError(
@@ -39,7 +39,7 @@ def show(home: Home, service: str, *, lines: int, follow: bool) -> None:
 
 
 def _follow(path: Path, position: int) -> None:
-    """Read on from `position`; a log that was rotated away is read to its end, and its successor from the start."""
+    """Print what is added after `position`. After a rotation, read the old file to its end, then the new one."""
     file = open(path, errors="replace")  # noqa: SIM115  replaced when the log is rotated
     file.seek(position)
     while True:

@@ -1,4 +1,4 @@
-"""``trilake new dataset``: a data set's files as a start: DAG, job, table, check and tests, which run as they are."""
+"""``trilake new dataset``: writes a data set's DAG, job, table, check and tests. They run without changes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trilake.lake.window import partition_name
 
 _CSV = "id bigint NOT NULL, happened_at timestamp NOT NULL, amount double, note string"
 _SCHEDULES: Mapping[Grain, str] = {"day": "@daily", "month": "@monthly"}
-# ClickHouse's functions whose value, as a text, is the partition's id that `DataSet.partition_id` gives
+# ClickHouse functions. Their value as a string equals the partition id of `DataSet.partition_id`.
 _PARTITION_BY: Mapping[Grain, str] = {"day": "toYYYYMMDD", "month": "toYYYYMM"}
 
 
@@ -27,53 +27,55 @@ app = typer.Typer(help="Files to start from.", no_args_is_help=True)
 
 @app.callback()
 def _group() -> None:
-    """Keeps `dataset` a command of its own."""
+    """With a callback, Typer keeps `dataset` as a subcommand, although it is the only one."""
 
 
 @app.command()
 def dataset(
     name: Annotated[str, typer.Argument(help="Lower-case letters, digits and underscores.")],
-    grain: Annotated[str, typer.Option(help="What is recomputed and replaced as a whole: month or day.")] = "month",
+    grain: Annotated[
+        str, typer.Option(help="The partition that is recomputed and replaced as a whole: month or day.")
+    ] = "month",
 ) -> None:
-    """Write a data set's DAG, job, table, check and tests, which run as they are. Nothing is overwritten."""
+    """Write a data set's DAG, job, table, check and tests. They run without changes. No file is overwritten."""
     from trilake.project import find_project
 
     show(find_project(), name, grain)
 
 
 def create(project: Path, name: str, grain: str) -> list[Path]:
-    """Write the files of a new data set; all or none.
+    """Write the files of a new data set: all of them, or none.
 
-    :return: what was written, below `project`.
-    :raises ConfigurationError: no name or grain for a data set, or one that is taken. Nothing was written.
+    :return: the written files, relative to `project`.
+    :raises ConfigurationError: the name or grain is not valid, or the name is taken. Nothing was written.
     """
     data_set = DataSet(name, grain=cast("Grain", grain), date="happened_on", shard_by="id")
     files = _render(data_set)
     if name in data_sets(project / "dags"):
         raise ConfigurationError(f"A file of dags/ declares a data set {name} already.", hint="Choose another name.")
-    # a package of this name would be imported in its place
-    refuse_taken(project, [*files, Path("dags", name)], "Choose another name, or move it away.")
-    # dags/ is a folder that Python imports from: a file there can hide a package
+    # Python would import a package dags/NAME/ instead of the file dags/NAME.py.
+    refuse_taken(project, [*files, Path("dags", name)], "Choose another name, or move the existing file.")
+    # dags/ is on Python's path, so a file there can hide an installed package.
     if name.isidentifier() and importlib.util.find_spec(name) is not None:
         raise ConfigurationError(f"dags/{name}.py would hide the Python module {name}.", hint="Choose another name.")
     return write(project, files)
 
 
 def show(project: Path, name: str, grain: str) -> None:
-    """`create`, and say what was written and what comes next."""
+    """Call `create`, then print the written files and the next steps."""
     for path in create(project, name, grain):
         print(f"wrote {path}")
     example = _example(cast("Grain", grain))
     print(
         f"""
 Next:
-  Make them yours: the columns stand in the job, in table.sql and in its test. Then
+  Change the columns to yours: in the job, in table.sql and in the job's test. Then
   python -m pytest tests/spark/test_{name}_curate.py
-  trilake put {name} {example} FILE.csv    to put a file into s3://raw/, whose header is
+  trilake put {name} {example} FILE.csv    to upload a file to s3://raw/; its header must be
       {_header()}
-  trilake run {name}_curate --partition {example}    to see what it would commit, without committing
-  trilake up    to apply the table and to ship the job
-  and in Airflow unpause the DAG {name}, and trigger it with {{"start": "{example}"}}."""
+  trilake run {name}_curate --partition {example}    to see what the job would commit (a dry run)
+  trilake up    to apply the table and to upload the job
+  Then unpause the DAG {name} in Airflow, and trigger it with {{"start": "{example}"}}."""
     )
 
 

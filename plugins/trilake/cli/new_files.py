@@ -1,4 +1,4 @@
-"""Files of a project, rendered from the package's templates and written where there are none yet: all, or none."""
+"""Renders a project's files from the package's templates, and writes all of them or none. No file is overwritten."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _RENDERED = ".jinja"
 
 
 def render(folder: str, templates: Mapping[str, str], values: Mapping[str, Any]) -> dict[Path, str]:
-    """What each file is to hold.
+    """The text of each file.
 
-    :param folder: of the templates.
-    :param templates: file -> template. One whose name ends with ``.jinja`` is rendered, any other is copied.
+    :param folder: the folder of the templates.
+    :param templates: file -> template. A template whose name ends with ``.jinja`` is rendered, any other is copied.
     """
     import jinja2
 
@@ -25,7 +25,7 @@ def render(folder: str, templates: Mapping[str, str], values: Mapping[str, Any])
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
         trim_blocks=True,
-        autoescape=False,  # noqa: S701  Python and SQL, of checked names
+        autoescape=False,  # noqa: S701  the output is Python and SQL, and the names are checked
     )
     return {
         Path(path): environment.get_template(template).render(values)
@@ -36,16 +36,16 @@ def render(folder: str, templates: Mapping[str, str], values: Mapping[str, Any])
 
 
 def refuse_taken(project: Path, files: Iterable[Path], hint: str) -> None:
-    """:raises ConfigurationError: one of the files is there already."""
+    """:raises ConfigurationError: one of the files exists already."""
     if taken := [path for path in files if (project / path).exists()]:
         raise ConfigurationError(f"{', '.join(map(str, taken))} exists already. Nothing was written.", hint=hint)
 
 
 def write(project: Path, files: Mapping[Path, str]) -> list[Path]:
-    """Write them.
+    """Write the files.
 
-    :return: what was written, below `project`.
-    :raises ConfigurationError: one cannot be written. None of them is left.
+    :return: the written files, relative to `project`.
+    :raises ConfigurationError: a file cannot be written. The files already written are removed.
     """
     written: list[Path] = []
     try:

@@ -1,4 +1,4 @@
-"""What commands share: options, where the platform is, and how rows are printed."""
+"""Shared by the commands: options, the platform's home and endpoints, and printing rows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def home() -> Home:
 
 
 def endpoints() -> Endpoints:
-    """Those of the environment, if it names connections (on a host, in a container), else of the platform here."""
+    """Endpoints of the environment if it has connections (on a host, in a container), else of the local platform."""
     from trilake.endpoints import S3_CONNECTION, Endpoints
 
     if f"AIRFLOW_CONN_{S3_CONNECTION.upper()}" in os.environ:
@@ -32,7 +32,7 @@ def endpoints() -> Endpoints:
 
 
 def print_rows(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A heading and rows below it, each column as wide as its widest text."""
+    """Print a heading and the rows below it. Each column is as wide as its widest text."""
     cells = [tuple(columns), *(tuple(map(str, row)) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:

@@ -1,4 +1,4 @@
-"""``trilake producer``: who may put files below a data set's prefix."""
+"""``trilake producer``: the keys that may put files below a data set's prefix."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from trilake.platform.hosts.producers import Producers
 
 app = typer.Typer(
-    help="Who may put files below a data set's prefix of s3://raw/: on vps_1 itself or in the replica.",
+    help="Manage the keys that may put files below a data set's prefix of s3://raw/, on vps_1 or in the replica.",
     no_args_is_help=True,
 )
-Name = Annotated[str, typer.Argument(help="Small letters, digits and -.")]
-OfDataSet = Annotated[str, typer.Option("--data-set", help="Whose prefix; a producer of two has two keys.")]
+Name = Annotated[str, typer.Argument(help="Lower-case letters, digits and -.")]
+OfDataSet = Annotated[str, typer.Option("--data-set", help="The data set. A producer of two data sets needs two keys.")]
 
 
 def producers_here() -> Producers:
-    """The producers of this host or replica, with the root's secret of its ``.env``."""
+    """The producers of this host or replica. Uses the root secret in its ``.env``."""
     from trilake.platform.hosts import environment
     from trilake.platform.hosts.checkout import find_checkout
     from trilake.platform.hosts.containers import project_name
@@ -38,36 +38,38 @@ def producers_here() -> Producers:
 def add(
     name: Name,
     data_set: OfDataSet,
-    out: Annotated[Path | None, typer.Option(help="The file; by default DATA_SET.NAME.key here.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The key's file. Default: DATA_SET.NAME.key in this folder.")] = None,
     json: Json = False,
 ) -> None:
-    """Make a key and write it to a file, mode 600. Its secret is kept nowhere else."""
+    """Make a key and write it to a file with mode 600. The secret is stored nowhere else."""
     from trilake.cli.declared import find_data_set
     from trilake.platform.hosts import environment
     from trilake.platform.hosts.checkout import find_checkout, served_project
 
     checkout = find_checkout()
     settings = environment.read(checkout / environment.FILE) if (checkout / environment.FILE).exists() else {}
-    # a data set that no DAG declares has no reader
+    # No DAG would read files of a data set that is not declared.
     find_data_set(served_project(checkout, settings) / "dags", data_set)
     file = out or Path(f"{data_set}.{name}.key")
-    one = producers_here().add(name, data_set, file)
+    producer = producers_here().add(name, data_set, file)
     line = f"{file} is {name}'s key: it may put files below s3://raw/{data_set}/ and nothing else."
-    print(as_text.dumps({**one, "file": str(file)}) if json else line)
+    print(as_text.dumps({**producer, "file": str(file)}) if json else line)
 
 
 @app.command()
 def revoke(name: Name, data_set: OfDataSet, json: Json = False) -> None:
-    """End a key, at once. The files that it has put stay."""
-    one = producers_here().revoke(name, data_set)
-    print(as_text.dumps(one) if json else f"{name}'s key for {data_set} is revoked. The files that it has put stay.")
+    """Revoke a key at once. The files that it uploaded are kept."""
+    producer = producers_here().revoke(name, data_set)
+    line = f"{name}'s key for {data_set} is revoked. The files that it uploaded are kept."
+    print(as_text.dumps(producer) if json else line)
 
 
 @app.command("list")
 def list_producers(json: Json = False) -> None:
-    """Show every producer and the data set that it brings."""
-    found = producers_here().list()
+    """Show every producer, its data set and its key."""
+    producers = producers_here().list()
     if json:
-        print(as_text.dumps(found))
+        print(as_text.dumps(producers))
     else:
-        print_rows(("name", "data set", "key"), [(one["name"], one["data_set"], one["key"]) for one in found])
+        rows = [(producer["name"], producer["data_set"], producer["key"]) for producer in producers]
+        print_rows(("name", "data set", "key"), rows)

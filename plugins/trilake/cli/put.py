@@ -1,4 +1,4 @@
-"""``trilake put``: a file of this machine into a partition of ``s3://raw/``, as a producer drops it there."""
+"""``trilake put``: upload local files to a partition of ``s3://raw/``, as a producer does."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from trilake.spark.inputs import check_name
 def put_files(
     project: Path, endpoints: Endpoints, name: str, partition: str, files: Sequence[Path], *, as_json: bool
 ) -> None:
-    """Put files under their own names, in place of those that are there by these names, and say so.
+    """Upload the files under their own names, and print each. Files with the same names are replaced.
 
-    :raises ConfigurationError: no such data set, partition or file. Nothing was put.
-    :raises trilake.spark.inputs.InputError: a name that no job reads. Nothing was put.
+    :raises ConfigurationError: there is no such data set, partition or file. Nothing was uploaded.
+    :raises trilake.spark.inputs.InputError: jobs do not read files with such a name. Nothing was uploaded.
     """
     data_set = find_data_set(project / "dags", name)
     (where,) = data_set.window(partition).partitions
@@ -35,13 +35,13 @@ def put_files(
         except OSError as e:
             raise ConfigurationError(f"{file} cannot be read: {e.strerror}.") from None
     store = client(endpoints.s3)
-    there = set(list_keys(store, RAW_BUCKET, data_set.raw_key(where)))
-    done = []
+    existing = set(list_keys(store, RAW_BUCKET, data_set.raw_key(where)))
+    uploaded = []
     for key, file in keys.items():
         store.upload_file(str(file), RAW_BUCKET, key)
-        one = {"key": key, "bytes": store.head_object(Bucket=RAW_BUCKET, Key=key)["ContentLength"]}
-        done.append({**one, "replaced": key in there})
-        how = ", in place of an earlier one" if key in there else ""
-        print(f"s3://{RAW_BUCKET}/{key}: {one['bytes']:,} bytes{how}", file=sys.stderr if as_json else sys.stdout)
+        size = store.head_object(Bucket=RAW_BUCKET, Key=key)["ContentLength"]
+        uploaded.append({"key": key, "bytes": size, "replaced": key in existing})
+        how = ", replaced an earlier file" if key in existing else ""
+        print(f"s3://{RAW_BUCKET}/{key}: {size:,} bytes{how}", file=sys.stderr if as_json else sys.stdout)
     if as_json:
-        print(json.dumps(done))
+        print(json.dumps(uploaded))

@@ -1,4 +1,4 @@
-"""``trilake sql`` and ``trilake psql``: a table for a person, values for a pipe, JSON for a program."""
+"""``trilake sql`` and ``trilake psql``: a table on a terminal, tab-separated values in a pipe, JSON with ``--json``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trilake.errors import TrilakeError, UnreachableError
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
-# What a terminal shows at most; a pipe gets all.
+# A terminal shows at most this many rows. A pipe gets all rows.
 SHOWN_ROWS = 1_000
 _CONNECT_TIMEOUT_S = 5
 _BLOCK_BYTES = 1 << 16
@@ -33,31 +33,31 @@ app = typer.Typer()
 
 
 class QueryError(TrilakeError):
-    """What the database said to the query."""
+    """The database refused the query or stopped in its answer."""
 
 
 @app.command()
-def sql(query: Annotated[str, typer.Argument(help="In ClickHouse's SQL.")], json: Json = False) -> None:
-    """Ask ClickHouse. A table on a terminal, tab-separated values in a pipe."""
+def sql(query: Annotated[str, typer.Argument(help="A query in ClickHouse's SQL.")], json: Json = False) -> None:
+    """Run a query in ClickHouse. The output is a table on a terminal, tab-separated values in a pipe."""
     clickhouse(endpoints().clickhouse, query, as_json=json)
 
 
 @app.command()
 def psql(
-    query: Annotated[str, typer.Argument(help="In PostgreSQL's SQL.")],
+    query: Annotated[str, typer.Argument(help="A query in PostgreSQL's SQL.")],
     json: Json = False,
-    lake: Annotated[bool, typer.Option("--lake", help="The lake's database (catalog, publications).")] = False,
+    lake: Annotated[bool, typer.Option("--lake", help="Use the database lake (catalog, publications).")] = False,
 ) -> None:
-    """Ask PostgreSQL (OLTP). A table on a terminal, tab-separated values in a pipe."""
+    """Run a query in PostgreSQL (OLTP). The output is a table on a terminal, tab-separated values in a pipe."""
     here = endpoints()
     postgres(here.lake if lake else here.oltp, query, as_json=json)
 
 
 def clickhouse(endpoint: ClickHouseEndpoint, query: str, *, as_json: bool) -> None:
-    """Print a query's result, streamed. A FORMAT in the query is obeyed.
+    """Print a query's result as a stream. A FORMAT clause in the query is respected.
 
     :raises UnreachableError: ClickHouse does not answer.
-    :raises QueryError: it refused the query, or broke off.
+    :raises QueryError: ClickHouse refused the query, or the answer is not complete.
     """
     on_terminal = sys.stdout.isatty() and not as_json
     form = _TABLE if on_terminal else "JSONEachRow" if as_json else "TabSeparated"
@@ -70,40 +70,42 @@ def clickhouse(endpoint: ClickHouseEndpoint, query: str, *, as_json: bool) -> No
     where = f"ClickHouse ({shard.host}:{shard.port})"
     try:
         connection.connect()
-        connection.sock.settimeout(None)  # a query takes as long as it takes
+        connection.sock.settimeout(None)  # a query has no time limit
         login = base64.b64encode(f"{endpoint.user}:{endpoint.password}".encode()).decode()
         headers = {"Authorization": f"Basic {login}"}
         connection.request("POST", "/?" + urlencode(parameters), body=query.encode(), headers=headers)
         answer = connection.getresponse()
         if answer.status != 200:
-            told = answer.read().decode(errors="replace").strip()
-            raise QueryError(f"{where}: {_one_line(told) or f'HTTP status {answer.status}'}")
+            message = answer.read().decode(errors="replace").strip()
+            raise QueryError(f"{where}: {_one_line(message) or f'HTTP status {answer.status}'}")
         if on_terminal and answer.headers.get("X-ClickHouse-Format") == _TABLE:
             if text := answer.read():
-                document = json.loads(text, parse_float=decimal.Decimal)  # digit by digit
+                document = json.loads(text, parse_float=decimal.Decimal)  # every digit as sent
                 _print_table([column["name"] for column in document["meta"]], document["data"])
             return
         while block := answer.read1(_BLOCK_BYTES):
             sys.stdout.buffer.write(block)
         sys.stdout.buffer.flush()
     except http.client.HTTPException as e:
-        raise QueryError(f"{where} broke off in its answer ({type(e).__name__}).") from None
+        raise QueryError(
+            f"{where} closed the connection before its answer was complete ({type(e).__name__})."
+        ) from None
     except BrokenPipeError:
         raise
     except OSError as e:
         raise UnreachableError(
             f"{where} does not answer: {e.strerror or type(e).__name__}.",
-            hint="Is it up? `trilake status` shows it, `trilake up` starts it.",
+            hint="`trilake status` shows whether it runs; `trilake up` starts it.",
         ) from None
     finally:
         connection.close()
 
 
 def postgres(endpoint: PostgresEndpoint, query: str, *, as_json: bool) -> None:
-    """Run a query in a transaction of its own and print its result, or what it did.
+    """Run a query in its own transaction. Print its rows, or its status if it has none.
 
     :raises UnreachableError: PostgreSQL does not answer.
-    :raises QueryError: it refused the query.
+    :raises QueryError: PostgreSQL refused the query.
     """
     from trilake.postgres.connection import PostgresError, connect
 
@@ -132,7 +134,7 @@ def _run(connection: Connection, query: str, *, as_json: bool) -> None:
 
 
 def _one_line(text: str) -> str:
-    """Without the list of everything that could have stood there."""
+    """The message on one line, cut: ClickHouse lists every token that the parser would have accepted."""
     line = " ".join(text.split())
     return line if len(line) <= _ERROR_LETTERS else f"{line[:_ERROR_LETTERS]} ..."
 
@@ -155,7 +157,7 @@ def _json(value: Any) -> Any:
     if isinstance(value, decimal.Decimal):
         if value.is_finite() and value == value.to_integral_value():
             return int(value)
-        # as a text, what JSON has no number for, or what its readers would round
+        # A value that JSON has no number for, or that JSON readers would round, becomes a string.
         return float(value) if value.is_finite() and decimal.Decimal(str(float(value))) == value else str(value)
     if isinstance(value, bytes | memoryview):
         return base64.b64encode(bytes(value)).decode()
@@ -179,4 +181,4 @@ def _print_table(names: Sequence[str], rows: Iterable[Sequence[Any]], total: int
     console.print(table)
     more = (len(listed) if total is None else total) - len(shown)
     if more > 0:
-        console.print(f"... and {more} rows more; a pipe gets them all")
+        console.print(f"... and {more} more rows; a pipe gets all of them")

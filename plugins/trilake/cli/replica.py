@@ -1,4 +1,4 @@
-"""``make replica``: `.env`, images, containers; then wait until everything is well, and tell where it is."""
+"""``make replica``: write `.env`, build images, start containers, wait until all are ready, and print the addresses."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _LOG_LINES = 6
 
 
 class ReplicaError(TrilakeError):
-    """The replica did not come up."""
+    """The replica did not start."""
 
 
 @dataclass(frozen=True)
 class Service:
     """A container as `docker compose ps` shows it.
 
-    :param job: it does its work and ends (`restart: "no"`).
+    :param job: the container does its work and ends (`restart: "no"`).
     """
 
     name: str
@@ -49,7 +49,7 @@ class Service:
 
     @property
     def failed(self) -> bool:
-        """Whether waiting is in vain: a job ended badly. A service that ended is started anew by Docker."""
+        """Whether it will never be ready: a job failed. Docker restarts a service that ended."""
         return self.job and self.state == "exited" and self.exit_code != 0
 
     def __str__(self) -> str:
@@ -57,42 +57,42 @@ class Service:
 
 
 def read_services(text: str, jobs: Container[str]) -> dict[str, Service]:
-    """What `docker compose ps --all --format json` prints: an object a line, or, in older versions, a list."""
+    """Parse `docker compose ps --all --format json`: one object per line, or a list in older versions."""
     documents = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]
-    found = (
+    services = (
         Service(d["Service"], d["State"], d.get("Health") or "", int(d.get("ExitCode") or 0), d["Service"] in jobs)
         for d in documents
     )
-    return {service.name: service for service in found}
+    return {service.name: service for service in services}
 
 
 def up(checkout: Path) -> None:
-    """Bring it up; safe at any time. Progress goes to stderr, the result to stdout.
+    """Start the replica. It is safe to call at any time. Progress goes to stderr, the result to stdout.
 
-    :param checkout: holds the hosts' files and ``.env``. The project may lie elsewhere: see `served_project`.
-    :raises EnvironmentFileError: `.env` lacks something.
-    :raises ReplicaError: no Docker, an image that cannot be built, a service that does not become ready.
+    :param checkout: has the hosts' files and ``.env``. The project may be elsewhere: see `served_project`.
+    :raises EnvironmentFileError: a setting is missing in `.env`.
+    :raises ReplicaError: there is no Docker, an image cannot be built, or a service does not become ready.
     """
     if not has_hosts_files(checkout):
         raise ReplicaError(
-            f"{checkout} has no files of the hosts.",
+            f"{checkout} does not have the hosts' files.",
             hint=f"Run this in a checkout of Trilake's repository. {PROJECT} names the project that the replica runs.",
         )
     file = checkout / environment.FILE
     if not file.exists():
         environment.write(file, environment.replica_settings())
-        _say("wrote .env: this replica's addresses and secrets")
+        _say("wrote .env with this replica's addresses and secrets")
     values = environment.read(file)
     environment.check(values)
     project = served_project(checkout, values)
-    # Compose mounts its folders
+    # Compose mounts the project's folders
     os.environ[PROJECT] = str(project)
     _say(f"project: {project}")
     _docker(checkout, "version", "--format", "{{.Server.Version}}", quiet=True)
     _say("building images; the first time takes minutes")
     _docker(checkout, "compose", "build", "--quiet")
     _say("starting")
-    # not its --wait: that takes a job that has done its work for a service that ended
+    # --wait of Compose does not fit: it treats a job that has finished as a service that failed
     done = _docker(checkout, "compose", "up", "--detach", "--remove-orphans", check=False)
     _await(checkout, started=done == 0)
     _profile(checkout)
@@ -105,36 +105,36 @@ def up(checkout: Path) -> None:
 
 
 def _profile(checkout: Path) -> None:
-    """One VPN profile, of an administrator, unless there is or was one. Of a call that was killed it goes on."""
+    """Make one VPN profile of an administrator, unless there is or was one. Completes a call that was killed."""
     vpn = Vpn(project_name(os.environ, checkout / environment.FILE))
     file = checkout / f"{PROFILE}.ovpn"
-    known = [person for person in vpn.people() if person["name"] == PROFILE]
-    if any(person["delivered"] or person["revoked_at"] for person in known):
+    profiles = [person for person in vpn.people() if person["name"] == PROFILE]
+    if any(person["delivered"] or person["revoked_at"] for person in profiles):
         return
-    if file.exists() and not known:
-        _say(f"{file.name} is of a replica that is gone: remove it, and the next call writes a new one")
+    if file.exists() and not profiles:
+        _say(f"{file.name} belongs to an earlier replica. Remove it; then `make replica` writes a new one")
         return
     vpn.add(PROFILE, "admin", file)
-    _say(f"wrote {file.name}: a way in through the VPN, as admin")
+    _say(f"wrote {file.name}: a VPN profile of an administrator")
 
 
 def down(checkout: Path) -> None:
-    """End every container; volumes stay."""
+    """Stop and remove every container. Volumes are kept."""
     _docker(checkout, "compose", "down", "--remove-orphans")
     print("Down; the data is kept (docker compose down --volumes removes it).")
 
 
 def _await(checkout: Path, *, started: bool) -> None:
-    """:raises ReplicaError: a job failed, or something is not ready in time; with the end of its log."""
+    """:raises ReplicaError: a job failed, or a service is not ready in time. The message has the end of its log."""
     until = time.monotonic() + (READY_TIMEOUT_S if started else 0)
-    told: dict[str, str] = {}
+    printed: dict[str, str] = {}
     configured = json.loads(_output(checkout, "compose", "config", "--format", "json") or "{}").get("services", {})
     jobs = {name for name, service in configured.items() if service.get("restart") == "no"}
     while True:
         services = read_services(_output(checkout, "compose", "ps", "--all", "--format", "json"), jobs)
         for service in services.values():
-            if told.get(service.name) != str(service):
-                told[service.name] = str(service)
+            if printed.get(service.name) != str(service):
+                printed[service.name] = str(service)
                 _say(f"{service.name:<24} {service}")
         if started and services and all(service.ready for service in services.values()):
             return
@@ -143,7 +143,7 @@ def _await(checkout: Path, *, started: bool) -> None:
         if time.monotonic() > until:
             late = [service for service in services.values() if not service.ready]
             if not late:
-                raise ReplicaError("`docker compose up` failed; its output stands above.")
+                raise ReplicaError("`docker compose up` failed. Its output is above.")
             raise _error(checkout, late[0], f"is not ready ({late[0]})")
         time.sleep(_POLL_S)
 
@@ -166,7 +166,7 @@ def _docker(checkout: Path, *arguments: str, quiet: bool = False, check: bool = 
     except FileNotFoundError:
         raise ReplicaError("There is no docker here.", hint="Install Docker and Compose 2.24 or newer.") from None
     if done.returncode and check:
-        raise ReplicaError(f"`docker {' '.join(arguments[:2])}` failed; its output stands above.")
+        raise ReplicaError(f"`docker {' '.join(arguments[:2])}` failed. Its output is above.")
     return done.returncode
 
 

@@ -1,4 +1,4 @@
-"""``trilake run``: what a job would commit, and what would change for those who read ClickHouse."""
+"""``trilake run``: a dry run. It shows what a job would commit, and which published rows would change."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ _PIPE_COLUMNS = 160
 
 @dataclass(frozen=True)
 class Report:
-    """What a dry run found.
+    """The result of a dry run.
 
-    :param trouble: why it would not be committed or published, a line each; empty if it would.
-    :param difference: to what is published; None if ClickHouse has no such table yet.
+    :param trouble: why the rows would not be committed or published, one line each; empty if they would be.
+    :param difference: the difference from the published rows; None if ClickHouse has no such table yet.
     """
 
     result: dry_run.DryRunResult
@@ -58,9 +58,9 @@ def dry_run_job(
     data_set: str = "",
     as_json: bool = False,
 ) -> bool:
-    """Run the job without a commit and print the result. Gives whether it could be committed and published.
+    """Run the job without a commit and print the result. Returns whether it could be committed and published.
 
-    :raises TrilakeError: no such job, data set or window, the platform is down, or the job raised.
+    :raises TrilakeError: there is no such job, data set or window, the platform is down, or the job failed.
     """
     began = time.monotonic()
     task = find_task(home.project, job, data_set)
@@ -68,11 +68,11 @@ def dry_run_job(
     _check_up(endpoints)
     with dry_run.scratch(home) as folder:
         published = folder / "published.native"
-        with ThreadPoolExecutor(1) as beside:  # what Spark's start leaves time for
+        with ThreadPoolExecutor(1) as beside:  # runs while Spark starts
             fetched = beside.submit(_fetch, endpoints, task.data_set, window, published)
             result = dry_run.run(home, endpoints, task, window, folder, limit=limit)
-            known = fetched.result()
-        report = _examine(result, task.data_set, home.project / "sql", published if known else None, began)
+            has_table = fetched.result()
+        report = _examine(result, task.data_set, home.project / "sql", published if has_table else None, began)
     title = f"{task.job}: {task.data_set.name} {window}"
     if as_json:
         print(json.dumps(_document(report, title, limit), indent=2, default=str))
@@ -94,12 +94,12 @@ def _check_up(endpoints: Endpoints) -> None:
         except OSError as e:
             raise UnreachableError(
                 f"{name} ({host}:{port}) does not answer: {e.strerror or type(e).__name__}.",
-                hint="Is it up? `trilake status` shows it, `trilake up` starts it.",
+                hint="`trilake status` shows whether it runs; `trilake up` starts it.",
             ) from None
 
 
 def _fetch(endpoints: Endpoints, data_set: DataSet, window: Window, path: Path) -> bool:
-    """The published rows of the window into a file, in Native. False if ClickHouse has no such table."""
+    """Write the published rows of the window to a file, in format Native. False if ClickHouse has no such table."""
     sql = (
         f"SELECT * FROM {quote_name(endpoints.clickhouse.database)}.{quote_name(data_set.table)} "
         f"WHERE {quote_name(str(data_set.date))} >= {{start:Date}} AND {quote_name(str(data_set.date))} < {{stop:Date}}"
@@ -147,7 +147,7 @@ def _document(report: Report, title: str, limit: int) -> dict[str, Any]:
     result = report.result
     difference = asdict(report.difference) if report.difference else None
     if difference and limit:
-        # of what was not read nobody can say that it would be gone
+        # With a limit, a published row that the run did not make may only not have been read.
         difference["only_there"] = None
         difference["examples"].pop("only_there")
     return {
@@ -163,7 +163,7 @@ def _document(report: Report, title: str, limit: int) -> dict[str, Any]:
     }
 
 
-# --- for a person
+# --- the output for people
 
 
 def _print(report: Report, title: str, data_set: DataSet, limit: int) -> None:
@@ -182,7 +182,7 @@ def _print(report: Report, title: str, data_set: DataSet, limit: int) -> None:
         console.print(table)
     for line in report.trouble:
         console.print(f"! {line}")
-    console.print("It would not be published like this." if report.trouble else "It fits.")
+    console.print("It would not be published." if report.trouble else "It could be published.")
 
 
 def _rows(result: dry_run.DryRunResult, data_set: DataSet) -> Table:
@@ -198,18 +198,20 @@ def _refused(refused: Sequence[Mapping[str, Any]]) -> Table | str:
     table = _table("Refused lines", "data set", "reason", "lines", "such as", left=2)
     table.columns[-1].justify = "left"
     table.columns[-1].overflow = "fold"
-    for one in refused:
-        lines = [f"{example['file']}: {example['raw']}" for example in one["examples"]]
-        table.add_row(one["data_set"], one["reason"], f"{one['rows']:,}", "\n".join(lines))
+    for group in refused:
+        lines = [f"{example['file']}: {example['raw']}" for example in group["examples"]]
+        table.add_row(group["data_set"], group["reason"], f"{group['rows']:,}", "\n".join(lines))
     return table
 
 
 def _schema(report: Report, data_set: DataSet) -> Table:
     made = report.result.columns
-    table = _table(f"Columns, beside sql/clickhouse/{data_set.table}/table.sql", "column", "job", "table", "", left=4)
-    known = {column.name: column for column in report.columns}
-    for name in [*made, *(name for name in known if name not in made)]:
-        kind = known[name].type if name in known else "-"
+    table = _table(
+        f"Columns, compared with sql/clickhouse/{data_set.table}/table.sql", "column", "job", "table", "", left=4
+    )
+    declared = {column.name: column for column in report.columns}
+    for name in [*made, *(name for name in declared if name not in made)]:
+        kind = declared[name].type if name in declared else "-"
         wrong = any(line.startswith(f"{name}:") for line in report.trouble)
         table.add_row(name, made.get(name, "-"), kind, "does not fit" if wrong else "")
     return table
@@ -217,21 +219,21 @@ def _schema(report: Report, data_set: DataSet) -> Table:
 
 def _differences(found: Difference | None, data_set: DataSet, limit: int) -> list[Table | str]:
     if found is None:
-        return [f"ClickHouse has no table {data_set.table} yet: `trilake up` makes it, the DAG fills it.\n"]
-    table = _table(f"Rows, beside what is published as {data_set.table}", "", "rows", left=1)
-    for name, rows in (("in both", found.both), ("only of this run", found.only_here)):
+        return [f"ClickHouse has no table {data_set.table} yet. `trilake up` creates it; the DAG fills it.\n"]
+    table = _table(f"Rows, compared with the published table {data_set.table}", "", "rows", left=1)
+    for name, rows in (("in both", found.both), ("only in this run", found.only_here)):
         table.add_row(name, f"{rows:,}")
-    table.add_row("only published", "not told of a sample" if limit else f"{found.only_there:,}")
-    told: list[Table | str] = [table]
+    table.add_row("only published", "unknown, as this is a sample" if limit else f"{found.only_there:,}")
+    tables: list[Table | str] = [table]
     here = found.examples["only_here"]
     there = [] if limit else found.examples["only_there"]
     if here or there:
         numbers = [f"run {n}" for n in range(1, len(here) + 1)] + [f"published {n}" for n in range(1, len(there) + 1)]
-        some = _table("Some that differ", "column", *numbers, left=1 + len(numbers))
+        examples = _table("Examples of different rows", "column", *numbers, left=1 + len(numbers))
         for column in found.columns:
-            some.add_row(column, *("" if row[column] is None else str(row[column]) for row in (*here, *there)))
-        told.append(some)
-    return told
+            examples.add_row(column, *("" if row[column] is None else str(row[column]) for row in (*here, *there)))
+        tables.append(examples)
+    return tables
 
 
 def _table(title: str, *columns: str, left: int = 1) -> Table:

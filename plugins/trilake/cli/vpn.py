@@ -1,4 +1,4 @@
-"""``trilake vpn``: who may come in."""
+"""``trilake vpn``: the profiles of people and agents who may connect."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trilake.cli.options import Json, print_rows
 if TYPE_CHECKING:
     from trilake.platform.hosts.vpn import Vpn
 
-app = typer.Typer(help="Who may come in: the VPN of vps_1, on the host itself or in the replica.", no_args_is_help=True)
+app = typer.Typer(help="Manage the VPN of vps_1, on the host itself or in the replica.", no_args_is_help=True)
 
 
 def _vpn() -> Vpn:
@@ -30,32 +30,35 @@ def _vpn() -> Vpn:
 
 @app.command()
 def init(json: Json = False) -> None:
-    """Make the VPN's keys and certificates, if there are none (its container does so at its first start)."""
+    """Make the VPN's keys and certificates, if there are none. The container does this at its first start."""
     answer = _vpn().init()
-    state = "is made" if answer["made"] else "existed before"
+    state = "was created" if answer["made"] else "exists already"
     _print(answer, f"The certificate authority {state}: SHA-256 {answer['fingerprint']}", as_json=json)
 
 
 @app.command()
 def add(
-    name: Annotated[str, typer.Argument(help="Of a person or an agent: small letters, digits and -.")],
-    role: Annotated[str, typer.Option(help="admin, engineer or agent; docs/operations/network.md has their rights.")],
-    out: Annotated[Path | None, typer.Option(help="The file; by default NAME.ovpn here. Never replaced.")] = None,
-    remote: Annotated[str, typer.Option(help="HOST[:PORT] of the VPN, if not as .env says.")] = "",
+    name: Annotated[str, typer.Argument(help="Name of a person or agent: lower-case letters, digits and -.")],
+    role: Annotated[str, typer.Option(help="admin, engineer or agent. docs/operations/network.md lists their rights.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The profile's file. Default: NAME.ovpn in this folder. It is never replaced.")
+    ] = None,
+    remote: Annotated[str, typer.Option(help="HOST[:PORT] of the VPN. Default: the one in .env.")] = "",
     json: Json = False,
 ) -> None:
-    """Make a profile: one file with all that OpenVPN needs, mode 600. Its keys are not kept."""
+    """Make a profile: one file with everything that OpenVPN needs, mode 600. Its private key is stored nowhere else."""
     file = out or Path(f"{name}.ovpn")
     person = _vpn().add(name, role, file, remote)
-    line = f"{file} is {name}'s profile ({role}, {person['address']}, until {person['expires_at'][:10]}). It is a key."
+    what = f"{role}, {person['address']}, until {person['expires_at'][:10]}"
+    line = f"{file} is {name}'s profile ({what}). Keep it secret: it is a key."
     _print({**person, "file": str(file)}, line, as_json=json)
 
 
 @app.command()
 def revoke(name: str, json: Json = False) -> None:
-    """End a profile and its session, at once."""
+    """Revoke a profile and end its session at once."""
     person = _vpn().revoke(name)
-    line = f"{name} ({person['role']}, {person['address']}) is revoked since {person['revoked_at']}"
+    line = f"{name} ({person['role']}, {person['address']}) was revoked at {person['revoked_at']}"
     _print(person, line, as_json=json)
 
 
@@ -82,7 +85,7 @@ def list_profiles(json: Json = False) -> None:
 
 @app.command()
 def renew_crl(json: Json = False) -> None:
-    """Write a new revocation list. The container does so by itself long before the old one expires."""
+    """Write a new revocation list. The container does this itself, long before the old list expires."""
     answer = _vpn().renew_crl()
     _print(answer, f"The revocation list is valid until {answer['crl_expires_at']}", as_json=json)
 
