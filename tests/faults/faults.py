@@ -106,7 +106,7 @@ class Faults:
         try:
             yield
         finally:
-            self.mend()
+            self.restore()
 
     def strike(self, schedule: Schedule, task_instance: str) -> None:
         victim = schedule.victim
@@ -118,10 +118,10 @@ class Faults:
             proxy = self.proxies["postgres" if victim in _BEGINS else victim]
             getattr(proxy, schedule.act)(_BEGINS.get(victim, b""))
 
-    def mend(self) -> None:
+    def restore(self) -> None:
         """Nothing is stalled, cut or full any more, and what was killed is brought up, as a user does: `trilake up`."""
         for proxy in self.proxies.values():
-            proxy.mend()
+            proxy.restore()
         for name in DISKS:
             if os.path.ismount(self.home.data(name)):
                 _resize(self.home.data(name), _DISK_BYTES)

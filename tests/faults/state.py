@@ -112,7 +112,7 @@ class Holdings:
             "uploads": [
                 f"{bucket}/{found['Key']}"
                 for bucket in BUCKETS
-                if bucket != LAKE_BUCKET  # where the upkeep ends them, after days: Iceberg's writers begin some twice
+                if bucket != LAKE_BUCKET  # where maintenance ends them, after days: Iceberg's writers begin some twice
                 for found in store.list_multipart_uploads(Bucket=bucket).get("Uploads", [])
             ],
             "SparkApplications": self._applications(),
@@ -152,7 +152,7 @@ class Holdings:
         return [item["metadata"]["name"] for item in listed.raise_for_status().json()["items"]]
 
     def _strays(self) -> list[str]:
-        """Drivers, tasks, and whoever does a service's work beside the one that supervisord knows."""
+        """Drivers, tasks, and other processes that do a service's work beside the one that supervisord knows."""
         states = processes.Supervisor(self.home).states()
         strays = []
         for process, service in processes.find(self.home).items():
@@ -186,7 +186,7 @@ class Holdings:
         self._empty_what_is_made_of(MONTH)
 
     def _empty_arrived(self) -> None:
-        """What a producer has brought is there, and in nobody's hands: the DAG starts by itself."""
+        """What a producer has brought is there, and no run has claimed it: the DAG starts by itself."""
         self._empty_what_is_made_of(ARRIVED)
         with suppress(ConfigurationError):  # the first time nobody has it
             again(self.endpoints.lake, FLIGHTS.name, ARRIVED)

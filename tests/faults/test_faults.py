@@ -19,7 +19,7 @@ def test_a_fault_changes_nothing_but_the_time(one: Schedule, laboratory: Laborat
     faults, runs, holdings = laboratory.faults, laboratory.runs, laboratory.holdings
     if one.act == "fill" and faults.unfit:
         pytest.skip(f"no disk can be filled: {faults.unfit}")
-    faults.mend()
+    faults.restore()
     runs.await_quiet()
     laboratory.restore(undisturbed)
     before = holdings.left()

@@ -66,7 +66,7 @@ def test_a_task_whose_worker_is_asked_to_end_with_its_scheduler_is_right_at_its_
         run.await_end(seconds=480)  # the lost try is missed first, by its heartbeats
     assert (run.result()["rows"], run.task.tries) == (50, 2)
     # Whether the worker's process still gets to delete its application is a race with its own end: what it left is
-    # adopted, what it deleted is submitted anew, and there was never a second one beside it (Run.application).
+    # adopted, what it deleted is submitted again, and there was never a second one beside it (Run.application).
     if run.result()["application"].endswith("-1"):
         assert any("this try goes on with it" in line for line in run.log), before
     else:

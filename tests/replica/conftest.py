@@ -1,4 +1,4 @@
-"""The three hosts in containers: those of the project that TRILAKE_REPLICA names, or holders and VPN of our own.
+"""The three hosts in containers: those of the project that TRILAKE_REPLICA names, or host containers and VPN of our own.
 
 Our own take COMPOSE_PROJECT_NAME and TRILAKE_SUBNET from the environment, so that several can be on one machine.
 """
@@ -25,7 +25,7 @@ OWN_SUBNET = "10.77.250.0/24"
 
 def pytest_report_header() -> list[str]:
     why = why_no_docker()
-    where = f"replica: {f'skipped, {why}' if why else REPLICA or 'holders and VPN of our own'}"
+    where = f"replica: {f'skipped, {why}' if why else REPLICA or 'host containers and VPN of our own'}"
     return [where, describe_turn()]
 
 

@@ -1,4 +1,4 @@
-"""The three hosts' network, as their holders make it: of a replica that runs, or of holders and VPN alone."""
+"""The three hosts' network, as the host containers make it: of a replica that runs, or of host containers and VPN alone."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ class Network:
     containers: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.holder = {host: self.service(host.replace("-", "_")) for host in HOSTS}
-        told = json.loads(docker("inspect", self.holder["vps-1"]))[0]
+        self.host_container = {host: self.service(host.replace("-", "_")) for host in HOSTS}
+        told = json.loads(docker("inspect", self.host_container["vps-1"]))[0]
         settings = dict(line.split("=", 1) for line in told["Config"]["Env"])
         self.address = {f"vps-{n}": settings[f"VPS_{n}_ADDRESS"] for n in (1, 2, 3)}
         networks = told["NetworkSettings"]["Networks"]
@@ -110,7 +110,7 @@ class Network:
 
     def on(self, host: str) -> Container:
         """Inside a host's network."""
-        return self.container(f"container:{self.holder[host]}")
+        return self.container(f"container:{self.host_container[host]}")
 
     def ip(self, container: str, *arguments: str) -> None:
         """``ip ...`` in a container's network."""
@@ -157,7 +157,7 @@ def running(project: str) -> Iterator[Network]:
 
 @contextmanager
 def holders_and_vpn(project: str, subnet: str, folder: Path) -> Iterator[Network]:
-    """The holders and the VPN, of the compose files of the whole, and listeners at every port of the table."""
+    """The host containers and the VPN, of the compose files of the whole, and listeners at every port of the table."""
     env = folder / ".env"
     environment.write(env, environment.replica_settings(subnet))
     with env.open("a") as file:

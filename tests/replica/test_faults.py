@@ -87,7 +87,7 @@ def test_a_run_outlives_half_a_minute_without_a_hosts_network(
 
 @pytest.mark.full
 def test_a_holder_that_dies_comes_back_with_its_services(replica: Replica, published: dict[str, Any]) -> None:
-    """Its namespace goes with it: the services that had joined it are made anew by `up`."""
+    """Its namespace goes with it: the services that had joined it are made again by `up`."""
     before = replica.held()
     replica.kill("vps_3")
     replica.compose("up", "--detach", "--no-build", seconds=900)

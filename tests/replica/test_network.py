@@ -43,13 +43,13 @@ def test_names_of_hosts_are_private_addresses(network: Network, inside: dict[str
 
 
 def test_only_the_vpn_is_published_and_the_ui_on_loopback(network: Network) -> None:
-    assert published(network.holder["vps-1"]) == {"everywhere 1194/udp", "loopback 8080/tcp"}
+    assert published(network.host_container["vps-1"]) == {"everywhere 1194/udp", "loopback 8080/tcp"}
     for host in ("vps-2", "vps-3"):
-        assert published(network.holder[host]) == set()
+        assert published(network.host_container[host]) == set()
 
 
 def test_the_ui_answers_on_this_machines_loopback(network: Network) -> None:
-    port = docker("port", network.holder["vps-1"], "8080/tcp").rpartition(":")[2]
+    port = docker("port", network.host_container["vps-1"], "8080/tcp").rpartition(":")[2]
     with socket.create_connection(("127.0.0.1", int(port)), timeout=5) as connection:
         connection.sendall(b"GET /api/v2/version HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         assert connection.recv(100)
@@ -68,7 +68,7 @@ def test_no_tcp_port_answers_from_outside(network: Network, outside: Container) 
 def test_the_scan_sees_who_refuses(network: Network) -> None:
     """A host sees all of its own ports: they are open or refuse. So silence elsewhere is the rules' doing."""
     address = network.address["vps-3"]
-    own = network.container(f"container:{network.holder['vps-3']}", "--ulimit", "nofile=40000")
+    own = network.container(f"container:{network.host_container['vps-3']}", "--ulimit", "nofile=40000")
 
     told = json.loads(own.run("python3", "-c", PROBE, "scan", address, seconds=200))
 
@@ -139,17 +139,19 @@ def test_an_address_of_the_vpn_or_of_a_host_does_not_help_outside_of_it(
 
 @pytest.mark.rotates(3)
 def test_rules_that_nft_refuses_change_nothing(network: Network) -> None:
-    holder = network.holder["vps-3"]
-    before = docker("exec", holder, "nft", "--stateless", "list", "table", "inet", "trilake")
+    host_container = network.host_container["vps-3"]
+    before = docker("exec", host_container, "nft", "--stateless", "list", "table", "inet", "trilake")
     script = (
         "sed 's/policy drop/policy dorp/' /etc/trilake/nftables.nft > /tmp/broken.nft; firewall load /tmp/broken.nft"
     )
 
-    done = subprocess.run(["docker", "exec", holder, "sh", "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["docker", "exec", host_container, "sh", "-c", script], capture_output=True, text=True, check=False
+    )
 
     assert done.returncode == 1
     assert "what was loaded before, if anything, still holds" in done.stderr
-    assert docker("exec", holder, "nft", "--stateless", "list", "table", "inet", "trilake") == before
+    assert docker("exec", host_container, "nft", "--stateless", "list", "table", "inet", "trilake") == before
 
 
 @pytest.mark.rotates(3)

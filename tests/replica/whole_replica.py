@@ -76,16 +76,16 @@ class Replica:
     @contextmanager
     def cut(self, host: str) -> Iterator[None]:
         """A host whose network takes and gives nothing."""
-        holder = self.container(host)
+        host_container = self.container(host)
         chains = "\n".join(
             f'chain {hook} {{ type filter hook {hook} priority -300; policy drop; {way} "lo" accept; }}'
             for hook, way in (("input", "iifname"), ("output", "oifname"), ("forward", "iifname"))
         )
-        docker("exec", holder, "nft", f"table inet cut {{\n{chains}\n}}")
+        docker("exec", host_container, "nft", f"table inet cut {{\n{chains}\n}}")
         try:
             yield
         finally:
-            docker("exec", holder, "nft", "delete table inet cut")
+            docker("exec", host_container, "nft", "delete table inet cut")
 
     def run_inside(self, program: str) -> str:
         """What a program of tests/replica/inside prints, run in Airflow's image with Airflow's connections."""

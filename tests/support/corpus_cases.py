@@ -117,7 +117,7 @@ def cases() -> Iterator[tuple[str, Case]]:
     )
     yield "a last line without an end", Case({"a.csv": csv(good(1), good(2))[:-1]}, (1, 2))
     yield (
-        "bytes that are no text",
+        "bytes that are not text",
         Case(
             {"a.csv": csv(good(1), b"2,2013-01-05,\xff\xfe,1", b"3,2013-01-05,\xed\xa0\x80,1")}, (1,), {"not UTF-8": 2}
         ),

@@ -38,7 +38,7 @@ _SAYS = {
 def says(one: Schedule, log: str, schedulers: str = "") -> bool:
     """:param log: of a try that failed while this was at fault.
     :param schedulers: what the scheduler wrote meanwhile, if it died: its executor's processes, which write the tries'
-        logs, go with it, and such a log ends without a word.
+        logs, go with it, and such a log ends without an error.
     """
     if (one.act, one.victim) == ("kill", "postgres") and _RAISED not in log and _NO_DATABASE in schedulers:
         return True

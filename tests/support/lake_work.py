@@ -1,4 +1,4 @@
-"""What tests of the lake's upkeep do inside a driver: see `spark_session.py`."""
+"""What tests of the lake's maintenance do inside a driver: see `spark_session.py`."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def write_and_hang(spark: Any, table: str) -> Any:
     frame.mapInPandas(hang, schema).writeTo(f"lake.{table}").option("distribution-mode", "none").append()
 
 
-def upkeep(spark: Any, table: str, snapshot_days: str, quiet_hours: str) -> Any:
+def maintain(spark: Any, table: str, snapshot_days: str, quiet_hours: str) -> Any:
     stay, quiet = timedelta(days=float(snapshot_days)), timedelta(hours=float(quiet_hours))
     done = keep_up(spark, Endpoints.from_environment(), snapshots_stay=stay, quiet=quiet, tables=[table])
     return {name: asdict(found) for name, found in done.items()}
 
 
 def keep_up_beside_a_job(spark: Any) -> Any:
-    """The upkeep comes while a job is at work, and when it has ended; each time there are small files to rewrite."""
+    """Maintenance runs while a job runs, and when it has ended; each time there are small files to rewrite."""
     table = Table(spark)
     table.land("a", 1)
     table.run("first")

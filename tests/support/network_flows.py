@@ -98,7 +98,7 @@ def _required(flow: Flow) -> Iterator[Rule]:
             yield Rule("vps-2", "input", "pods", "vps-2", *what)
 
 
-# What is no flow: by chain, in this order; a flow stands where FLOWS does. docs/operations/network.md tells why.
+# Rules that are not flows: by chain, in this order; a flow stands where FLOWS does. docs/operations/network.md tells why.
 FLOWS = "flows"
 _SPOOFED = (
     "type filter hook prerouting priority raw; policy accept;",
@@ -226,7 +226,7 @@ def flows_of(host: str, chain: str, line: str) -> set[Rule]:
         or (chain == "input" and target != host)
         or (chain != "input" and target not in HOSTS)
         or (not own and source == "anywhere")
-        or ((source in ROLES) != bool(match["vpn"]))  # whoever has such an address comes through the tunnel
+        or ((source in ROLES) != bool(match["vpn"]))  # a client with such an address comes through the tunnel
         or (match["source"] and match["source"] not in _NAMES)
     )
     if wrong:

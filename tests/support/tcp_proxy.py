@@ -98,18 +98,18 @@ class TcpProxy:
         self._call(self._listen())
 
     def stall(self, of: bytes = b"") -> None:
-        """Nothing passes any more, either way, until `mend`: of those open and those to come.
+        """Nothing passes any more, either way, until `restore`: of those open and those to come.
 
         :param of: the connections whose client has this among the first that it says.
         """
         self._call(self._set(_State(stalled=of)))
 
     def cut(self, of: bytes = b"") -> None:
-        """As `stall`, but all of them are reset, until `mend`."""
+        """As `stall`, but all of them are reset, until `restore`."""
         self._call(self._set(_State(cut=of)))
 
-    def mend(self) -> None:
-        """What was held passes, and whoever comes is served."""
+    def restore(self) -> None:
+        """What was held passes, and new connections are served."""
         self._call(self._set(_State()))
 
     async def _set(self, state: _State) -> None:

@@ -1,4 +1,4 @@
-"""An event log's lines summed up; what is cut off at its end is no reason to fail."""
+"""An event log's lines summed up; a line that is cut off at its end does not fail it."""
 
 from __future__ import annotations
 

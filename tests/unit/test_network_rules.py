@@ -140,7 +140,7 @@ def test_a_wrong_address_is_named_before_anything_is_loaded(wrong: dict[str, str
 
 
 def test_mended_rules_are_loaded_however_often_they_were_refused() -> None:
-    """Whoever asks for Docker while nft refuses starts the unit once more: systemd refused it for that, too."""
+    """A start of Docker while nft refuses starts the unit again: systemd refused it for that, too."""
     assert "\nStartLimitIntervalSec=0\n" in (FIREWALL.parent / "trilake-firewall.service").read_text()
 
 

@@ -22,7 +22,7 @@ def printed(name: str, state: str, health: str = "", exit_code: int = 0) -> dict
         (Service("s3", "running", "starting", 0, job=False), False, False),
         (Service("s3", "running", "unhealthy", 0, job=False), False, False),
         (Service("s3", "restarting", "", 1, job=False), False, False),
-        # Docker starts it anew
+        # Docker starts it again
         (Service("s3", "exited", "", 0, job=False), False, False),
         (Service("setup-s3", "created", "", 0, job=True), False, False),
         (Service("setup-s3", "running", "", 0, job=True), False, False),

@@ -1,4 +1,4 @@
-"""What a write to the embedded S3 has left that failed for want of room is no object, and goes with the next start."""
+"""The rest of a write to the embedded S3 that failed on a full disk is not an object; the next start removes it."""
 
 from __future__ import annotations
 

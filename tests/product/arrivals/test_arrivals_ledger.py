@@ -1,4 +1,4 @@
-"""What is due of `s3://raw/`, and who has it in hand, on the platform's store and its ledger."""
+"""What is due of `s3://raw/`, and which run has claimed it, on the platform's store and its ledger."""
 
 from __future__ import annotations
 

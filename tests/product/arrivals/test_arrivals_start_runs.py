@@ -55,7 +55,7 @@ class Producer:
         self.client.put_object(Bucket=RAW_BUCKET, Key=FLIGHTS.raw_key(month, name), Body=body)
 
     def runs(self) -> list[str]:
-        """Those that took something in hand, oldest first."""
+        """The runs that claimed something, oldest first."""
         found = [str(run["dag_run_id"]) for run in self.api.runs(DAG_ID, self.since)]
         states = {run: {task.task_id: task.state for task in self.api.tasks(DAG_ID, run)} for run in found}
         return [run for run in found if states[run].get("take") != "skipped"]
@@ -107,7 +107,7 @@ class Producer:
 
 
 def forget(platform: Platform) -> None:
-    """No file of flights or weather, and nobody who has any in hand."""
+    """No file of flights or weather, and no run that has claimed any."""
     client = s3.client(platform.endpoints.s3)
     for prefix in ("flights/", "weather/"):
         s3.remove(client, RAW_BUCKET, s3.list_keys(client, RAW_BUCKET, prefix))
@@ -209,7 +209,7 @@ def test_of_a_triggerer_that_is_killed_no_arrival_is_lost_or_doubled(producer: P
     while len(producer.api.runs(DAG_ID, producer.since)) < 2:
         assert time.monotonic() < deadline, "no run was started"
         time.sleep(0.1)
-    producer.kill_triggerer()  # it has told; whoever comes next may tell once more
+    producer.kill_triggerer()  # it has sent its event; the next trigger may send it again
     producer.platform.up()
     producer.await_runs(2)
     # the new one is at work when it has told of this

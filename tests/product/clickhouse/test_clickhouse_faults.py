@@ -178,7 +178,7 @@ def test_a_server_that_stalls_is_given_up_in_the_time_that_the_connection_says(
 def test_a_server_that_is_not_there_is_named(proxy: TcpProxy, table: str) -> None:
     proxy.refuse()
     work = (partial(read, "query_df", "SELECT 1"), partial(insert, "rows", table), ClickHouseHook().get_conn)
-    with ThreadPoolExecutor(len(work)) as pool:  # each has the patience of a server's restart
+    with ThreadPoolExecutor(len(work)) as pool:  # each waits for a server's restart
         for outcome in [pool.submit(some) for some in work]:
             with pytest.raises(UnreachableError, match=rf"127.0.0.1:{proxy.port}.*(Refused|NewConnection)"):
                 outcome.result()

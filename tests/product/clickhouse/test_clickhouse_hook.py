@@ -83,7 +83,7 @@ def test_the_operators_database_is_the_one_that_is_asked() -> None:
         )
         return operator.get_db_hook().get_first("SELECT currentDatabase()")
 
-    assert database_of("official", database="shard_2") == ("analytics",), "the official hook is mended"
+    assert database_of("official", database="shard_2") == ("analytics",), "the official hook is fixed"
     assert database_of("ours", database="shard_2") == ("shard_2",)
     assert database_of("ours", hook_params={"database": "shard_2"}) == ("shard_2",)
     assert database_of("ours") == ("analytics",)
@@ -115,7 +115,7 @@ def test_rows_go_in_blocks(gateway: RunningGateway, table: str, hook: ClickHouse
     rows = [(n, f"row {n}") for n in range(5)]
     OfficialHook(clickhouse_conn_id="official").insert_rows(table, rows, ["n", "s"])
     insert = f"INSERT INTO {table}"
-    assert len(log_of(gateway, insert, "1")) == 5, "the official hook is mended"
+    assert len(log_of(gateway, insert, "1")) == 5, "the official hook is fixed"
     gateway.sql(f"TRUNCATE TABLE {table}")
     assert hook.insert_rows(table, iter(rows), ["n", "s"], commit_every=3) == 5
     assert count(gateway, table) == 5
@@ -151,7 +151,7 @@ def test_replace_is_refused(gateway: RunningGateway, table: str, hook: ClickHous
 
 def test_percent_signs_stay_as_written(hook: ClickHouseHook) -> None:
     sql = "SELECT 'a%%b', '%d', formatDateTime(toDate('2013-01-02'), '%%Y')"
-    assert OfficialHook(clickhouse_conn_id="official").get_first(sql)[0] == "a%b", "the official hook is mended"
+    assert OfficialHook(clickhouse_conn_id="official").get_first(sql)[0] == "a%b", "the official hook is fixed"
     assert hook.get_first(sql) == ("a%%b", "%d", "%Y")
     assert hook.get_df(sql).iloc[0].tolist() == ["a%%b", "%d", "%Y"]
     assert hook.get_first("SELECT %(a)s, '%%'", {"a": "x%y"}) == ("x%y", "%")
@@ -187,12 +187,12 @@ def test_the_address_holds_names_and_settings_as_they_are(
 
     document = json.loads(connection(gateway.port, "clickhouse", session_settings={"max_threads": 3}))
     monkeypatch.setenv("AIRFLOW_CONN_ODD", json.dumps({**document, "login": "a@b/c:d"}))
-    assert make_url(OfficialHook(clickhouse_conn_id="odd").get_uri()).username != "a@b/c:d", "it is mended"
+    assert make_url(OfficialHook(clickhouse_conn_id="odd").get_uri()).username != "a@b/c:d", "it is fixed"
     url = make_url(ClickHouseHook(clickhouse_conn_id="odd").get_uri())
     assert (url.username, url.password, url.port) == ("a@b/c:d", PASSWORD, gateway.port)
 
     monkeypatch.setenv("AIRFLOW_CONN_PLAIN", json.dumps(document))
-    assert "max_threads" not in OfficialHook(clickhouse_conn_id="plain").get_uri(), "the official hook is mended"
+    assert "max_threads" not in OfficialHook(clickhouse_conn_id="plain").get_uri(), "the official hook is fixed"
     engine = ClickHouseHook(clickhouse_conn_id="plain", context=context()).get_sqlalchemy_engine()
     with engine.connect() as alchemy:
         row = alchemy.execute(text("SELECT getSetting('max_threads'), getSetting('log_comment')")).one()
@@ -219,7 +219,7 @@ def test_two_queries_of_one_client_run_side_by_side() -> None:
         client.close()
         return errors
 
-    assert both(OfficialHook(clickhouse_conn_id="official")), "the official hook is mended"
+    assert both(OfficialHook(clickhouse_conn_id="official")), "the official hook is fixed"
     assert not both(ClickHouseHook(clickhouse_conn_id="ours"))
 
 

@@ -1,4 +1,4 @@
-"""The lake's upkeep: what nobody needs goes, and nothing else."""
+"""Maintenance of the lake: it removes what no one needs, and nothing else."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def test_files_are_brought_together_and_what_no_publication_needs_and_a_killed_j
     orphans = files(folder) - known
     assert orphans
     aged, young = days_ago(4), folder / "data" / "just-being-written.parquet"
-    for file in known | orphans:  # age alone is no reason to go
+    for file in known | orphans:  # age alone does not make a file removable
         os.utime(file, (aged, aged))
     young.write_bytes(b"somebody is at it")
     needed = snapshots[2]
     try:
         publish(platform, table, name, needed)
-        told, _ = spark_session.run(platform, "support.lake_work:upkeep", table, "0", "0")
+        told, _ = spark_session.run(platform, "support.lake_work:maintain", table, "0", "0")
         # all but what is shown, what the rewrite has just replaced (a job may have begun from it), and what is current
         removed = {"expired": COMMITS + 1 - 3, "orphans": len(orphans), "uploads": 0}
         assert told[table] == {"rewritten": COMMITS, "left": "", **removed}
@@ -56,7 +56,7 @@ def test_files_are_brought_together_and_what_no_publication_needs_and_a_killed_j
         looked, _ = spark_session.run(platform, "support.lake_work:look", table, str(needed), str(snapshots[1]))
         assert looked == [list(range(COMMITS)), [0, 1, 2], None]
         # once more: nothing is left to do, and a table that was just written to is left alone
-        told, _ = spark_session.run(platform, "support.lake_work:upkeep", table, "7", "1")
+        told, _ = spark_session.run(platform, "support.lake_work:maintain", table, "7", "1")
         young_table = {"rewritten": None, "left": "It was written to a short while ago."}
         assert told[table] == {**young_table, "expired": 0, "orphans": 0, "uploads": 0}
         assert files(folder) == left

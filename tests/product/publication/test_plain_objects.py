@@ -302,9 +302,9 @@ def test_a_rerun_changes_nothing_and_one_with_other_objects_replaces_them(table:
     table.publish({MONTH: {key: 1}})
     again = table.publish({MONTH: {key: 1}})
     assert (again["published"], again["current"], table.events) == ([], [MONTH], [MONTH])
-    table.parquet("a.parquet", (1, DAY, "written anew"))
+    table.parquet("a.parquet", (1, DAY, "written again"))
     assert table.publish({MONTH: {key: 1}})["published"] == [MONTH]
-    assert table.seen() == [(1, DAY, "written anew")]
+    assert table.seen() == [(1, DAY, "written again")]
 
 
 def test_a_run_that_was_due_earlier_does_not_replace_a_later_one_unless_forced(table: Table) -> None:

@@ -178,7 +178,7 @@ def test_a_network_that_fails_one_shard_leaves_it_old_or_new_and_a_retry_complet
     first, second = ([row for row in table.seen() if row[0] == number] for number in (1, 2))
     assert first in (OLD, NEW[:1])
     assert second in ([], NEW[1:])
-    # what was only to be cleaned up is no failure; a reading whose connection was reset is asked again by itself
+    # what was only to be cleaned up is not a failure; a reading whose connection was reset is asked again by itself
     assert failed is None or f"shard 2 (127.0.0.1:{proxy.port}" in failed.message
     assert failed or statement == "DROP TABLE"
     if fault == "error" and failed:

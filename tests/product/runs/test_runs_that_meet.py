@@ -1,4 +1,4 @@
-"""Runs of the DAG `flights` over the same months that meet under the scheduler: whoever wins, the data is right."""
+"""Runs of the DAG `flights` over the same months that meet under the scheduler: the data is right, no matter which wins."""
 
 from __future__ import annotations
 

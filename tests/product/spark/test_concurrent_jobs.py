@@ -34,7 +34,7 @@ def test_a_run_that_pinned_its_input_earlier_cannot_replace_one_that_knew_more(
     assert "while run slow was at work" in told["slow"]
     assert told["after the slow run"] == held(rows, "quick", "ab")
     assert told["after another run"] == held(rows, "again", "ab")
-    # what was only read is in nobody's hands
+    # what was only read is not claimed
     assert told["hands while one reads"] == [[MONTH], [MONTH]]
     assert told["hands when the quick one has committed"] == [[], []]
     assert told["hands when more has come before a commit"] == [[MONTH], []]

@@ -139,7 +139,7 @@ def test_uploads_that_nobody_completed_end_in_every_bucket_when_they_are_older_t
     assert left() == set(begun), "somebody may be at it"
     ended = clear(uploads_stay=-timedelta(hours=1))["uploads"]
     assert set(ended) == set(begun) - {"lake"}
-    assert left() == {"lake"}, "Iceberg's are ended by the lake's own upkeep"
+    assert left() == {"lake"}, "Iceberg's are ended by the lake's own maintenance"
     assert s3.abort_uploads(store, "lake", key) == 1
 
 

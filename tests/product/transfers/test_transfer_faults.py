@@ -166,7 +166,7 @@ def test_an_object_store_that_is_away_or_fails_is_named(platform: Platform, monk
         proxy.cut()
         with pytest.raises(UnreachableError, match=rf"S3 \({where}\) does not answer"):
             store.put_object(Bucket="raw", Key="named/a", Body=b"b")
-        proxy.mend()
+        proxy.restore()
         full = "<Error><Code>InternalError</Code><Message>No space left on device</Message></Error>"
         proxy.fault = Fault(answer=http_error(500, full))
         with pytest.raises(s3.S3Error, match=r"fails at PutObject: 500 InternalError: No space left on device"):
@@ -218,7 +218,7 @@ def test_a_store_that_is_away_is_named_where_iceberg_reads_and_writes(platform: 
             ):
                 with pytest.raises(UnreachableError, match=rf"S3 .*{proxy.port}.*, Iceberg table {dimension.curated}"):
                     use()
-            proxy.mend()
+            proxy.restore()
             replace_table(catalog, dimension, oltp, source, run_id="r")
         finally:
             catalog.drop_table(dimension.curated)
@@ -298,7 +298,7 @@ def test_a_catalog_that_is_away_is_named_when_it_is_opened_and_when_it_is_used(p
                 with pytest.raises(UnreachableError, match=rf"database lake \(127.0.0.1:{proxy.port}\)") as caught:
                     use()
                 assert lake.password not in str(caught.value)
-            proxy.mend()
+            proxy.restore()
             assert not catalog.table_exists("curated.not_there")
         finally:
             catalog.close()
