@@ -1,6 +1,6 @@
-"""The three hosts in containers: those of the project that TRILAKE_REPLICA names, or host containers and VPN of our own.
+"""The three hosts in containers: a replica that TRILAKE_REPLICA names, or only host containers and the VPN.
 
-Our own take COMPOSE_PROJECT_NAME and TRILAKE_SUBNET from the environment, so that several can be on one machine.
+The latter take COMPOSE_PROJECT_NAME and TRILAKE_SUBNET from the environment, so that several can be on one machine.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The three hosts' network, as the host containers make it: of a replica that runs, or of host containers and VPN alone."""
+"""The three hosts' network: of a replica that runs, or of host containers and the VPN alone."""
 
 from __future__ import annotations
 

@@ -98,7 +98,8 @@ def _required(flow: Flow) -> Iterator[Rule]:
             yield Rule("vps-2", "input", "pods", "vps-2", *what)
 
 
-# Rules that are not flows: by chain, in this order; a flow stands where FLOWS does. docs/operations/network.md tells why.
+# Rules that are not flows, by chain and in this order; FLOWS marks the place of the flows. docs/operations/network.md
+# has the reasons.
 FLOWS = "flows"
 _SPOOFED = (
     "type filter hook prerouting priority raw; policy accept;",

@@ -1,4 +1,4 @@
-"""The VPN's state changes as a whole: a process that is killed between any two lines leaves it as it was, or changed."""
+"""The VPN's state changes as a whole: a kill between any two lines leaves it as it was, or changed."""
 
 from __future__ import annotations
 

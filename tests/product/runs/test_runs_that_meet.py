@@ -1,4 +1,4 @@
-"""Runs of the DAG `flights` over the same months that meet under the scheduler: the data is right, no matter which wins."""
+"""Runs of the DAG `flights` over the same months that meet: the data is right, no matter which run wins."""
 
 from __future__ import annotations
 
