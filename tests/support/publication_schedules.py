@@ -1,6 +1,6 @@
 """Publishers that go one statement at a time: a schedule says who goes next, and what befalls them there.
 
-Each actor is a greenlet on the real ClickHouse and PostgreSQL, and so is each branch that it runs side by side. An actor
+Each actor is a greenlet on the real ClickHouse and PostgreSQL; so is each branch that it runs side by side. An actor
 stops before each statement, until the schedule lets it go on or makes the statement fail. Nothing here depends on a
 clock, so that a schedule can be played again.
 """
