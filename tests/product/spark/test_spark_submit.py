@@ -12,6 +12,7 @@ import pytest
 
 from support.airflow_task import Lines, ObjectStore, Task, object_store
 from support.kubernetes_api import KubernetesServer, await_true, kubernetes_server
+from support.spark_session import QUICK_JVM
 from trilake.operators.spark import SparkApplicationError
 from trilake.platform.embedded import jars, java
 from trilake.platform.embedded.kubernetes.driver_process import session_members
@@ -81,7 +82,7 @@ def task(
 ) -> Task:
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", store.connection)
     monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", server.connection)
-    return Task(f"manual__{request.node.name}", {"job": "sum_numbers"})
+    return Task(f"manual__{request.node.name}", {"job": "sum_numbers", "spark_conf": QUICK_JVM})
 
 
 def test_a_job_computes_on_s3_and_tells_its_result(
