@@ -35,6 +35,7 @@ PHRASES = {
     r"\bthereof\b": "of it",
     r"\bof no use\b": "useless",
     r"\bto and fro\b": "back and forth",
+    r"\bstand(s|ing)? whole\b": "every shard has a full copy",
     r"(?<!there )\b(is|are|was|were) no (?!longer\b|more\b|better\b|larger\b|later\b|different\b|matter\b)": "is not a",
 }
 NAMES = (

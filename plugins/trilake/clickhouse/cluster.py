@@ -272,7 +272,7 @@ class Cluster:
                 hint="Name the same shards in the connection's extra and in the server's remote_servers.",
             )
 
-    # --- inside
+    # --- internals
 
     def client(self, shard: ClickHouseShard) -> Client:
         """The client of the shard's server.
@@ -296,7 +296,7 @@ class Cluster:
         try:
             return operation(client, shard)
         except Exception as e:
-            # `from None`: the client's error carries the whole statement
+            # `from None`: the client's error contains the whole statement
             raise error_of(shard, e) from None
 
 

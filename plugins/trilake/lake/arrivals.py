@@ -282,7 +282,7 @@ class Arrivals:
         follows = takewhile(lambda two: two[0].stop == two[1].start, pairwise(windows))
         return [due[0], *(str(window) for _, window in follows)]
 
-    # --- the table
+    # --- the table of claims
 
     @contextmanager
     def _locked(self) -> Iterator[Cursor]:
@@ -309,7 +309,7 @@ class Arrivals:
             [(self.data_set.name, partition, value, run, awaited, at) for partition, value in digests.items()],
         )
 
-    # --- the store
+    # --- the objects in S3
 
     def _due(self, claims: Mapping[str, Taken]) -> dict[str, Listing]:
         listings, now = self._list()

@@ -71,6 +71,7 @@ def replace_table(
     written = plan(table, data_set, [])
     if written.rows != rows.num_rows:
         raise CountMismatchError(
-            f"{data_set.curated}: {rows.num_rows} rows were read from {source}, but the lake holds {written.rows}."
+            f"{data_set.curated}: {rows.num_rows} rows were read from {source}, but the lake holds {written.rows}.",
+            hint="Run the task again.",
         )
     return written.snapshot_id, written.rows

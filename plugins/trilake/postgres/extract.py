@@ -283,7 +283,7 @@ def _parsed(copy: _Copy, columns: Sequence[Column]) -> Iterator[pyarrow.Table]:
             table = csv.read_csv(
                 pa.BufferReader(block),
                 csv.ReadOptions(column_names=schema.names, block_size=len(block) + 1, use_threads=False),
-                # a row of one NULL is an empty line
+                # a row with a single NULL is an empty line
                 csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False),
                 convert,
             )
