@@ -1,4 +1,4 @@
-"""A ClickHouse cluster as an Airflow connection: the official hook, mended, and what tasks need beyond it."""
+"""A ClickHouse cluster as an Airflow connection: the official hook with fixes and additions."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ class InsertFailedError(ClickHouseError):
     def __init__(self, table: str, sent: int, error: TrilakeError, *, safe: bool) -> None:
         hint = "Run it again: what is in the table is not added twice."
         if not safe:
-            hint = f"{error.hint} See what is in the table before it is run again: rows that are in are added twice."
-        message = f"{table}: {sent} rows are in, the block after them failed: {error.message}"
+            hint = f"{error.hint} Check the table before you run it again: rows that it has would be inserted twice."
+        message = f"{table}: {sent} rows were inserted, then a block failed: {error.message}"
         super().__init__(message, code=getattr(error, "code", 0), hint=hint.strip())
         self.sent = sent
 
@@ -297,7 +297,7 @@ class ClickHouseHook(OfficialClickHouseHook):
         if replace:
             raise ConfigurationError(
                 f"Rows of {table} cannot be replaced by inserting: ClickHouse has no REPLACE INTO.",
-                hint="Publish the partition anew, or insert into a ReplacingMergeTree without replace=True.",
+                hint="Publish the partition again, or insert into a ReplacingMergeTree without replace=True.",
             )
         remaining = iter(rows)
         blocks = iter(lambda: list(islice(remaining, commit_every or None)), [])
@@ -448,7 +448,7 @@ _IN_ADDRESS = ("username", "password", "database", "settings")
 
 
 def _json_object(name: str, value: Mapping[str, Any] | str | None) -> dict[str, Any]:
-    """:raises ConfigurationError: the text is no JSON object. It is not shown: it may hold a secret."""
+    """:raises ConfigurationError: the text is not a JSON object. The error does not show it: it may hold a secret."""
     if isinstance(value, str):
         try:
             value = json.loads(value) if value.strip() else {}

@@ -23,7 +23,7 @@ from trilake.spark.application import API_GROUP, API_VERSION, NAMESPACE, PLURAL,
 
 DRIVER_CONTAINER = "spark-kubernetes-driver"
 
-# Who may end an application: whoever's token this is. An adopted application gets its adopter's.
+# The token of the try that may delete the application. An adopted application gets the token of its adopter.
 OWNER = "trilake/owner"
 # What an application was asked to do; one that was asked the same can be adopted.
 INPUTS = "trilake/inputs"
@@ -123,7 +123,7 @@ class SparkApplicationHook(AsyncKubernetesHook):
         except (ClientError, TimeoutError, OSError) as e:
             raise UnreachableError(
                 f"The Kubernetes API of connection {self.conn_id} does not answer ({type(e).__name__}: {e}).",
-                hint="Is it up? `trilake status` shows it on a laptop, `kubectl get nodes` on its host.",
+                hint="Check that it runs: `trilake status` on a laptop, `kubectl get nodes` on its host.",
             ) from e
         raise AssertionError("tenacity either returns or raises")
 
@@ -167,7 +167,7 @@ class SparkApplicationHook(AsyncKubernetesHook):
             if e.status != 409:
                 raise KubernetesError(
                     f"Kubernetes refuses SparkApplication {name}: {refusal(e)}.",
-                    hint=f"See the namespace's quota and the rights of connection {self.conn_id}.",
+                    hint=f"Check the namespace's quota and the permissions of connection {self.conn_id}.",
                 ) from None
             found = await self.get(name)
             if found and _annotation(found, OWNER) == _annotation(manifest, OWNER):
@@ -248,8 +248,8 @@ class SparkApplicationHook(AsyncKubernetesHook):
         while left := await look():
             if time.monotonic() > until:
                 raise TrilakeError(
-                    f"Still there, though deleted: {', '.join(left)}.",
-                    hint="See `kubectl describe` on them; a node that does not answer keeps its pods.",
+                    f"Deleted, but still there: {', '.join(left)}.",
+                    hint="Run `kubectl describe` on them. A node that does not answer keeps its pods.",
                 )
             await asyncio.sleep(_GONE_POLL_SECONDS)
 

@@ -57,8 +57,8 @@ class ClickHouseToPostgresOperator(WindowedOperator, ProjectOperator):
         super().__init__(data_set=data_set, **kwargs)
         if bool(key) == bool(date) or isinstance(key, str):
             raise ConfigurationError(
-                f"Task {self.task_id} has to know which rows of {table} are replaced.",
-                hint="Give date to replace a window, or key, as a tuple of columns, to merge; not both.",
+                f"Task {self.task_id} needs either date or key to know which rows of {table} to replace.",
+                hint="Set date to replace a window, or key (a tuple of columns) to merge; not both.",
             )
         self.sql = sql
         self.table = table

@@ -55,7 +55,9 @@ class PostgresToS3Operator(WindowedOperator, ProjectOperator):
         kwargs.setdefault("outlets", [landed(data_set)])
         super().__init__(data_set=data_set, **kwargs)
         if file_format not in ("parquet", "csv"):
-            raise ConfigurationError(f"{file_format!r} is no format of task {self.task_id}.", hint="parquet, or csv.")
+            raise ConfigurationError(
+                f"Task {self.task_id} has the unknown file_format {file_format!r}.", hint="Set parquet or csv."
+            )
         self.sql = sql
         self.file_name = file_name or f"{data_set.name}.{file_format}"
         self.file_format: Format = file_format

@@ -31,7 +31,7 @@ class S3ToClickHouseOperator(PublishOperator):
 
     Objects have no order of their own, so a load has a version: a lower one never replaces a higher one, unless
     `force`. The same version with the same objects changes nothing; with other objects (a run that was cleared and
-    wrote anew) it replaces what it published before.
+    wrote again) it replaces what it published before.
 
     :param objects: ``{partition: {key: rows}}``, or a list of objects with partition, key, rows and perhaps etag (then
         it has to be that object still), or either as JSON; templated, and may be another task's output. They name
@@ -98,8 +98,8 @@ class S3ToClickHouseOperator(PublishOperator):
             return version
         except ValueError:
             raise ConfigurationError(
-                f"{self.version!r} is no version of {self.data_set.name}.",
-                hint="Give a whole number, or a moment such as {{ ts }}.",
+                f"{self.version!r} is not a version of {self.data_set.name}.",
+                hint="Give a whole number, or a time in ISO 8601 such as {{ ts }}.",
             ) from None
 
 
