@@ -55,7 +55,7 @@ INPUTS_PROPERTY = "trilake.inputs"
 
 @dataclass(frozen=True)
 class Commit:
-    """What was committed, as `--result` tells it to whoever submitted the job."""
+    """What was committed. The job writes it to ``--result`` for the submitter."""
 
     table: str
     snapshot_id: int
@@ -340,9 +340,9 @@ class Job:
             rows = read.parsed.where(F.col(REASON).isNotNull()).groupBy(REASON).count().orderBy(REASON).collect()
             if rows:
                 raise inputs.InputError(
-                    f"Lines of {read.data_set.name} {self.window} were refused and are in no quarantine yet: "
+                    f"Lines of {read.data_set.name} {self.window} were refused and are not in quarantine yet: "
                     f"{', '.join(f'{row[0]} ({row[1]})' for row in rows)}.",
-                    hint="Nothing was written. Call commit first: it quarantines them; or mend the files.",
+                    hint="Nothing was written. Call commit first, which quarantines them; or fix the files.",
                 )
 
     def _quarantine(self, batch: Batch, token: str) -> None:

@@ -186,9 +186,9 @@ def _stage(frame: DataFrame, table: str, copier: Callable[..., Any]) -> list[Any
 
 
 def _drop(connection: Connection, staging: str) -> bool:
-    """Drop a staging table; what still writes to it (a copy of a task that Spark no longer wants) is ended first.
+    """Drops a staging table. First stops what still writes to it (a copy of a task that Spark no longer needs).
 
-    That it cannot be dropped now is no reason to fail: the next attempt does.
+    If the table cannot be dropped now, this is not an error: the next attempt drops it.
     """
     import psycopg2
 
