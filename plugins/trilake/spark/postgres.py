@@ -102,7 +102,7 @@ def write_postgres(
     if bool(date) != (window is not None) or (date and key) or isinstance(key, str):
         raise ConfigurationError(
             f"It is not clear which rows of {table} are replaced.",
-            hint="Give date with a window, or key as a list of columns, or neither to replace all.",
+            hint="Set date together with a window, or key to a list of columns, or neither to replace all rows.",
         )
     if missing := [column for column in (*key, *([date] if date else [])) if column not in frame.columns]:
         raise ConfigurationError(f"Rows for {table} have no column {missing[0]}.", hint="Select it.")
