@@ -48,7 +48,7 @@ def pin(client: S3Client, data_set: DataSet, partitions: Iterable[str]) -> tuple
     """What lies below the prefixes of these partitions now.
 
     :raises S3Error: an object has no ETag to pin it by.
-    :raises InputError: a partition has no object, or one that is no ``.csv``, or whose name Spark would take for a
+    :raises InputError: a partition has no object, or one that is not ``.csv``, or whose name Spark would take for a
         pattern or for a hidden file: it would read other files than these, or leave this one out.
     """
     inputs: list[Input] = []
