@@ -1,4 +1,4 @@
-"""What Airflow knows of this package: connection types, hooks, asset schemes."""
+"""What this package registers with Airflow: connection types, hooks, asset schemes."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def get_provider_info() -> dict[str, Any]:
                 "conn-fields": {
                     "shards": {
                         "label": "Shards (JSON)",
-                        # the form's editor for JSON; its field for an array is a list of lines
+                        # An object gets the form's JSON editor. An array would get a list of text lines.
                         "schema": {"type": ["object", "string", "null"]},
-                        "description": "Each shard's host, port and database of local tables; host and port are the "
-                        f"connection's where they are left out. Such as {_SHARDS}",
+                        "description": "Host, port and database of local tables of each shard. The default host and "
+                        f"port are those of the connection. Example: {_SHARDS}",
                     },
                     "cluster": {
                         "label": "Cluster",
                         "schema": {"type": ["string", "null"]},
-                        "description": "Its name in the servers' remote_servers (trilake).",
+                        "description": "Its name in the servers' remote_servers. Default: trilake.",
                     },
                     "secure": {"label": "TLS (HTTPS)", "schema": {"type": ["boolean", "null"]}},
                     "verify": {
@@ -53,19 +53,19 @@ def get_provider_info() -> dict[str, Any]:
                         "schema": {"type": ["integer", "null"]},
                     },
                     "send_receive_timeout": {
-                        "label": "Answer timeout (seconds)",
+                        "label": "Response timeout (seconds)",
                         "schema": {"type": ["integer", "null"]},
-                        "description": "How long a statement may take; by default an hour, or what its task has left.",
+                        "description": "How long a statement may take. Default: what its task has left, else an hour.",
                     },
                     "session_settings": {
                         "label": "Settings (JSON)",
                         "schema": {"type": ["object", "string", "null"]},
-                        "description": 'The server\'s, for every statement, such as {"max_threads": 4}.',
+                        "description": 'Server settings for every statement. Example: {"max_threads": 4}.',
                     },
                     "client_kwargs": {
                         "label": "Client options (JSON)",
                         "schema": {"type": ["object", "string", "null"]},
-                        "description": "More for clickhouse_connect.get_client.",
+                        "description": "Further arguments for clickhouse_connect.get_client.",
                     },
                 },
             }

@@ -68,7 +68,7 @@ def test_a_task_whose_worker_is_asked_to_end_with_its_scheduler_is_right_at_its_
     # Whether the worker's process still gets to delete its application is a race with its own end: what it left is
     # adopted, what it deleted is submitted again, and there was never a second one beside it (Run.application).
     if run.result()["application"].endswith("-1"):
-        assert any("this try goes on with it" in line for line in run.log), before
+        assert any("this try adopts it" in line for line in run.log), before
     else:
         assert run.result()["application"].endswith("-2"), before
 
@@ -86,7 +86,7 @@ def test_a_task_whose_scheduler_and_worker_were_killed_goes_on_with_its_applicat
             process.kill()
         platform.up()
         await_true(lambda: run.task.tries > 1 and run.task.state == "running", 300, "another try")
-        run.await_log_of_task("this try goes on with it")
+        run.await_log_of_task("this try adopts it")
         assert uid(run) == before
         airflow.open_gate(gate)
         run.await_end()

@@ -169,13 +169,13 @@ def cases() -> Iterator[tuple[str, Case]]:
         ),
     )
     packed = gzip.compress(csv(*(good(number) for number in range(1000))))
-    yield "a compressed file", Case({"a.csv.gz": packed}, refused="a.csv.gz is no .csv file")
+    yield "a compressed file", Case({"a.csv.gz": packed}, refused="a.csv.gz is not a .csv file")
     yield (
         "a compressed file that was cut off",
-        Case({"a.csv.gz": packed[: len(packed) // 2]}, refused="a.csv.gz is no .csv"),
+        Case({"a.csv.gz": packed[: len(packed) // 2]}, refused="a.csv.gz is not a .csv"),
     )
     yield "a compressed file by the name of a plain one", Case({"a.csv": packed}, refused="The header of s3://raw/")
-    yield "a bomb of zeros", Case({"a.csv.gz": _bomb()}, refused="a.csv.gz is no .csv file")
+    yield "a bomb of zeros", Case({"a.csv.gz": _bomb()}, refused="a.csv.gz is not a .csv file")
     yield (
         "a picture",
         Case({"a.csv": b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 100}, refused="The header of s3://raw/"),

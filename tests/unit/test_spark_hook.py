@@ -60,5 +60,5 @@ def test_a_refusal_is_the_servers_message_without_headers() -> None:
 def test_a_job_may_not_run_for_as_long_as_the_upkeep_leaves_what_it_writes() -> None:
     assert timedelta(seconds=LONGEST_RUN_SECONDS) < ORPHANS_STAY
     SparkApplicationOperator(task_id="t", job="j", run_timeout_seconds=LONGEST_RUN_SECONDS)
-    with pytest.raises(ConfigurationError, match="j may not run for"):
+    with pytest.raises(ConfigurationError, match="Job j has run_timeout_seconds="):
         SparkApplicationOperator(task_id="t", job="j", run_timeout_seconds=LONGEST_RUN_SECONDS + 1)

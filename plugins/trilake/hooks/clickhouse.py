@@ -1,4 +1,4 @@
-"""A ClickHouse cluster as an Airflow connection: the official hook, mended, and what tasks need beyond it."""
+"""A ClickHouse cluster as an Airflow connection: the official hook with fixes and additions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
     from clickhouse_connect.driver.insert import InsertContext
 
-# Rows of one INSERT: as many as the server itself makes a part of, and few enough to hold in memory.
+# Rows of one INSERT: about as many as the server puts into one part, and few enough to hold in memory.
 BLOCK_ROWS = 1_000_000
 # The client waits a little longer than the server works, so that the server's own error arrives.
 _ANSWER_SLACK_S = 30
@@ -42,12 +42,12 @@ _DUMP_FORMAT = "TabSeparated"
 
 
 def log_comment(context: Context | None) -> dict[str, Any]:
-    """What the query log keeps of a task's statements; nothing outside of a task."""
+    """What the query log records about a task's statements; empty outside of a task."""
     return TaskInstance.of(context).log_comment() if context else {}
 
 
 def remaining_seconds(context: Context | None) -> int | None:
-    """What is left of the task's ``execution_timeout``, at least 1; None: it has none."""
+    """Seconds left of the task's ``execution_timeout``, at least 1; None: the task has no timeout."""
     task, instance = (context or {}).get("task"), (context or {}).get("ti")
     limit, started = getattr(task, "execution_timeout", None), getattr(instance, "start_date", None)
     if limit is None or started is None:
@@ -56,7 +56,7 @@ def remaining_seconds(context: Context | None) -> int | None:
 
 
 def current_context() -> Context | None:
-    """The running task's; None outside of one."""
+    """The context of the running task; None outside of a task."""
     try:
         return get_current_context()
     except RuntimeError:
@@ -64,33 +64,34 @@ def current_context() -> Context | None:
 
 
 class InsertFailedError(ClickHouseError):
-    """A block of rows was sent and not acknowledged: it is in the table as a whole or not at all.
+    """A block of rows was sent and not acknowledged. The table has all of its rows or none.
 
     :ivar sent: rows of the blocks before it, which are in the table.
     """
 
     def __init__(self, table: str, sent: int, error: TrilakeError, *, safe: bool) -> None:
-        hint = "Run it again: what is in the table is not added twice."
+        hint = "Run it again: rows that are in the table are not inserted twice."
         if not safe:
-            hint = f"{error.hint} See what is in the table before it is run again: rows that are in are added twice."
-        message = f"{table}: {sent} rows are in, the block after them failed: {error.message}"
+            hint = f"{error.hint} Check the table before you run it again: rows that it has would be inserted twice."
+        message = f"{table}: {sent} rows were inserted, then a block failed: {error.message}"
         super().__init__(message, code=getattr(error, "code", 0), hint=hint.strip())
         self.sent = sent
 
 
 class ClickHouseHook(OfficialClickHouseHook):
-    """The official hook, for a connection of type ``clickhouse_cluster``, which names all shards, or ``clickhouse``.
+    """The official hook for a connection of type ``clickhouse_cluster``, which has all shards, or ``clickhouse``.
 
-    common.sql's operators, sensors and checks get this hook through the connection's type; they talk to the first
-    host, where the database ``analytics`` holds the tables over all shards. `cluster` talks to every shard.
+    The operators, sensors and checks of common.sql get this hook through the connection type. They use the first host,
+    where the database ``analytics`` has the tables over all shards. `cluster` connects to every shard.
 
-    Every statement has a query id and a ``log_comment`` (dag, task, run, map index, try, as JSON), and may take no
+    Every statement has a query id and a ``log_comment`` (dag, task, run, map index, try, as JSON). It may not take
     longer than its task has left (``max_execution_time`` from ``execution_timeout``).
 
-    :param database: over the connection's; `SQLExecuteQueryOperator(database=...)` sets it, too.
-    :param session_settings: of the server, as a mapping or as a JSON object's text.
-    :param client_kwargs: more for `clickhouse_connect.get_client`, as a mapping or as a JSON object's text.
-    :param context: the task's, where it is not the running one's.
+    :param database: overrides the database of the connection; `SQLExecuteQueryOperator(database=...)` sets it too.
+    :param session_settings: server settings, as a mapping or a JSON string of an object.
+    :param client_kwargs: further arguments of `clickhouse_connect.get_client`, as a mapping or a JSON string of an
+        object.
+    :param context: the task's context, if it is not the running task's.
     """
 
     conn_name_attr = "clickhouse_conn_id"
@@ -118,7 +119,7 @@ class ClickHouseHook(OfficialClickHouseHook):
 
     @property
     def schema(self) -> str | None:
-        """The database, under the name by which common.sql's operators set it."""
+        """The database, under the name that common.sql's operators use."""
         database: str | None = self.database
         return database
 
@@ -130,19 +131,19 @@ class ClickHouseHook(OfficialClickHouseHook):
 
     @property
     def endpoint(self) -> ClickHouseEndpoint:
-        """:raises ConfigurationError: the connection names no shards."""
+        """:raises ConfigurationError: the connection has no shards."""
         return ClickHouseEndpoint.from_connection(self.get_connection(self.get_conn_id()))
 
     @property
     def servers(self) -> ClickHouseEndpoint:
-        """All servers of the connection, to ask about queries; one that names no shards is a single server."""
+        """All servers of the connection, for lookups of queries. A connection without shards is a single server."""
         return ClickHouseEndpoint.of_servers(self.get_connection(self.get_conn_id())).for_questions()
 
     def cluster(self, context: Context | None = None) -> Cluster:
-        """All shards, when each of them answers; a context manager.
+        """Connects to all shards and waits until each answers; a context manager.
 
-        :param context: the task's, for the query log.
-        :raises ClusterError: of those that do not.
+        :param context: the task's context, for the query log.
+        :raises ClusterError: some shards do not answer; it names them.
         """
         cluster = Cluster(self.endpoint, comment=log_comment(context or self.context))
         try:
@@ -153,12 +154,12 @@ class ClickHouseHook(OfficialClickHouseHook):
         return cluster
 
     def kill(self, query_id: str = "", *, comment: Mapping[str, str] | None = None) -> int:
-        """End queries on every host, and see them gone.
+        """Kills queries on every host, and waits until they are gone.
 
-        :param query_id: of one query.
-        :param comment: keys and values that its ``log_comment`` has.
-        :returns: how many were running.
-        :raises ClusterError: of the hosts that do not answer; the others' are ended.
+        :param query_id: id of one query.
+        :param comment: keys and values in the ``log_comment`` of the queries.
+        :returns: how many queries were running.
+        :raises ClusterError: some hosts do not answer; it names them. Queries on the other hosts are killed.
         """
         with Cluster(self.servers, comment=log_comment(self.context)) as cluster:
             return queries.kill(cluster, query_id, comment=comment)
@@ -175,9 +176,9 @@ class ClickHouseHook(OfficialClickHouseHook):
         kwargs["secure"] = is_on(connection.extra_dejson.get("secure", False))
         kwargs["verify"] = is_on(connection.extra_dejson.get("verify", True))
         kwargs["port"] = connection.port or (_SECURE_PORT if kwargs["secure"] else _PORT)
-        # a session forbids two queries side by side, and nobody here needs one
+        # A session does not allow parallel queries, and no code here needs a session.
         kwargs["autogenerate_session_id"] = False
-        # a statement that is sent twice is not the connection pool's to decide
+        # The connection pool must not send a statement twice on its own.
         kwargs.setdefault("query_retries", 0)
         context = self.context
         settings = kwargs["settings"] = dict(kwargs.get("settings") or {})
@@ -189,15 +190,15 @@ class ClickHouseHook(OfficialClickHouseHook):
         return kwargs
 
     def _limits(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """The server's own limit: a query never outlives its task. The narrower of the task's and the settings'."""
+        """The server's time limit: the smaller of the task's and the settings', so that a query ends with its task."""
         remaining = remaining_seconds(self.context)
-        given = int(float(settings.get("max_execution_time") or 0))
+        limit = int(float(settings.get("max_execution_time") or 0))
         if remaining is None:
             return {}
-        return {"max_execution_time": min(remaining, given) if given else remaining}
+        return {"max_execution_time": min(remaining, limit) if limit else remaining}
 
     def new_query_id(self) -> str:
-        """Says whose statement it is, and is used once."""
+        """A unique query id that names the task."""
         words: list[str] = []
         if context := self.context:
             instance = TaskInstance.of(context)
@@ -205,7 +206,7 @@ class ClickHouseHook(OfficialClickHouseHook):
         return joined([*words, uuid.uuid4().hex])
 
     def identify(self, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """A statement's settings: a query id of its own, and what is left of the task's time."""
+        """The settings of a statement: a new query id, and a time limit of what the task has left."""
         given = dict(settings or {})
         return {"query_id": self.new_query_id(), **given, **self._limits({**self.session_settings, **given})}
 
@@ -215,7 +216,7 @@ class ClickHouseHook(OfficialClickHouseHook):
     def get_client(self) -> Client:
         """
         :raises UnreachableError: the host does not answer.
-        :raises ClickHouseError: it refused us.
+        :raises ClickHouseError: the host refused the connection.
         """
 
         def connect() -> Client:
@@ -234,7 +235,7 @@ class ClickHouseHook(OfficialClickHouseHook):
 
     def _run_command(self, cur: Any, sql_statement: str, parameters: Any) -> None:
         logs, self.log_sql = self.log_sql, False
-        if logs:  # without the parameters, which the official hook logs: they may be secrets
+        if logs:  # without the parameters, which may be secrets; the official hook logs them
             self.log.info("Running statement: %s", sql_statement)
         try:
             super()._run_command(cur, sql_statement, parameters)
@@ -243,7 +244,7 @@ class ClickHouseHook(OfficialClickHouseHook):
 
     @contextmanager
     def client(self) -> Iterator[Client]:
-        """A client whose errors name the host, and not the statement: that may hold a secret."""
+        """A client whose errors name the host, but not the statement, which may hold a secret."""
         client = self.get_client()
         try:
             yield client
@@ -253,7 +254,7 @@ class ClickHouseHook(OfficialClickHouseHook):
             client.close()
 
     def get_uri(self) -> str:
-        """SQLAlchemy's address of the same client: every part quoted, the settings in it. It holds the password."""
+        """The same client as a SQLAlchemy URL, with quoted parts and with the settings. It contains the password."""
         kwargs = self._get_client_kwargs()
         user, password, database = (quote(str(kwargs[key]), safe="") for key in ("username", "password", "database"))
         address = f"{user}:{password}" if password else user
@@ -262,7 +263,7 @@ class ClickHouseHook(OfficialClickHouseHook):
             for name, value in kwargs.items()
             if isinstance(value, (str, int, float, bool)) and name not in ("host", "port", *_IN_ADDRESS)
         }
-        # the dialect takes what begins so for a setting of the server
+        # The dialect treats names with this prefix as server settings.
         options |= {f"ch_{name}": value for name, value in kwargs["settings"].items()}
         query = urlencode({name: str(v).lower() if isinstance(v, bool) else v for name, v in options.items()})
         host = f"[{kwargs['host']}]" if ":" in kwargs["host"] else kwargs["host"]
@@ -280,24 +281,24 @@ class ClickHouseHook(OfficialClickHouseHook):
         deduplication_token: str = "",
         **kwargs: Any,
     ) -> int:
-        """Insert rows, column by column, with one INSERT a block.
+        """Inserts rows in columnar blocks, with one INSERT for each block.
 
-        A block is in the table as a whole or not at all (where all its rows are of one partition); those before one
-        that fails stay. No block is sent twice by itself.
+        The table has all rows of a block or none (if all its rows belong to one partition). If a block fails, the
+        blocks before it stay in the table. No block is sent twice automatically.
 
-        :param target_fields: the columns' names; None: all of the table.
-        :param commit_every: rows of a block; 0: all at once.
-        :param deduplication_token: of these rows in this order, such as a run id: run again with it, blocks that are in
-            the table are not added twice. The table must have ``non_replicated_deduplication_window`` (blocks) set.
-        :param kwargs: what other databases' hooks take (``executemany``, ``autocommit``, ...) means nothing here.
+        :param target_fields: names of the columns; None: all columns of the table.
+        :param commit_every: rows of a block; 0: all rows in one block.
+        :param deduplication_token: names these rows in this order, such as a run id. A second run with the same token
+            does not insert blocks twice. The table must have ``non_replicated_deduplication_window`` (blocks) set.
+        :param kwargs: arguments of other databases' hooks (``executemany``, ``autocommit``, ...); they have no effect.
         :returns: how many rows were sent.
-        :raises ConfigurationError: `replace` is asked for; nothing was sent.
-        :raises InsertFailedError: a block was refused, or its answer did not come.
+        :raises ConfigurationError: `replace` is set; nothing was sent.
+        :raises InsertFailedError: a block was refused, or its response did not arrive.
         """
         if replace:
             raise ConfigurationError(
                 f"Rows of {table} cannot be replaced by inserting: ClickHouse has no REPLACE INTO.",
-                hint="Publish the partition anew, or insert into a ReplacingMergeTree without replace=True.",
+                hint="Publish the partition again, or insert into a ReplacingMergeTree without replace=True.",
             )
         remaining = iter(rows)
         blocks = iter(lambda: list(islice(remaining, commit_every or None)), [])
@@ -311,7 +312,7 @@ class ClickHouseHook(OfficialClickHouseHook):
         block_rows: int = BLOCK_ROWS,
         deduplication_token: str = "",
     ) -> int:
-        """Insert Arrow data with one INSERT for about `block_rows` rows; a reader's are never all in memory.
+        """Inserts Arrow data with one INSERT for about `block_rows` rows. The rows of a reader are streamed.
 
         :param deduplication_token: see `insert_rows`.
         :returns: how many rows were sent.
@@ -327,7 +328,7 @@ class ClickHouseHook(OfficialClickHouseHook):
     def insert_df(
         self, table: str, df: pandas.DataFrame, *, block_rows: int = BLOCK_ROWS, deduplication_token: str = ""
     ) -> int:
-        """Insert a pandas frame, by its columns' names, with one INSERT for `block_rows` rows.
+        """Inserts a pandas frame, by column name, with one INSERT for `block_rows` rows.
 
         :param deduplication_token: see `insert_rows`.
         :returns: how many rows were sent.
@@ -355,12 +356,12 @@ class ClickHouseHook(OfficialClickHouseHook):
         return sent
 
     def bulk_load(self, table: str, tmp_file: str) -> None:
-        """Insert a tab-separated file (ClickHouse's TabSeparated, in the table's order), streamed."""
+        """Inserts a tab-separated file (ClickHouse's TabSeparated, columns in the table's order), streamed."""
         with self.client() as client, Path(tmp_file).open("rb") as file:
             client.raw_insert(table, insert_block=file, fmt=_DUMP_FORMAT, settings=self.identify())
 
     def bulk_dump(self, table: str, tmp_file: str) -> None:
-        """Write a table to a tab-separated file, streamed; the file is there once all of it is."""
+        """Writes a table to a tab-separated file, streamed. The file only appears when it is complete."""
         partial = Path(f"{tmp_file}.partial")
         try:
             with self.client() as client, partial.open("wb") as file:
@@ -403,7 +404,7 @@ class ClickHouseHook(OfficialClickHouseHook):
                 try:
                     yield from stream
                 except GeneratorExit:
-                    # the client reads an answer to its end before it lets go of it: so the answer is ended
+                    # On close, the client reads a response to its end. Killing the query ends the response.
                     left = True
                     self.kill(settings["query_id"])
                     raise
@@ -413,14 +414,14 @@ class ClickHouseHook(OfficialClickHouseHook):
 
 
 def _insert_with(table: str, columns: Sequence[str]) -> Callable[[Client, Any, dict[str, Any]], None]:
-    """Sends blocks of a table whose columns are asked for once. None named: all of them."""
+    """Returns a function that sends blocks; it asks for the table's columns once. No columns given: all of them."""
     insert: InsertContext | None = None
 
     def send(client: Client, block: Any, settings: dict[str, Any]) -> None:
         nonlocal insert
         if insert is None:
             insert = client.create_insert_context(table, column_names=list(columns) or "*")
-        # the context keeps what is set: each block is a statement with an id of its own
+        # The context keeps settings, so set them for each block: each is a statement with its own query id.
         insert.settings.update(settings)
         client.insert(data=block, context=insert)
 
@@ -428,8 +429,8 @@ def _insert_with(table: str, columns: Sequence[str]) -> Callable[[Client, Any, d
 
 
 def _sending_inserts_once(client: Client) -> Client:
-    """The driver (1.12) sends an INSERT again by itself when its connection is reset, and has no switch for that: but
-    the server may have the rows by then, and they would be in twice."""
+    """The driver (1.12) repeats an INSERT when its connection is reset, and has no option against that. The server may
+    already have the rows, and would insert them twice."""
 
     def once(send: Callable[..., Any]) -> Callable[..., Any]:
         def sent(*arguments: Any) -> Any:
@@ -443,12 +444,12 @@ def _sending_inserts_once(client: Client) -> Client:
     return client
 
 
-# what stands in an address before the question mark, or is not the address's to say
+# In the URL these are before the question mark, or handled separately.
 _IN_ADDRESS = ("username", "password", "database", "settings")
 
 
 def _json_object(name: str, value: Mapping[str, Any] | str | None) -> dict[str, Any]:
-    """:raises ConfigurationError: the text is no JSON object. It is not shown: it may hold a secret."""
+    """:raises ConfigurationError: the text is not a JSON object. The error does not show it: it may hold a secret."""
     if isinstance(value, str):
         try:
             value = json.loads(value) if value.strip() else {}

@@ -1,4 +1,4 @@
-"""SparkApplications of one namespace, asynchronously: what the operator and its trigger do with them."""
+"""Asynchronous access to the SparkApplications of one namespace, for the operator and its trigger."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from trilake.spark.application import API_GROUP, API_VERSION, NAMESPACE, PLURAL,
 
 DRIVER_CONTAINER = "spark-kubernetes-driver"
 
-# Who may end an application: whoever's token this is. An adopted application gets its adopter's.
+# The token of the try that may delete the application. An adopted application gets the token of its adopter.
 OWNER = "trilake/owner"
-# What an application was asked to do; one that was asked the same can be adopted.
+# Digest of an application's inputs; an application with the same inputs can be adopted.
 INPUTS = "trilake/inputs"
-# How far the driver's log was read into the task's: the time of its last line.
+# How far the driver's log was copied to the task's log: the time of the last line.
 LOG_READ = "trilake/log-read"
 # On every pod of an application; the operator puts it there.
 _APPLICATION_LABEL = f"{API_GROUP}/app-name"
 
-# A pod gets 30 s to end and the operator some to notice; what takes longer needs a person.
+# A pod has 30 s to stop, and the Spark operator needs some more. If it takes longer, a person must look at it.
 GONE_SECONDS = 120.0
 _GONE_POLL_SECONDS = 0.5
 # Enough for an API server that is being restarted; about 15 s in all.
 _ATTEMPTS = 6
 _CHUNK = 64 * 1024
 _TAIL_LINES = 30
-# Before Java's stack frames are taken out: an exception with its causes has some hundred of them.
+# Lines read before Java's stack frames are removed: an exception with its causes has hundreds of them.
 _RAW_TAIL_LINES = 1000
 
 _TRANSIENT = (429, 500, 502, 503, 504)
@@ -55,7 +55,7 @@ Result = TypeVar("Result")
 
 @dataclass
 class SparkSubmission(Submission):
-    """One application that a task has asked for.
+    """One application that a task has submitted.
 
     :param done: the task has read its result.
     """
@@ -66,7 +66,7 @@ class SparkSubmission(Submission):
 
 
 class KubernetesError(TrilakeError):
-    """What Kubernetes refused, in its own words."""
+    """Kubernetes refused a request. The message has its reason."""
 
 
 def refusal(error: ApiException) -> str:
@@ -78,17 +78,17 @@ def refusal(error: ApiException) -> str:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same request may go well in a moment."""
+    """Whether the same request may succeed a moment later."""
     if isinstance(error, ApiException):
         return error.status in _TRANSIENT
     return isinstance(error, (ClientError, TimeoutError, OSError))
 
 
 class SparkApplicationHook(AsyncKubernetesHook):
-    """Create, find, adopt, read and end SparkApplications; each request is repeated where that may help.
+    """Creates, finds, adopts, reads and deletes SparkApplications. It repeats requests after transient errors.
 
-    :param kubernetes_conn_id: its extra names the namespace, unless `namespace` does.
-    :param connection_extras: the connection's, where it was read already: then nothing asks Airflow for it.
+    :param kubernetes_conn_id: its extra has the namespace, unless `namespace` is set.
+    :param connection_extras: the extra fields of the connection, if already read; then Airflow is not asked for them.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class SparkApplicationHook(AsyncKubernetesHook):
         except (ClientError, TimeoutError, OSError) as e:
             raise UnreachableError(
                 f"The Kubernetes API of connection {self.conn_id} does not answer ({type(e).__name__}: {e}).",
-                hint="Is it up? `trilake status` shows it on a laptop, `kubectl get nodes` on its host.",
+                hint="Check that it runs: `trilake status` on a laptop, `kubectl get nodes` on its host.",
             ) from e
         raise AssertionError("tenacity either returns or raises")
 
@@ -154,11 +154,11 @@ class SparkApplicationHook(AsyncKubernetesHook):
         return found
 
     async def create(self, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The application as it was taken in; None if another has its name.
+        """Creates the application. Returns None if another application has its name.
 
-        A request whose answer was lost finds its own application and takes it for what it is.
+        If the response to an earlier request was lost, it returns the application that this request created.
 
-        :raises KubernetesError: it was refused: a right, a quota, the operator's webhook.
+        :raises KubernetesError: Kubernetes refused it: a missing permission, a quota, the operator's webhook.
         """
         name = manifest["metadata"]["name"]
         try:
@@ -167,7 +167,7 @@ class SparkApplicationHook(AsyncKubernetesHook):
             if e.status != 409:
                 raise KubernetesError(
                     f"Kubernetes refuses SparkApplication {name}: {refusal(e)}.",
-                    hint=f"See the namespace's quota and the rights of connection {self.conn_id}.",
+                    hint=f"Check the namespace's quota and the permissions of connection {self.conn_id}.",
                 ) from None
             found = await self.get(name)
             if found and _annotation(found, OWNER) == _annotation(manifest, OWNER):
@@ -176,13 +176,13 @@ class SparkApplicationHook(AsyncKubernetesHook):
         return created
 
     async def adopt(self, application: Mapping[str, Any], owner: str) -> bool:
-        """Make it `owner`'s, so that its former owner no longer ends it. False if it has changed or gone meanwhile."""
+        """Sets the owner, so that the former owner no longer deletes it. False if it has changed or is gone."""
         metadata = application["metadata"]
         change = {"metadata": {"annotations": {OWNER: owner}, "resourceVersion": metadata["resourceVersion"]}}
         return await self._patch(metadata["name"], change)
 
     async def note_log_read(self, name: str, moment: str) -> bool:
-        """Write down how far the driver's log was read."""
+        """Records how far the driver's log was read."""
         return await self._patch(name, {"metadata": {"annotations": {LOG_READ: moment}}})
 
     async def _patch(self, name: str, change: dict[str, Any]) -> bool:
@@ -197,11 +197,11 @@ class SparkApplicationHook(AsyncKubernetesHook):
     async def end(
         self, name: str, *, owner: str | None = None, wait: bool = True, seconds: float = GONE_SECONDS
     ) -> bool:
-        """Delete an application, if it is there. False if it is another's.
+        """Deletes an application if it exists. False if it belongs to another owner.
 
-        :param owner: delete it only while it is this one's.
-        :param wait: until its pods are gone.
-        :raises TrilakeError: something of it is still there after `seconds`.
+        :param owner: delete it only if it belongs to this owner.
+        :param wait: wait until its pods are gone.
+        :raises TrilakeError: the application or a pod still exists after `seconds`.
         """
         until = time.monotonic() + seconds
         while (application := await self.get(name)) is not None:
@@ -210,7 +210,7 @@ class SparkApplicationHook(AsyncKubernetesHook):
                 return False
             if "deletionTimestamp" in metadata:
                 break
-            # Between our look and this it may have been adopted: then its version is another.
+            # Another try may have adopted it since our read. Then its version differs, and the delete fails.
             seen = {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]}
             try:
                 await self._of_applications("delete", name, body={"preconditions": seen})
@@ -225,9 +225,9 @@ class SparkApplicationHook(AsyncKubernetesHook):
         return True
 
     async def await_no_pods(self, selector: str, *, others_than: str = "", seconds: float = GONE_SECONDS) -> None:
-        """Wait until no pod that `selector` selects is at work, but for those of application `others_than`.
+        """Waits until no pod that `selector` selects runs, except pods of application `others_than`.
 
-        :raises TrilakeError: one still is after `seconds`.
+        :raises TrilakeError: a pod still runs after `seconds`.
         """
 
         async def unfinished_deletions() -> list[str]:
@@ -248,8 +248,8 @@ class SparkApplicationHook(AsyncKubernetesHook):
         while left := await look():
             if time.monotonic() > until:
                 raise TrilakeError(
-                    f"Still there, though deleted: {', '.join(left)}.",
-                    hint="See `kubectl describe` on them; a node that does not answer keeps its pods.",
+                    f"Deleted, but still there: {', '.join(left)}.",
+                    hint="Run `kubectl describe` on them. A node that does not answer keeps its pods.",
                 )
             await asyncio.sleep(_GONE_POLL_SECONDS)
 
@@ -265,7 +265,7 @@ class SparkApplicationHook(AsyncKubernetesHook):
         return list((await self._ask(request)).items)
 
     async def pod_problems(self, name: str) -> list[str]:
-        """Why pods do not start or ended, in Kubernetes' own words: waiting and ended containers, warnings."""
+        """Why pods do not start or have ended, as Kubernetes says it: waiting and ended containers, warnings."""
         namespace, found = await self.find_namespace(), []
         for pod in await self.pods(f"{_APPLICATION_LABEL}={name}"):
             for status in pod.status.container_statuses or ():

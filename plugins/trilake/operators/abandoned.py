@@ -1,4 +1,4 @@
-"""What killed drivers and tasks left in PostgreSQL and S3, where no next try comes to clear it up."""
+"""Removes what killed drivers and tasks left in PostgreSQL and S3, and what no later try removes."""
 
 from __future__ import annotations
 
@@ -21,18 +21,20 @@ from trilake.spark.maintenance import ORPHANS_STAY
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-# Those that Airflow writes, but for the lake's, which the DAG lake_maintenance ends with Iceberg's orphan files.
+# The buckets that Airflow writes to. The lake's bucket is not here: the DAG lake_maintenance cleans it.
 _UPLOADED_TO = (RAW_BUCKET, ARTIFACTS_BUCKET, LOGS_BUCKET, EXPORTS_BUCKET)
 
 
 class RemoveAbandonedOperator(BaseOperator):
-    """Removes what Spark drivers and tasks have left that were killed. Safe beside those at work, and by two at once: a
-    driver at work holds an advisory lock, and an upload is ended when it is older than anything that runs.
+    """Removes what killed Spark drivers and tasks have left.
 
-    XCom has ``staging`` (tables of PostgreSQL that `write_postgres` made), ``sessions`` (whose exports `read_table`
-    made) and ``uploads`` (how many were begun and never completed, by bucket).
+    It is safe while drivers and tasks run, and in two tasks at once: a running driver holds an advisory lock, and an
+    upload is only aborted when it is older than any job may run.
 
-    :param uploads_stay: how old an upload has to be.
+    XCom has what was removed: ``staging`` (staging tables of `write_postgres` in PostgreSQL), ``sessions`` (sessions
+    whose `read_table` exports were in S3) and ``uploads`` (number of incomplete uploads by bucket).
+
+    :param uploads_stay: minimum age of an upload that is aborted.
     :param postgres_conn_id: the database that jobs write to.
     """
 
@@ -52,7 +54,7 @@ class RemoveAbandonedOperator(BaseOperator):
         self.postgres_conn_id = postgres_conn_id
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """:raises TrilakeError: of the first that could not be looked for, after the others were."""
+        """:raises TrilakeError: a service did not answer (the first one). The other services were cleaned."""
         lake = LakeHook()
         store = lake.s3_client()
 
@@ -72,15 +74,15 @@ class RemoveAbandonedOperator(BaseOperator):
             return {bucket: number for bucket, number in ended.items() if number}
 
         steps: tuple[Callable[[], Any], ...] = (staging, sessions, uploads)
-        found: dict[str, Any] = {}
+        removed: dict[str, Any] = {}
         errors = []
         for step in steps:
             try:
-                found[step.__name__] = step()
-            except TrilakeError as e:  # one service that is away does not keep what lies in the others
-                self.log.warning("Nothing was removed of %s: %s", step.__name__, e)
+                removed[step.__name__] = step()
+            except TrilakeError as e:  # a service that is down must not stop the cleaning of the others
+                self.log.warning("Removed nothing from %s: %s", step.__name__, e)
                 errors.append(e)
-        self.log.info("Removed: %s", found)
+        self.log.info("Removed: %s", removed)
         if errors:
             raise errors[0]
-        return found
+        return removed

@@ -1,4 +1,4 @@
-"""The first task of a DAG that arrivals start: which partitions the run is for."""
+"""The first task of a DAG that arrivals start: it claims the partitions of the run."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ if TYPE_CHECKING:
 
 
 class TakeArrivalsOperator(WindowedOperator):
-    """Takes partitions in hand that have new, changed or late files below ``s3://raw/<data set>/``, for this run.
+    """Claims, for this run, partitions that have new, changed or late files below ``s3://raw/<data set>/``.
 
-    It takes the oldest that are due and those that follow it without a gap, 12 months or 31 days of them: one
-    recomputation for all. What is left is told again by the watcher, and is the next run's. Where nothing is due
-    (another run has it), the run is skipped. Give ``output["start"]`` and ``output["end"]`` to the tasks that follow. A
-    run with the param ``start`` takes that window instead, due or not.
+    It claims the oldest due partition and the due partitions that follow without a gap, up to 12 months or 31 days, so
+    that one run recomputes them all. The watcher starts another run for the rest. If nothing is due, because another
+    run has claimed it, the run is skipped. Give ``output["start"]`` and ``output["end"]`` to the next tasks. A run with
+    the param ``start`` claims that window instead, whether or not it is due.
 
-    What a run took is its own: if a later task fails, clear it. `trilake arrivals` lists what was never committed. See
-    `trilake.lake.arrivals`.
+    The run keeps its claim: if a later task fails, clear that task. `trilake arrivals` lists claims that were never
+    committed. See `trilake.lake.arrivals`.
 
     XCom has ``start`` and ``end``, the first and the last partition.
 
-    :param data_set: whose arrivals; the DAG's schedule is `trilake.assets.arrivals` of the same.
-    :param settle_seconds: a partition is due when it has been quiet for so long; the schedule's, if it says another.
+    :param data_set: the data set whose arrivals are claimed; the DAG's schedule is its `trilake.assets.arrivals`.
+    :param settle_seconds: a partition is due when it has not changed for this many seconds. Use the same value as in
+        the schedule.
     """
 
     data_set: DataSet
@@ -46,7 +47,7 @@ class TakeArrivalsOperator(WindowedOperator):
         self.settle_seconds = settle_seconds
 
     def render_template_fields(self, context: Context, jinja_env: Environment | None = None) -> None:
-        """Render, and nothing more: where nobody names a start, it is not the run's date that says the window."""
+        """Only renders. Without a start, the window is what is due; it does not come from the run's date."""
         BaseOperator.render_template_fields(self, context, jinja_env)
 
     def execute(self, context: Context) -> dict[str, str]:
@@ -57,8 +58,8 @@ class TakeArrivalsOperator(WindowedOperator):
             window = self.window(context)
             arrivals.take_window(window, run)
         elif (due := arrivals.take(run)) is None:
-            raise AirflowSkipException(f"Nothing has arrived for {self.data_set.name} that no other run has taken.")
+            raise AirflowSkipException(f"No arrivals of {self.data_set.name} are due. Other runs may have them.")
         else:
             window = due
-        self.log.info("%s %s is this run's", self.data_set.name, window)
+        self.log.info("This run has claimed %s %s", self.data_set.name, window)
         return {name: partition_name(window.grain, day) for name, day in (("start", window.start), ("end", window.end))}

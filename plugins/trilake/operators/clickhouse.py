@@ -1,4 +1,4 @@
-"""Statements on ClickHouse: each written down before it is sent, so that none runs twice by accident."""
+"""Runs statements on ClickHouse. Each is recorded before it is sent, so that none runs twice by accident."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ if TYPE_CHECKING:
 
 # Where a task instance keeps its submission between tries
 STATE_KEY = "clickhouse_query"
-# What a result may bring into XCom, which is a row of Airflow's database.
+# Limit of a result in XCom, which is a row of Airflow's database.
 MAX_RESULT_ROWS = 1_000
-# A statement that is over by then needs no trigger.
+# A statement that finishes within this time needs no trigger.
 _SHORT_SECONDS = 5.0
 _KILL_SECONDS = 20.0
 _LABEL_CHARACTERS = 120
-# How a submission has ended. Given up: a person has to look at it. When the person clears the task, all runs again.
+# How a submission has ended. Given up: a person must look at it. If they clear the task, all statements run again.
 _SUCCEEDED, _GIVEN_UP = "succeeded", "given up"
-# Refused before a query has an entry in the log: wrong credentials or address, no SQL, too many at once.
+# Errors before a query has an entry in the query log: wrong credentials or address, invalid SQL, too many queries.
 _NEVER_BEGAN = {62, 192, 193, 194, 195, 202, 516}
 
 
@@ -52,12 +52,12 @@ _NEVER_BEGAN = {62, 192, 193, 194, 195, 202, 516}
 class QuerySubmission(Submission):
     """What a task's tries have sent to ClickHouse.
 
-    :param max_tries: Airflow's, of the task instance. It grows when a person clears the task, and never otherwise.
-    :param query_id: of the statement that was sent last; empty: none is under way.
+    :param max_tries: the task instance's value in Airflow. It only grows when a person clears the task.
+    :param query_id: the statement that was sent last; empty: no statement is running.
     :param statement: its number, from 0.
     :param since: when it was sent, in seconds since 1970.
     :param done: ``query_id`` and ``metrics`` of each statement that has finished, in order.
-    :param end: how the submission has ended; empty: it has not.
+    :param end: how the submission has ended; empty: it has not ended.
     """
 
     max_tries: int = 0
@@ -69,38 +69,43 @@ class QuerySubmission(Submission):
 
 
 class QueryFailedError(ClickHouseError, AirflowException):
-    """A query that ClickHouse ended with an error, or that was killed."""
+    """A query ended with an error, or was killed."""
 
 
 class UnknownOutcomeError(TrilakeError, AirflowFailException):
-    """Nobody can tell whether a statement has run, and it is not declared idempotent. It is not tried again."""
+    """It is unknown whether a statement has run, and the task is not idempotent. The task is not retried."""
 
 
 class PartlyWrittenError(QueryFailedError, AirflowFailException):
-    """A statement failed that had written rows, and it is not declared idempotent. It is not tried again."""
+    """A statement failed after it had written rows, and the task is not idempotent. The task is not retried."""
 
 
 class ClickHouseOperator(ProjectOperator):
-    """Run one statement or many on ClickHouse, in order.
+    """Runs one statement or several on ClickHouse, in order.
 
-    XCom has ``rows`` (of the last statement, if it gives any), ``query_ids``, ``read_rows``, ``read_bytes``,
+    XCom has ``rows`` (of the last statement, if it returns any), ``query_ids``, ``read_rows``, ``read_bytes``,
     ``written_rows``, ``written_bytes``, ``seconds`` (sums), and ``memory_bytes`` (the largest). Bytes are uncompressed.
 
-    Rows are as XCom can hold them: NaN and infinities are None, addresses and bytes are text.
+    Row values are converted to what XCom can hold: NaN and infinities are None, IP addresses and bytes are strings.
 
-    A query's id is written down before the query is sent. The next try goes on where the last one was, whatever became
-    of that: a statement that has finished is not sent again. What was under way is looked for on every host: running,
-    it is waited for; finished, the next statement follows; failed before it had written a row, it is sent again. A
-    query that only reads is ended and sent again. Where it had written rows, or no host knows of it, the task fails and
-    is not retried, unless it is `idempotent`: then all begin anew. Clear the task to run it all again.
+    The operator records a query's id before it sends the query. The next try continues where the last one stopped. It
+    does not send a finished statement again. It looks for the last query on every host:
 
-    :param sql: the statements, parted by semicolons, or a file of them below ``sql/``, or a list; templated.
+    - The query runs: the try waits for it. A query that only reads is killed and sent again.
+    - It has finished: the try sends the next statement.
+    - It failed before it had written a row: the try sends it again.
+    - It had written rows, or no host knows the query: the task fails and is not retried. If the task is `idempotent`,
+      all statements run again from the first one instead.
+
+    Clear the task to run all statements again.
+
+    :param sql: the statements, separated by semicolons; or a file of them below ``sql/``; or a list; templated.
     :param parameters: bound on the server, as ``{name:Type}``; templated.
-    :param settings: of the server, for each statement.
-    :param database: over the connection's.
-    :param idempotent: all statements together may run again from the first one, whatever was done of them.
-    :param deferrable: wait outside the worker for statements that give no rows and take longer than some seconds.
-    :param poll_interval: seconds between two looks at a query that is waited for.
+    :param settings: server settings for each statement.
+    :param database: overrides the database of the connection.
+    :param idempotent: all statements may run again from the first one, no matter which of them have run.
+    :param deferrable: wait in the triggerer for statements that return no rows and take longer than some seconds.
+    :param poll_interval: seconds between two checks of a query that the task waits for.
     """
 
     template_fields: Sequence[str] = ("sql", "parameters", "settings", "database", "clickhouse_conn_id")
@@ -138,12 +143,12 @@ class ClickHouseOperator(ProjectOperator):
     # --- the task
 
     def execute(self, context: Context) -> Any:
-        """Run them, or go on with what an earlier try has begun.
+        """Runs the statements, or continues what an earlier try has started.
 
-        :raises QueryFailedError: ClickHouse refused or ended a statement.
-        :raises PartlyWrittenError: it had written rows by then.
-        :raises UnknownOutcomeError: nobody can tell whether an earlier try's statement has run.
-        :raises ConfigurationError: no statement, or parameters that no statement has; nothing was sent.
+        :raises QueryFailedError: a statement was refused, failed or was killed.
+        :raises PartlyWrittenError: a statement failed after it had written rows.
+        :raises UnknownOutcomeError: it is unknown whether an earlier try's statement has run.
+        :raises ConfigurationError: there is no statement, or no statement uses a given parameter; nothing was sent.
         """
         statements = self._prepare(context)
         earlier = self._store.read()
@@ -159,28 +164,29 @@ class ClickHouseOperator(ProjectOperator):
         return self._go_on(context, statements)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
-        """After the wait outside."""
+        """Continues after the wait in the triggerer."""
         statements = self._prepare(context)
         self._submission = self._store.read() or QuerySubmission(**event["record"])
         if self._submission.query_id != event["query_id"]:
-            raise QueryFailedError(f"Another try of task {self.task_id} has gone on: this one ends.")
+            raise QueryFailedError(f"Another try of task {self.task_id} has taken over. This try stops.")
         if event["state"] == "unreachable":
-            raise TrilakeError(f"What became of query {event['query_id']} cannot be seen. {event['error']}")
+            raise TrilakeError(f"The state of query {event['query_id']} cannot be read. {event['error']}")
         self._settle(Seen.from_dict(event))
         return self._go_on(context, statements)
 
     def on_kill(self) -> None:
-        """End this submission's query on every host; one that another try has taken over stays."""
-        # The signal's handler returns to where it came: what is about to be sent is not.
+        """Kills this submission's query on every host, unless another try has taken it over."""
+        # After the signal handler, `execute` continues. This flag stops it from sending the next statement.
         self._killed = True
         submission, servers = self._submission, self._servers
         if submission is None or not submission.query_id or servers is None:
             return
         query_id = submission.query_id
         if not self._store.is_current(submission):
-            self.log.info("Query %s is another try's by now: it stays", query_id)
+            self.log.info("Query %s belongs to another try now; it is not killed", query_id)
             return
-        # no comment: it would carry the task's; and in a client of its own, for the task's is in use
+        # Without the task's log_comment, so that the kill is not found as the task's query. With its own client,
+        # because the task's client is in use.
         with Cluster(servers) as cluster:
             if queries.kill(cluster, query_id, seconds=_KILL_SECONDS):
                 self.log.info("Query %s was killed with its task", query_id)
@@ -191,18 +197,20 @@ class ClickHouseOperator(ProjectOperator):
         self._hook = ClickHouseHook(
             clickhouse_conn_id=self.clickhouse_conn_id, database=self.database, context=context, log_sql=False
         )
-        # known before there is anything to kill: on_kill cannot ask for it
+        # Read here, because on_kill cannot ask Airflow for a connection.
         self._servers = self._hook.servers
         self._store = SubmissionStore(context, STATE_KEY, QuerySubmission)
         texts = [self.sql] if isinstance(self.sql, str) else self.sql
         statements = [statement for text in texts for statement in split_statements(text)]
         if not statements:
-            raise ConfigurationError(f"Task {self.task_id} has no statement.", hint="Give it one, or a file of them.")
-        known = set().union(*map(parameter_names, statements))
-        if unknown := set(self.parameters or {}) - known:
             raise ConfigurationError(
-                f"No statement of task {self.task_id} has the parameters {', '.join(sorted(unknown))}.",
-                hint="Write them as {name:Type}.",
+                f"Task {self.task_id} has no statement.", hint="Set sql to a statement or to a file with statements."
+            )
+        used = set().union(*map(parameter_names, statements))
+        if unused := set(self.parameters or {}) - used:
+            raise ConfigurationError(
+                f"No statement of task {self.task_id} uses the parameters {', '.join(sorted(unused))}.",
+                hint="Write a parameter in the statement as {name:Type}, or remove it from parameters.",
             )
         return statements
 
@@ -212,20 +220,20 @@ class ClickHouseOperator(ProjectOperator):
             rows = self._run(context, number, statements[number])
         self._write_down(end=_SUCCEEDED)
         done = self._mine.done
-        result = {name: sum(one["metrics"][name] for one in done) for name in (*queries.COUNTS, "seconds")}
-        result["memory_bytes"] = max(one["metrics"]["memory_bytes"] for one in done)
-        result["query_ids"] = [one["query_id"] for one in done]
+        result = {name: sum(query["metrics"][name] for query in done) for name in (*queries.COUNTS, "seconds")}
+        result["memory_bytes"] = max(query["metrics"]["memory_bytes"] for query in done)
+        result["query_ids"] = [query["query_id"] for query in done]
         return result if rows is None else {**result, "rows": rows}
 
     def _run(self, context: Context, number: int, statement: str) -> list[list[Any]] | None:
         submission = self._mine
         if number and not self._store.is_current(submission):
-            raise QueryFailedError(f"Another try of task {self.task_id} has gone on: this one ends.")
-        # first: what could not be sent for want of a server is not written down as sent
+            raise QueryFailedError(f"Another try of task {self.task_id} has taken over. This try stops.")
+        # Connect first: if no server answers, the statement must not be recorded as sent.
         client = self._hook.get_client()
         submission.statement, submission.since = number, time.time()
         submission.query_id = self._query_id(context, number)
-        # Written down before it is sent: a later try knows what to look for, whether or not it was sent.
+        # Recorded before it is sent, so that a later try knows which query to look for.
         self._write_down()
         if self._killed:
             client.close()
@@ -236,13 +244,14 @@ class ClickHouseOperator(ProjectOperator):
             **(self.settings or {}),
             "query_id": submission.query_id,
         }
-        own = {name: value for name, value in (self.parameters or {}).items() if name in parameter_names(statement)}
+        names = parameter_names(statement)
+        parameters = {name: value for name, value in (self.parameters or {}).items() if name in names}
         self.log.info("Statement %s of this task is query %s", number + 1, submission.query_id)
         try:
             if has_result(statement):
-                rows, metrics = self._read(client, statement, own, settings)
+                rows, metrics = self._read(client, statement, parameters, settings)
             else:
-                rows, metrics = None, self._write(client, statement, own, settings)
+                rows, metrics = None, self._write(client, statement, parameters, settings)
         except ClickHouseError as e:
             if e.code and (seen := self._seen_failed(e, statement)):
                 self._settle(seen)
@@ -253,7 +262,7 @@ class ClickHouseOperator(ProjectOperator):
     def _read(
         self, client: Client, statement: str, parameters: dict[str, Any], settings: dict[str, Any]
     ) -> tuple[list[list[Any]], QueryMetrics]:
-        # one row more than may be: to tell a result that is too large
+        # The server refuses a larger result.
         limits = {"max_result_rows": MAX_RESULT_ROWS, "result_overflow_mode": "throw"}
         try:
             result = client.query(statement, parameters=parameters, settings=limits | self._hook.identify(settings))
@@ -267,10 +276,10 @@ class ClickHouseOperator(ProjectOperator):
     def _write(
         self, client: Client, statement: str, parameters: dict[str, Any], settings: dict[str, Any]
     ) -> QueryMetrics:
-        """Send it; wait for its end here, or, if it takes longer, outside."""
+        """Sends the statement. Waits here for its end, or in the triggerer if it takes longer."""
         identity = self._hook.identify(settings)
         if self.deferrable:
-            # headers that nobody reads any more would end the query
+            # After the task defers, no client reads progress headers; then the server would cancel the query.
             identity["send_progress_in_http_headers"] = 0
         outcome: list[Any] = []
 
@@ -287,7 +296,7 @@ class ClickHouseOperator(ProjectOperator):
         sender.join(_SHORT_SECONDS if self.deferrable else None)
         while sender.is_alive():
             with Cluster(self._hook.servers) as cluster:
-                # what is not seen yet may still be on its way: leaving would lose it
+                # Defer only when the server runs the query: before that it may not have received the statement.
                 if queries.look(cluster, self._mine.query_id, since=self._mine.since).state is QueryState.RUNNING:
                     self._defer()
             sender.join(self.poll_interval)
@@ -297,7 +306,7 @@ class ClickHouseOperator(ProjectOperator):
 
     def _defer(self) -> None:
         submission = self._mine
-        self.log.info("Query %s runs on; it is waited for outside the worker", submission.query_id)
+        self.log.info("Query %s still runs; the task waits for it in the triggerer", submission.query_id)
         trigger = ClickHouseQueryTrigger(
             clickhouse_conn_id=self.clickhouse_conn_id,
             query_id=submission.query_id,
@@ -310,26 +319,26 @@ class ClickHouseOperator(ProjectOperator):
     # --- what an earlier try has left
 
     def _take_over(self, context: Context, earlier: QuerySubmission, statements: Sequence[str]) -> None:
-        """Find out what became of what an earlier try has sent last, and go on from there."""
+        """Finds the state of the last query of an earlier try, and continues from there."""
         mine = self._mine
         cleared = mine.max_tries > earlier.max_tries
         same = not cleared and earlier.inputs == mine.inputs
         if same:
             mine.done = list(earlier.done)
-        # Else nothing is under way: all is done and Airflow has not heard of it; the worker was lost between two
-        # statements; or the last one failed and left nothing.
+        # Otherwise no query runs. Either all statements are done and the try died before it reported that; or the
+        # worker was lost between two statements; or the last statement failed and left nothing.
         if earlier.query_id and not earlier.end and len(earlier.done) <= earlier.statement:
             reads = same and has_result(statements[earlier.statement])
             self._look_after(context, earlier, waited_for=same and not reads, matters=not (reads or cleared))
         if len(mine.done) == len(statements) and has_result(statements[-1]):
-            mine.done.pop()  # its rows went with that try
-        self._write_down()  # from here on it is this try's
+            mine.done.pop()  # its rows were lost with that try
+        self._write_down()  # from now on this try owns the submission
 
     def _look_after(self, context: Context, earlier: QuerySubmission, *, waited_for: bool, matters: bool) -> None:
-        """See to the query of an earlier try.
+        """Handles the query of an earlier try.
 
-        :param waited_for: else it is ended if it runs.
-        :param matters: whether it has run is to be known before anything else is sent.
+        :param waited_for: wait for the query if it runs; otherwise kill it.
+        :param matters: the outcome of the query must be known before the next statement is sent.
         """
         query_id, since, mine = earlier.query_id, earlier.since, self._mine
         with Cluster(self._hook.servers, comment=log_comment(context)) as cluster:
@@ -344,9 +353,9 @@ class ClickHouseOperator(ProjectOperator):
             mine.statement, mine.query_id, mine.since = earlier.statement, query_id, since
             self._write_down()
             if seen.state is QueryState.RUNNING:
-                if self._killed:  # before this try had a query: then nobody else ends it
+                if self._killed:  # on_kill ran before this try had a query, so it killed none
                     queries.kill(cluster, query_id)
-                    raise QueryFailedError(f"Task {self.task_id} was killed: query {query_id} was ended with it.")
+                    raise QueryFailedError(f"Task {self.task_id} was killed, and its query {query_id} too.")
                 if self.deferrable:
                     self._defer()
                 seen = self._await(cluster, query_id, since)
@@ -358,11 +367,11 @@ class ClickHouseOperator(ProjectOperator):
         return seen if seen.state is not QueryState.UNKNOWN else queries.look_for_sure(cluster, query_id, since=since)
 
     def _settle(self, seen: Seen) -> None:
-        """Note a statement's end.
+        """Records the end of a statement.
 
-        :raises QueryFailedError: it failed, and the next try may go on.
-        :raises PartlyWrittenError: it failed, and had written rows.
-        :raises UnknownOutcomeError: nobody can tell.
+        :raises QueryFailedError: it failed, and the next try may continue.
+        :raises PartlyWrittenError: it failed after it had written rows.
+        :raises UnknownOutcomeError: it is unknown whether it has run.
         """
         query_id = self._mine.query_id
         if seen.state is QueryState.FINISHED:
@@ -372,22 +381,22 @@ class ClickHouseOperator(ProjectOperator):
             return
         unknown = seen.state is QueryState.UNKNOWN
         message = (
-            f"Nobody can tell whether query {query_id} of task {self.task_id} has run: no host knows of it." if unknown
+            f"It is unknown whether query {query_id} of task {self.task_id} has run: no host knows it." if unknown
             else f"Query {query_id} failed: {seen.error}"
         )  # fmt: skip
         if self._may_be_sent_again(seen):
-            self._mine.query_id = ""  # nothing of it is under way
+            self._mine.query_id = ""  # it no longer runs
             self._write_down()
             raise QueryFailedError(message, code=seen.code)
         self._write_down(end=_GIVEN_UP)
-        hint = "See what it has done, then clear the task to run all of it; or declare it idempotent."
+        hint = "Check what it has done, then clear the task to run all statements again; or set idempotent=True."
         if unknown:
             raise UnknownOutcomeError(message, hint=hint)
-        written = f"It had written {seen.metrics.written_rows} rows by then, and they may have stayed."
+        written = f"It had written {seen.metrics.written_rows} rows before, and they may still be in the table."
         raise PartlyWrittenError(f"{message} {written}", hint=hint, code=seen.code)
 
     def _may_be_sent_again(self, seen: Seen) -> bool:
-        """Whether a statement that did not finish, or nobody knows of, may be; and from which one on, in the record."""
+        """Whether a failed or unknown statement may be sent again. Idempotent: the record restarts at the first one."""
         if seen.state is QueryState.FAILED and not seen.metrics.written_rows:
             return True
         if self.idempotent:
@@ -395,19 +404,19 @@ class ClickHouseOperator(ProjectOperator):
         return self.idempotent
 
     def _seen_failed(self, error: ClickHouseError, statement: str) -> Seen | None:
-        """What ClickHouse answered with an error, with what it had done by then. None: that cannot be told now."""
-        told = Seen(QueryState.FAILED, error=error.message, code=error.code)
+        """The failed query with its error and with the rows that it had written. None: this is unknown now."""
+        failed = Seen(QueryState.FAILED, error=error.message, code=error.code)
         if error.code in _NEVER_BEGAN or has_result(statement):
-            return told
+            return failed
         try:
             with Cluster(self._hook.servers) as cluster:
                 seen = queries.look_for_sure(cluster, self._mine.query_id, since=self._mine.since)
         except TrilakeError:
             return None
-        return replace(told, metrics=seen.metrics) if seen.state is QueryState.FAILED else None
+        return replace(failed, metrics=seen.metrics) if seen.state is QueryState.FAILED else None
 
     def _logged(self, metrics: QueryMetrics) -> QueryMetrics:
-        """As the query log has it, which knows of memory; else as the answer's summary had it."""
+        """Metrics from the query log, which include memory. If it cannot be read, those of the response summary."""
         try:
             with Cluster(self._hook.servers) as cluster:
                 seen = queries.look(cluster, self._mine.query_id, since=self._mine.since)
@@ -418,21 +427,21 @@ class ClickHouseOperator(ProjectOperator):
     # --- identity
 
     def _query_id(self, context: Context, number: int) -> str:
-        """Of the task instance, the submission, the statement and who submitted it."""
+        """Names the task instance, the submission, the statement and the submitter."""
         words = TaskInstance.of(context).words
         label = joined(words)[:_LABEL_CHARACTERS]
         digest = hashlib.sha256(json.dumps(words).encode()).hexdigest()[:8]
         return f"{label}:{digest}:{self._mine.number}:{number + 1}:{self._mine.owner[:12]}"
 
     def _inputs(self, statements: Sequence[str]) -> str:
-        asked = [list(statements), dict(self.parameters or {}), dict(self.settings or {}), self.database]
-        return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        inputs = [list(statements), dict(self.parameters or {}), dict(self.settings or {}), self.database]
+        return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     @property
     def _mine(self) -> QuerySubmission:
-        """This try's submission. There is one from the start of `execute` on."""
+        """This try's submission. It exists from the start of `execute` on."""
         if self._submission is None:
-            raise RuntimeError(f"Task {self.task_id} has not begun.")
+            raise RuntimeError(f"Task {self.task_id} has not started.")
         return self._submission
 
     def _write_down(self, *, end: str = "") -> None:
@@ -441,14 +450,14 @@ class ClickHouseOperator(ProjectOperator):
 
 
 def _plain(value: Any) -> Any:
-    """As XCom can hold it, which is JSON with a few types more."""
+    """Converts a value to what XCom can hold: JSON and a few more types."""
     match value:
         case float():
             return value if math.isfinite(value) else None
         case list() | tuple():
-            return type(value)(_plain(one) for one in value)
+            return type(value)(_plain(item) for item in value)
         case dict():
-            return {key: _plain(one) for key, one in value.items()}
+            return {key: _plain(item) for key, item in value.items()}
         case bytes():
             return value.decode("utf-8", errors="backslashreplace")
         case None | str() | int() | Decimal() | date() | UUID():

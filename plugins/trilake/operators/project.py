@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ProjectOperator(BaseOperator):
-    """An operator whose templates are looked up below the project's ``sql/``, without a word in the DAG."""
+    """An operator whose template files are in the project's ``sql/``. The DAG needs no ``template_searchpath``."""
 
     @property
     def sql_folder(self) -> Path:

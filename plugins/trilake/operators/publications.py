@@ -1,4 +1,4 @@
-"""Publications in ClickHouse as tasks: what operators that publish have in common, and the end of what others left."""
+"""Publications in ClickHouse: the base class of operators that publish, and the task that finishes what others left."""
 
 from __future__ import annotations
 
@@ -28,18 +28,19 @@ if TYPE_CHECKING:
 
 
 class PublishOperator(WindowedOperator, ProjectOperator):
-    """Write, audit, publish: ClickHouse pulls what `plan` names (no row passes through Airflow), the data set's checks
-    run on what was pulled, and readers see it. See `trilake.clickhouse.publication.publisher`.
+    """Write, audit, publish: ClickHouse pulls the data that `plan` names, the data set's checks run on it, and then
+    readers see it. No row passes through Airflow. See `trilake.clickhouse.publication.publisher`.
 
-    Emits one asset event a partition. XCom has the `PublicationReport`: partitions ``published`` and ``current``,
-    ``rows`` by partition and shard, ``total_rows``, ``warnings``, and of the loads ``query_ids``, ``read_rows``,
-    ``read_bytes``, ``written_rows``, ``written_bytes``, ``seconds`` (sums), ``memory_bytes`` (the largest peak).
+    Emits one asset event for each partition. XCom has the `PublicationReport`: partitions ``published`` and
+    ``current``, ``rows`` by partition and shard, ``total_rows``, ``warnings``; and for the loads ``query_ids``,
+    ``read_rows``, ``read_bytes``, ``written_rows``, ``written_bytes``, ``seconds`` (sums), ``memory_bytes`` (the
+    largest peak).
 
-    :param data_set: what to publish. Without a grain it is published whole, on every shard.
-    :param force: replace a later state by an earlier one, the same by itself, or rows of another source.
+    :param data_set: what to publish. Without a grain, every shard gets the complete table.
+    :param force: also replace a later state by an earlier one, a state by the same one, or rows of another source.
     """
 
-    data_set: DataSet  # without one there is nothing to publish
+    data_set: DataSet  # required here
     ui_color = "#fde68a"
 
     def __init__(
@@ -52,15 +53,15 @@ class PublishOperator(WindowedOperator, ProjectOperator):
 
     @abstractmethod
     def plan(self, context: Context, lake: LakeHook) -> LoadPlan:
-        """What is to be published."""
+        """Returns what to publish."""
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Gives the `PublicationReport` as a dictionary.
+        """Returns the `PublicationReport` as a dictionary.
 
-        :raises trilake.clickhouse.publication.publisher.AuditError: ClickHouse did not get what the source holds.
+        :raises trilake.clickhouse.publication.publisher.AuditError: the rows in ClickHouse differ from the source.
         :raises trilake.clickhouse.publication.checks.CheckFailedError: a blocking check found rows.
-        :raises trilake.clickhouse.publication.ledger.SourceChangedError: readers see rows of another source.
-            No `force` was given.
+        :raises trilake.clickhouse.publication.ledger.SourceChangedError: readers see rows of another source, and
+            `force` is not set.
         """
         data_set, lake, began = self.data_set, LakeHook(), time.time()
         planned = self.plan(context, lake)
@@ -70,7 +71,7 @@ class PublishOperator(WindowedOperator, ProjectOperator):
             report = publisher.publish(planned, run_id=TaskInstance.of(context).run, force=self.force)
             report = publisher.measured(report, since=began)
         self.log.info(
-            "Published %s partitions of %s (%s rows); %s showed this state or a later one already",
+            "Published %s partitions of %s (%s rows); %s already had this state or a later one",
             len(report.published),
             data_set.name,
             report.total_rows,
@@ -79,18 +80,18 @@ class PublishOperator(WindowedOperator, ProjectOperator):
         if report.query_ids:
             self.log.info("Loads, %s queries: %s", len(report.query_ids), report.metrics)
         for outlet in self.outlets:
-            # also what was current: a run whose predecessor died after the switch must tell of it all the same
+            # Also the current ones: the try that switched them may have died before it emitted its events.
             context["outlet_events"][outlet].add_partitions([*report.published, *report.current])
         return report.to_dict()
 
 
 class FinishPublicationsOperator(BaseOperator):
-    """Brings to their end the publications that were decided and not completed, and drops what dead attempts left in
-    ClickHouse. Safe beside publishers at work, and by two at once.
+    """Completes publications that were decided but not completed, and drops what dead attempts left in ClickHouse. It
+    is safe while publishers run, and in two tasks at once.
 
     XCom has ``finished`` (table and partition) and ``cleaned`` (attempts).
 
-    :param table: of one data set alone; templated. None: of all.
+    :param table: only this data set's table; templated. None: all tables.
     """
 
     template_fields: Sequence[str] = ("table",)
@@ -104,14 +105,14 @@ class FinishPublicationsOperator(BaseOperator):
         self.clickhouse_conn_id = clickhouse_conn_id
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """:raises SwitchIncompleteError: of all that cannot be completed, after the rest was."""
+        """:raises SwitchIncompleteError: some publications cannot be completed now. All others were completed."""
         with ClickHouseHook(clickhouse_conn_id=self.clickhouse_conn_id).cluster(context) as cluster:
             publisher = Publisher(cluster, LakeHook().ledger())
             finished, cleaned, error = [], [], None
             try:
                 finished = publisher.finish(self.table)
             except TrilakeError as e:
-                error = e  # one that is stuck does not keep the rest from being cleaned up
+                error = e  # a publication that is stuck must not stop the cleaning
             cleaned = publisher.clean(self.table)
         for publication in finished:
             self.log.info("Finished %s of %s (run %s, fence %s)", publication.partition, publication.table,
@@ -121,6 +122,6 @@ class FinishPublicationsOperator(BaseOperator):
         if error:
             raise error
         return {
-            "finished": [{"table": one.table, "partition": one.partition} for one in finished],
+            "finished": [{"table": row.table, "partition": row.partition} for row in finished],
             "cleaned": cleaned,
         }

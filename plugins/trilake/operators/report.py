@@ -1,4 +1,4 @@
-"""A folder of queries as an HTML report in S3."""
+"""Renders a folder of queries as an HTML report in S3."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 class ClickHouseReportOperator(WindowedOperator, ProjectOperator):
     """Renders the queries of `folder` and writes ``s3://artifacts/reports/<key>``.
 
-    Queries are bound ``{start:Date}`` and ``{stop:Date}``: the window's first day, and the first day after it.
+    Queries can use the parameters ``{start:Date}`` and ``{stop:Date}``: the window's first day, and the first day after
+    the window.
 
     :param folder: below ``sql/``, such as ``clickhouse/flights/report``; see `trilake.clickhouse.report` for its files.
-    :param key: of the report, below ``reports/``; templated.
+    :param key: the report's key below ``reports/``; it ends in ``.html``; templated.
     """
 
     template_fields: Sequence[str] = (*WindowedOperator.template_fields, "key")
@@ -46,9 +47,9 @@ class ClickHouseReportOperator(WindowedOperator, ProjectOperator):
         self.clickhouse_conn_id = clickhouse_conn_id
 
     def execute(self, context: Context) -> str:
-        """Gives the report's address.
+        """Returns the report's address, ``s3://...``.
 
-        :raises ConfigurationError: the folder has no query, or a query cannot be shown.
+        :raises ConfigurationError: the folder has no query, a query cannot be shown, or `key` does not end in .html.
         """
         window = self.window(context)
         queries = read_queries(self.sql_folder / self.folder)
@@ -60,7 +61,7 @@ class ClickHouseReportOperator(WindowedOperator, ProjectOperator):
                 answer = client.query(query.sql, parameters=bounds, settings=hook.identify())
                 return ReportResult(answer.column_names, answer.result_rows)
 
-            page = render(self.title, f"{window}, out of ClickHouse.", queries, run)
+            page = render(self.title, f"{window}, from ClickHouse.", queries, run)
         if not self.key.endswith(".html"):
             raise ConfigurationError(f"The report's key {self.key!r} does not end in .html.")
         key = f"reports/{self.key}"

@@ -1,4 +1,4 @@
-"""Runs a Spark job on Kubernetes: once for each try that needs it, never two at a time, and nothing left behind."""
+"""Runs a Spark job on Kubernetes. No two applications of a task run at a time, and none is left behind."""
 
 from __future__ import annotations
 
@@ -40,61 +40,64 @@ if TYPE_CHECKING:
 # Where a task instance keeps its submission between tries.
 STATE_KEY = "spark_application"
 
-# As the official operator has it: image pull and a place on a node.
+# The official operator's default. It covers the image pull and the wait for a node.
 STARTUP_TIMEOUT_SECONDS = 600
 # A window that takes longer than a day never catches up with its schedule.
 RUN_TIMEOUT_SECONDS = 24 * 3600
-# A day less than the lake's upkeep leaves files that no snapshot knows yet (`trilake.spark.maintenance.ORPHANS_STAY`).
+# One day less than the lake's maintenance keeps files without a snapshot (`trilake.spark.maintenance.ORPHANS_STAY`).
 LONGEST_RUN_SECONDS = 2 * 24 * 3600
-# Airflow's own time limit on a deferred task, after ours: it fails the task without asking anybody to clean up.
+# Airflow's own limit on a deferred task comes this long after ours, because it fails the task without a cleanup.
 _DEFER_SLACK_SECONDS = 300
-# on_kill is called while a process is being ended: the rest goes by itself once the application is deleted.
+# on_kill has little time. Once the application is deleted, Kubernetes removes the rest.
 _KILL_SECONDS = 20.0
 
 Result = TypeVar("Result")
 
-# What takes the place of an official option that would have no effect.
+# What to use instead of an option of the official operator that would have no effect.
 _MANIFEST_HINT = (
     "The operator writes the manifest itself, from job, profile, spark_conf and jobs_version. For a manifest of your "
     "own use the official SparkKubernetesOperator."
 )
 _INSTEAD = {
-    "image": "The image is the platform's. A job's code is in spark_jobs/ and needs no image of its own.",
+    "image": "All jobs use the platform's image. A job's code is in spark_jobs/ and needs no image of its own.",
     "code_path": "Give job=, the name of a module of spark_jobs/.",
     "name": "The name follows from the DAG, the task and the run.",
     "random_name_suffix": "The name follows from the DAG, the task and the run.",
-    "reattach_on_restart": "A later try always goes on with an application that runs on the same inputs.",
+    "reattach_on_restart": "A later try always adopts an application that runs on the same inputs.",
     "container_resources": "Choose a profile (small, medium, large), or give spark_conf.",
     "labels": "The labels name the DAG, the task and the run.",
 }
 
 
 class SparkApplicationError(TrilakeError, AirflowException):
-    """A Spark job that failed, was ended or never started: what is known of it, in one message."""
+    """A Spark job failed, was deleted or never started. The message has all that is known about it."""
 
 
 class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
-    """Run a job of ``spark_jobs/`` as a SparkApplication.
+    """Runs a job of ``spark_jobs/`` as a SparkApplication.
 
-    The job gets ``--run``, ``--data-set``, ``--start`` and ``--end`` (of the window that it works on), `arguments`, and
-    ``--result``. What it writes to ``--result`` (a JSON object, in S3) is in the task's XCom, key by key, beside
-    ``application``, ``state``, ``seconds`` and ``spark`` (the event log's `trilake.spark.event_log.SparkMetrics`):
-    of a job that commits, ``task.output["snapshot_id"]`` is its snapshot. Of a job that publishes by itself,
-    ``outlets=[trilake.assets.published(data_set)]`` gets an event for each partition.
+    The job gets ``--run``, ``--data-set``, ``--start`` and ``--end`` (the window that it works on), `arguments`, and
+    ``--result``. The job writes a JSON object to ``--result``, an object in S3. The task's XCom has each of its keys,
+    and also ``application``, ``state``, ``seconds`` and ``spark`` (`trilake.spark.event_log.SparkMetrics` of the event
+    log). If the job commits, ``task.output["snapshot_id"]`` is its snapshot. If the job publishes, set
+    ``outlets=[trilake.assets.published(data_set)]``: the outlet gets an event for each partition.
 
-    A submission is written down before it is made. A try that comes after a lost worker or scheduler adopts the
-    application if it is still at work on the same inputs, and ends it otherwise; so no two run at a time. Whoever is
-    killed ends its own submission alone.
+    The operator records a submission before it creates the application. A try after a lost worker or scheduler adopts
+    the application if it still runs on the same inputs, and deletes it otherwise. So no two run at a time. A try that
+    is killed only deletes the application that it owns.
 
     :param job: the module's name.
     :param data_set: what the job makes; with a grain, the task works on a window of its partitions.
-    :param arguments: more for the job. They can be read by everyone who may read the application: never a secret.
+    :param arguments: further arguments for the job. Everyone who may read the application can read them: never put a
+        secret here.
     :param profile: small, medium or large, see `trilake.spark.application.PROFILES`.
-    :param jobs_version: of the job code; None: the one pushed last.
-    :param namespace: None: the one of the connection.
-    :param spark_conf: settings over the usual ones. Never a secret.
-    :param startup_timeout_seconds: for its driver to run.
-    :param run_timeout_seconds: for all of it, two days at the most; `execution_timeout`, if shorter, comes first.
+    :param jobs_version: version of the job code; None: the version that was deployed with the DAG, else the one pushed
+        last.
+    :param namespace: None: the namespace of the connection.
+    :param spark_conf: Spark settings that override the defaults. Never put a secret here.
+    :param startup_timeout_seconds: time limit until the driver runs.
+    :param run_timeout_seconds: time limit for the whole run, at most two days; a shorter `execution_timeout` applies
+        first.
     :param delete_on_termination: False keeps the application, with its pod and log, for its time to live (24 h).
     """
 
@@ -110,7 +113,7 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
         *WindowedOperator.template_fields,
     )
     template_fields_renderers = {"arguments": "json", "spark_conf": "json"}
-    # An argument that ends in .json is an argument, not a file of ours.
+    # An argument that ends in .json is not a template file.
     template_ext: Sequence[str] = ()  # type: ignore[assignment]
 
     def __init__(
@@ -140,9 +143,9 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
         _refuse_ignored(job, kwargs)
         if run_timeout_seconds > LONGEST_RUN_SECONDS:
             raise ConfigurationError(
-                f"Job {job} may not run for {run_timeout_seconds} s: what it has written and not committed would be "
-                "taken for a dead job's.",
-                hint=f"At most {LONGEST_RUN_SECONDS} s: run its window in parts.",
+                f"Job {job} has run_timeout_seconds={run_timeout_seconds}. That is too long: the lake's maintenance "
+                "would remove files that the job has not committed yet.",
+                hint=f"Set at most {LONGEST_RUN_SECONDS} s, and split the window into smaller runs.",
             )
         super().__init__(
             data_set=data_set,
@@ -161,7 +164,7 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
         self.arguments = arguments  # type: ignore[assignment]
         self.profile = profile
         self.jobs_version = jobs_version
-        # the official operator's default is a namespace that we do not use
+        # Set again here, because the official operator replaces None by its own default.
         self.namespace = namespace
         self.kubernetes_conn_id: str = kubernetes_conn_id
         self.spark_conf = spark_conf
@@ -173,10 +176,10 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
     # --- the task
 
     def execute(self, context: Context) -> Any:
-        """Submit, and wait outside the worker (or here, with ``deferrable=False``).
+        """Submits the job, and waits in the triggerer (or here, with ``deferrable=False``).
 
-        :raises SparkApplicationError: the job failed, was ended or did not start.
-        :raises ConfigurationError: no such version, window, profile or connection; nothing was submitted.
+        :raises SparkApplicationError: the job failed, was deleted or did not start.
+        :raises ConfigurationError: the version, window, profile or connection does not exist; nothing was submitted.
         """
         submission = self._submit(context)
         now = time.time()
@@ -199,11 +202,11 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
         return self.execute_complete(context, asyncio.run(trigger.wait()))
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
-        """Read what the job made of it, and clear up."""
+        """Reads the job's result, and deletes the application."""
         mine = self._submission = SparkSubmission(**event["submission"])
         application = asyncio.run(self.applications.get(mine.name))
         if event["outcome"] != "completed":
-            # one that failed by itself is over; what we end is waited for
+            # A failed application no longer runs. One that we stop may still run: wait until its pods are gone.
             self._end(mine, wait=event["outcome"] != "failed")
             self._fail(mine, application, event)
         outcome = {
@@ -219,22 +222,23 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
         return outcome
 
     def on_kill(self) -> None:
-        """End this submission's application; one that another try has adopted stays."""
-        # The signal's handler returns to where it came: what is being created is created, and seen to then.
+        """Deletes this submission's application, unless another try has adopted it."""
+        # After the signal handler, `execute` continues. If it creates an application then, `_check_still_ours` deletes
+        # that application.
         self._killed = True
         submission = self._submission
         if submission is None:
             return
-        # In a thread: the signal may have come while this one runs an event loop of its own.
+        # In a thread, because this thread may be running an event loop.
         with ThreadPoolExecutor(1) as pool:
-            ended = pool.submit(
+            deleted = pool.submit(
                 asyncio.run, self.applications.end(submission.name, owner=submission.owner, seconds=_KILL_SECONDS)
             ).result()
-        if ended:
+        if deleted:
             self.log.info("SparkApplication %s was deleted with its task", submission.name)
 
     def _tell_published(self, context: Context, reports: Mapping[str, Mapping[str, Any]]) -> None:
-        """Events of the outlets that stand for what the driver has published, a partition each."""
+        """Emits an event for each partition that the driver has published, on the outlets of those data sets."""
         for outlet in self.outlets:
             for name, report in reports.items():
                 if outlet == published(DataSet(name)):
@@ -258,19 +262,17 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
             number += 1
             name = TaskInstance.of(context).application_name(number)
             submission = self._submission = SparkSubmission(number, uuid.uuid4().hex, inputs, name, namespace)
-            # Written down before it is created: a later try knows what to look for, whether or not it was created.
+            # Recorded before it is created, so that a later try knows which application to look for.
             self._store(context).write(submission)
             manifest = self._manifest(context, submission, version, arguments)
             if asyncio.run(self.applications.create(manifest)) is not None:
-                self.log.info(
-                    "SparkApplication %s is submitted: job %s, version %s", submission.name, self.job, version
-                )
+                self.log.info("Submitted SparkApplication %s: job %s, version %s", submission.name, self.job, version)
                 self._check_still_ours(context, submission)
                 return submission
-            self.log.warning("There is another SparkApplication %s; taking the next number", submission.name)
+            self.log.warning("Another SparkApplication has the name %s; trying the next number", submission.name)
 
     def _clear_the_way(self, context: Context, earlier: SparkSubmission | None, inputs: str) -> SparkSubmission | None:
-        """Adopt the predecessor if it is at work on the same, and end all others of this task instance."""
+        """Adopts the earlier application if it runs on the same inputs. Deletes all others of this task instance."""
         adopted = None
         selector = f"{INSTANCE_LABEL}={TaskInstance.of(context).digest}"
         for application in asyncio.run(self.applications.find(selector)):
@@ -281,20 +283,21 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
                 self._submission = submission
                 self._store(context).write(submission)
                 if self._adopt(submission):
-                    self.log.info("SparkApplication %s is %s: this try goes on with it", name, state or "new")
+                    self.log.info("SparkApplication %s is %s: this try adopts it", name, state or "new")
                     adopted = submission
                     continue
             if state.over and not self.delete_on_termination:
                 continue
-            self.log.info("SparkApplication %s of an earlier try is %s: it is ended first", name, state or "new")
+            self.log.info("SparkApplication %s of an earlier try is %s: deleting it first", name, state or "new")
             asyncio.run(self.applications.end(name))
-        # The application of a try that was killed may be gone before its pods are.
+        # The application of a killed try may be gone while its pods still run.
         others_than = adopted.name if adopted else ""
         asyncio.run(self.applications.await_no_pods(selector, others_than=others_than))
         return adopted
 
     def _adopt(self, submission: SparkSubmission) -> bool:
-        # its status changes under our hands; if it is gone, or on its way out, there is nothing to adopt
+        # Its status may change between our read and our patch: then try again. An application that is gone or being
+        # deleted cannot be adopted.
         while (application := asyncio.run(self.applications.get(submission.name))) is not None:
             if not is_adoptable(application, submission.name, submission.inputs):
                 return False
@@ -303,13 +306,13 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
         return False
 
     def _check_still_ours(self, context: Context, submission: SparkSubmission) -> None:
-        """A worker that was cut off may come back after its successor, or be killed: then this one is one too many."""
+        """Deletes the application if another try has taken over, or if this task was killed, during the submission."""
         kept = self._store(context).read()
         if self._killed or (kept and kept.owner != submission.owner):
             asyncio.run(self.applications.end(submission.name, owner=submission.owner))
-            why = "this task was killed" if self._killed else "another try of this task has gone on"
+            why = "this task was killed" if self._killed else "another try of this task has taken over"
             raise SparkApplicationError(
-                f"SparkApplication {submission.name} was ended: {why} while it was submitted or taken over."
+                f"SparkApplication {submission.name} was deleted: {why} while this try submitted or adopted it."
             )
 
     def _manifest(
@@ -337,19 +340,19 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
         return arguments + [str(argument) for argument in self.arguments]
 
     def _inputs(self, arguments: Sequence[str]) -> str:
-        """Digest of what is asked for. The version pushed last does not count: a run in flight keeps its code."""
-        asked = [self.job, self.jobs_version or "", self.profile, dict(self.spark_conf or {}), list(arguments)]
-        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+        """Digest of the inputs. The version pushed last is not part of it: a running application keeps its code."""
+        inputs = [self.job, self.jobs_version or "", self.profile, dict(self.spark_conf or {}), list(arguments)]
+        return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
 
     def _version(self) -> str:
         client = self._s3
-        # the one that was deployed with this DAG: a run that is under way keeps its code, as it keeps its DAG
+        # The version that was deployed with this DAG, so that a run keeps its code as it keeps its DAG.
         version = self.jobs_version or versions.of_bundle(self.dag.fileloc) or versions.current(client)
-        known = versions.jobs(client, version)
-        if self.job not in known:
+        jobs = versions.jobs(client, version)
+        if self.job not in jobs:
             raise ConfigurationError(
                 f"Version {version} of the job code has no job {self.job!r}.",
-                hint=f"It has {', '.join(known)}. Push the new one with `trilake jobs push`.",
+                hint=f"It has {', '.join(jobs)}. If the job is new, push it with `trilake jobs push`.",
             )
         return version
 
@@ -361,15 +364,15 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
     # --- the end
 
     def _end(self, submission: SparkSubmission, *, wait: bool) -> None:
-        """Delete the application. That it cannot be is no reason to forget what became of the job."""
+        """Deletes the application. If that fails, it only logs a warning: the job's outcome is more important."""
         if not self.delete_on_termination:
             self.log.info("SparkApplication %s is kept", submission.name)
             return
         try:
             if not asyncio.run(self.applications.end(submission.name, owner=submission.owner, wait=wait)):
-                self.log.warning("SparkApplication %s is another try's by now: it stays", submission.name)
+                self.log.warning("SparkApplication %s belongs to another try now; it is not deleted", submission.name)
         except (TrilakeError, ApiException) as e:
-            self.log.warning("SparkApplication %s could not be cleared away: %s", submission.name, e)
+            self.log.warning("SparkApplication %s could not be deleted: %s", submission.name, e)
 
     def _fail(
         self, submission: SparkSubmission, application: dict[str, Any] | None, event: Mapping[str, Any]
@@ -378,10 +381,10 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
         after = f" after {seconds} s" if seconds is not None else ""
         what = {
             "failed": f"is {event['state']}{after}",
-            "gone": f"is gone: it was deleted by somebody else while it was {event['state'] or 'new'}",
+            "gone": f"is gone: another process or person deleted it while it was {event['state'] or 'new'}",
             "not_started": f"did not start within {self.startup_timeout_seconds} s: it is {event['state'] or 'new'}",
-            "too_long": f"took too long: it was {event['state'] or 'new'} when its time was over",
-            "error": "cannot be waited for",
+            "too_long": f"reached its time limit: it was {event['state'] or 'new'}",
+            "error": "cannot be watched",
         }[event["outcome"]]
         raise SparkApplicationError(
             explained(
@@ -390,7 +393,7 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
         )
 
     def _result(self, name: str) -> dict[str, Any]:
-        """What the job wrote to --result; empty if it wrote nothing."""
+        """What the job wrote to ``--result``; empty if it wrote nothing."""
         client = self._s3
         bucket, key = s3.split_uri(_result_uri(name))
         try:
@@ -399,21 +402,21 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
             return {}
         except (TypeError, ValueError):
             raise TrilakeError(
-                f"{_result_uri(name)} is not a JSON object.", hint="The job writes it by json.dumps of a dictionary."
+                f"{_result_uri(name)} is not a JSON object.", hint="The job must write json.dumps of a dictionary."
             ) from None
 
     def _metrics(self, application_id: str | None) -> dict[str, Any]:
-        """What the event log says; empty where there is none: that is no reason to fail what is done."""
+        """Spark's metrics from the event log. Empty if it cannot be read: the job itself has succeeded."""
         try:
-            found = event_log.read(self._s3, application_id) if application_id else None
+            metrics = event_log.read(self._s3, application_id) if application_id else None
         except Exception as e:
             self.log.warning("The event log of %s cannot be read (%s)", application_id, type(e).__name__)
             return {}
-        if found is None:
+        if metrics is None:
             self.log.info("There is no event log of %s", application_id or "this application")
             return {}
-        self.log.info("Spark: %s", found)
-        return found.to_dict()
+        self.log.info("Spark: %s", metrics)
+        return metrics.to_dict()
 
     # --- connections
 
@@ -428,14 +431,14 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
 
     @cached_property
     def applications(self) -> SparkApplicationHook:
-        """The connection's applications. It needs nothing more of Airflow, so that on_kill can use it at any time."""
+        """The hook of the connection. It has all it needs from Airflow, so that on_kill can use it at any time."""
         return SparkApplicationHook(
             self.kubernetes_conn_id, namespace=self.namespace, connection_extras=self._connection_extras
         )
 
 
 def explained(what: str, event: Mapping[str, Any]) -> str:
-    """`what` came of an application, and under it what the trigger's event knows of the reasons."""
+    """An error message: `what` happened to an application, and below it the reasons from the trigger's event."""
     lines = [what]
     if event["error"]:
         lines.append(f"Reason: {event['error']}")
@@ -447,7 +450,7 @@ def explained(what: str, event: Mapping[str, Any]) -> str:
 
 @cache
 def _ignored_options() -> frozenset[str]:
-    """Options of the official operator, and of the pod operator below it, that this operator would not use."""
+    """Options of the official operator, and of its base, the pod operator, that this operator does not use."""
 
     def options(operator: type) -> set[str]:
         return set(inspect.signature(operator.__init__).parameters)  # type: ignore[misc]
@@ -456,9 +459,9 @@ def _ignored_options() -> frozenset[str]:
     return frozenset(inherited - options(SparkApplicationOperator) - options(BaseOperator))
 
 
-def _refuse_ignored(job: str, given: Mapping[str, Any]) -> None:
-    """:raises ConfigurationError: an option of the official operator that would have no effect."""
-    if ignored := sorted(_ignored_options() & set(given)):
+def _refuse_ignored(job: str, options: Mapping[str, Any]) -> None:
+    """:raises ConfigurationError: an option of the official operator would have no effect."""
+    if ignored := sorted(_ignored_options() & set(options)):
         raise ConfigurationError(
             f"SparkApplicationOperator (job {job}) does not use {', '.join(ignored)} of SparkKubernetesOperator.",
             hint=next((_INSTEAD[name] for name in ignored if name in _INSTEAD), _MANIFEST_HINT),
@@ -470,13 +473,13 @@ def _result_uri(name: str) -> str:
 
 
 def _application_id(application: Mapping[str, Any] | None) -> str | None:
-    """Spark's own, as the CR's status has it."""
-    found = ((application or {}).get("status") or {}).get("sparkApplicationId")
-    return str(found) if found else None
+    """Spark's own id, from the status of the SparkApplication."""
+    spark_id = ((application or {}).get("status") or {}).get("sparkApplicationId")
+    return str(spark_id) if spark_id else None
 
 
 def _seconds(application: Mapping[str, Any] | None) -> float | None:
-    """From submission to the driver's end."""
+    """Seconds from the submission to the driver's end; None: unknown."""
     status = (application or {}).get("status") or {}
     first, last = status.get("lastSubmissionAttemptTime"), status.get("terminationTime")
     if not first or not last:

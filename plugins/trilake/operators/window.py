@@ -1,4 +1,4 @@
-"""Which partitions a task works on, decided in one place for every operator that works on partitions."""
+"""Decides which partitions a task works on, in one place for all operators that work on partitions."""
 
 from __future__ import annotations
 
@@ -18,29 +18,30 @@ if TYPE_CHECKING:
 
     from trilake.lake.data_set import DataSet
 
-# A DAG without these params, or with None as their default, gives the empty string: the run decides.
+# These render to the empty string if the DAG does not have the params, or if they are None: then the run decides.
 START = "{{ params.get('start') or '' }}"
 END = "{{ params.get('end') or '' }}"
 
 
 class WrongWindowError(ConfigurationError, AirflowFailException):
-    """A window that nobody can run: the task fails at once, since another try would read the same."""
+    """A window that cannot be run. The task fails without a retry, because a retry would get the same window."""
 
 
 class WindowedOperator(BaseOperator):
     """An operator that works on a window of its data set's partitions.
 
-    Put it first among the bases. It holds `data_set`, `start` and `end` (templated); `execute` asks `window(context)`.
+    Put it first among the base classes. It has `data_set`, `start` and `end` (templated); `execute` calls
+    `window(context)`.
 
-    The window is, in this order: `start` and `end` as given to the operator; the run's params ``start`` and ``end``;
-    the run's partition key or date; the run's data interval. Partitions are in UTC, as everything is.
+    The window comes from the first of these that is set: `start` and `end` of the operator; the run's params ``start``
+    and ``end``; the run's partition key or date; the run's data interval. Partitions are in UTC.
 
-    Airflow 3 reads ``schedule="@monthly"`` as a moment, not as an interval: such a run's window is the partition that
-    its logical date lies in. A DAG that wants the month before takes ``CronDataIntervalTimetable``.
+    Airflow 3 reads ``schedule="@monthly"`` as a moment, not as an interval: the window of such a run is the partition
+    of its logical date. If a DAG should process the month before, use ``CronDataIntervalTimetable``.
 
-    :param data_set: whose partitions; None for an operator that runs without a window.
+    :param data_set: the data set of the partitions; None for an operator that runs without a window.
     :param start: first partition, such as ``2013-02`` or ``2013-02-28``; empty: the run decides.
-    :param end: last partition, included; None: the run's with the run's start, else the one that `start` names.
+    :param end: last partition, included. None: the run's end if the start is the run's too, else the same as `start`.
     """
 
     template_fields: Sequence[str] = ("start", "end")
@@ -56,20 +57,20 @@ class WindowedOperator(BaseOperator):
         super().__init__(**kwargs)
         self.data_set = data_set
         self.start = start
-        # A start of the operator's own has nothing to do with the run's end.
+        # If the operator has its own start, the run's end does not apply.
         self.end = end if end is not None else END if start == START else ""
 
     def window(self, context: Context) -> Window:
         """The partitions of this run.
 
-        :raises WrongWindowError: nothing says which partitions, or what says it is no window.
-        :raises ConfigurationError: there is no data set, or it has no grain.
+        :raises WrongWindowError: neither the operator nor the run names a valid window.
+        :raises ConfigurationError: the operator has no data set, or the data set has no grain.
         """
         if self.data_set is None or self.data_set.grain is None:
-            name = f"data set {self.data_set.name}" if self.data_set else "no data set"
+            problem = f"data set {self.data_set.name} has no grain" if self.data_set else "it has no data set"
             raise ConfigurationError(
-                f"Task {self.task_id} asks for a window, but has {name} without a grain.",
-                hint="Give the data set a grain (day or month), or run the task without a window.",
+                f"Task {self.task_id} needs a window, but {problem}.",
+                hint="Give the task a data set with a grain (day or month), or run it without a window.",
             )
         try:
             return find_window(self.data_set.grain, self.start, self.end, context)
@@ -77,21 +78,21 @@ class WindowedOperator(BaseOperator):
             raise WrongWindowError(e.message, hint=e.hint) from None
 
     def render_template_fields(self, context: Context, jinja_env: Environment | None = None) -> None:
-        """Render, and show in the UI which partitions the run stands for where nobody named them."""
+        """Renders. If no start was given, it sets the run's partitions, so that the UI shows them."""
         super().render_template_fields(context, jinja_env)
         if self.data_set is None or self.data_set.grain is None or self.start:
             return
         try:
             window = self.window(context)
         except ConfigurationError:
-            return  # `execute` says it, as the task's own error
+            return  # `execute` raises it as the task's error
         self.start, self.end = (partition_name(window.grain, day) for day in (window.start, window.end))
 
 
 def find_window(grain: Grain, start: str | None, end: str | None, context: Context | Mapping[str, Any]) -> Window:
-    """The window that rendered `start` and `end` name or, where they are empty, that the run stands for.
+    """The window that `start` and `end` (rendered) name. If they are empty, the window of the run.
 
-    :raises ConfigurationError: not a window, or neither they nor the run name one.
+    :raises ConfigurationError: `start` and `end` are not a window, or they are empty and the run names no window.
     """
     if start:
         return Window.parse(grain, str(start), str(end) if end else None)
@@ -101,7 +102,7 @@ def find_window(grain: Grain, start: str | None, end: str | None, context: Conte
         try:
             return Window.parse(grain, str(key))
         except ConfigurationError:
-            pass  # a key of another form (a region, a composite): the run's dates may still say it
+            pass  # a key of another kind (a region, a composite): the run's dates may still name the window
     if isinstance(partition_date := context.get("partition_date"), datetime):
         return _around(grain, partition_date, partition_date)
     first = context.get("data_interval_start") or context.get("logical_date")
@@ -115,7 +116,7 @@ def find_window(grain: Grain, start: str | None, end: str | None, context: Conte
 
 
 def _around(grain: Grain, first: datetime, until: datetime) -> Window:
-    """The partitions that the interval from `first` to `until` (excluded, unless it is `first`) lies in."""
+    """The partitions that contain the interval from `first` to `until` (excluded, unless it equals `first`)."""
     last = max(first, until - timedelta(microseconds=1))
     first, last = (moment.astimezone(UTC) if moment.tzinfo else moment for moment in (first, last))
     return Window(

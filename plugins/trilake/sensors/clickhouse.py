@@ -1,4 +1,4 @@
-"""Wait for what others publish."""
+"""Waits until partitions are published in ClickHouse."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from trilake.triggers.publication import PartitionsPublishedTrigger
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-# The trigger ends the wait, and says what is missing; Airflow's own limit is for one that does not.
+# The trigger ends the wait and names what is missing. Airflow's own limit comes later; it only applies if it does not.
 _TRIGGER_SLACK = timedelta(minutes=5)
 _LISTED = 5
 
 
 class NotPublishedError(TrilakeError, AirflowSensorTimeout):
-    """The time is over and partitions are missing. As every sensor's timeout, it is not tried again."""
+    """Partitions are missing at the timeout. Like every sensor timeout, it is not retried."""
 
 
 class ClickHousePartitionSensor(WindowedOperator, BaseSensorOperator):
-    """Succeeds when readers of ClickHouse see every partition of the window, at least as recent as asked.
+    """Succeeds when readers of ClickHouse see every partition of the window, in a version that is recent enough.
 
-    It reads the ledger of publications. A publication that is on its way to the shards (``switching``) is not there
-    yet, also where an earlier one was. `poke_interval`, `timeout` (seconds or timedelta) and `soft_fail` are those of
-    every sensor; when it waits outside the worker, there is no `mode` and no backoff.
+    It reads the ledger of publications. A partition that is being switched on the shards (``switching``) does not count
+    as published, even if an earlier version was. `poke_interval`, `timeout` (seconds or timedelta) and `soft_fail` work
+    as in every sensor. When it waits in the triggerer, `mode` and backoff have no effect.
 
-    :param data_set: whose partitions; without a grain, its whole table.
-    :param not_before: they were published at this time or later (a datetime, without a zone in UTC, or its ISO text;
-        templated), or at most so long before the wait began (a timedelta). A publisher that found its snapshot shown
-        already has published nothing.
-    :param snapshot_id: of the data set's Iceberg table: they show this snapshot or a later one; templated.
-    :param deferrable: wait outside the worker.
+    :param data_set: the data set of the partitions; without a grain, its whole table.
+    :param not_before: the partitions were published at this time or later (a datetime, UTC if it has no zone, or its
+        ISO string; templated), or at most this long before the wait began (a timedelta). If readers already saw the
+        snapshot, a publisher publishes nothing, and the earlier time counts.
+    :param snapshot_id: the partitions show this snapshot of the data set's Iceberg table, or a later one; templated.
+    :param deferrable: wait in the triggerer.
     """
 
     template_fields: Sequence[str] = (*WindowedOperator.template_fields, "not_before", "snapshot_id")
@@ -68,8 +68,8 @@ class ClickHousePartitionSensor(WindowedOperator, BaseSensorOperator):
         self._asked: dict[str, Any] | None = None
 
     def execute(self, context: Context) -> None:
-        """:raises NotPublishedError: the time is over and partitions are missing.
-        :raises ConfigurationError: `not_before` is no time, or `snapshot_id` no snapshot.
+        """:raises NotPublishedError: partitions are missing at the timeout.
+        :raises ConfigurationError: `not_before` is not a time, or `snapshot_id` is not a snapshot.
         """
         if not self.deferrable:
             try:
@@ -99,14 +99,14 @@ class ClickHousePartitionSensor(WindowedOperator, BaseSensorOperator):
         )
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> None:
-        """After the wait outside."""
+        """Continues after the wait in the triggerer."""
         self._missing = dict(event["missing"])
         if self._missing or event["error"]:
             raise self._not_published(event["error"])
         self.log.info("Published: %s", self._name)
 
     def poke(self, context: Context) -> bool:
-        """Whether they are there; says in the log what is not."""
+        """Whether all are published. Logs what is missing."""
         asked = self._ask(context)
         self._missing = LakeHook(lake_conn_id=self.lake_conn_id).ledger().missing(**asked)
         if self._missing:
@@ -114,7 +114,7 @@ class ClickHousePartitionSensor(WindowedOperator, BaseSensorOperator):
         return not self._missing
 
     def _ask(self, context: Context) -> dict[str, Any]:
-        """What the ledger is asked for, decided once: `Ledger.missing` takes it."""
+        """The arguments for `Ledger.missing`, computed once."""
         if self._asked is None:
             data_set: DataSet = self.data_set  # type: ignore[assignment]  # this sensor's constructor requires it
             self._asked = {
@@ -126,7 +126,7 @@ class ClickHousePartitionSensor(WindowedOperator, BaseSensorOperator):
         return self._asked
 
     def _began(self, context: Context) -> datetime:
-        """When the wait began. In mode ``reschedule`` each look is made by a process of its own."""
+        """When the wait began. In mode ``reschedule`` each check runs in a new process."""
         first = context["ti"].get_first_reschedule_date(context) if self.reschedule and not self.deferrable else None
         return first or datetime.now(UTC)
 
@@ -137,7 +137,7 @@ class ClickHousePartitionSensor(WindowedOperator, BaseSensorOperator):
             snapshot_id = int(str(self.snapshot_id))
         except ValueError:
             raise ConfigurationError(
-                f"{self.snapshot_id!r} is not a snapshot of {data_set.curated}.", hint="Give its number, or nothing."
+                f"{self.snapshot_id!r} is not a snapshot of {data_set.curated}.", hint="Give a snapshot id, or None."
             ) from None
         catalog = LakeHook(lake_conn_id=self.lake_conn_id).catalog()
         try:
@@ -149,7 +149,7 @@ class ClickHousePartitionSensor(WindowedOperator, BaseSensorOperator):
         why = self._listed() if self._missing else f"The ledger could not be read: {error}"
         failure = NotPublishedError(
             f"Not published within {self.timeout:.0f} s: {why}.",
-            hint="`trilake publications` shows what is; run what publishes it, and clear this task.",
+            hint="See `trilake publications`. Run the DAG that publishes what is missing, then clear this task.",
         )
         self.log.warning("%s", failure.message)  # `soft_fail` shows no reason
         return failure
@@ -172,5 +172,5 @@ def _moment(not_before: datetime | timedelta | str | None, began: datetime) -> d
     try:
         moment = not_before if isinstance(not_before, datetime) else datetime.fromisoformat(str(not_before))
     except ValueError:
-        raise ConfigurationError(f"{not_before!r} is no time.", hint="Write it like 2013-02-28T06:00:00Z.") from None
+        raise ConfigurationError(f"{not_before!r} is not a time.", hint="Write 2013-02-28T06:00:00Z.") from None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -1,4 +1,4 @@
-"""Wait for Spark applications that others have submitted."""
+"""Waits for Spark applications that other tasks have submitted."""
 
 from __future__ import annotations
 
@@ -21,34 +21,35 @@ from trilake.triggers.spark import SparkApplicationsTrigger
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-# The trigger ends the wait, and says what it saw; Airflow's own limit is for one that does not.
+# The trigger ends the wait and reports the states. Airflow's own limit comes later; it only applies if it does not.
 _TRIGGER_SLACK = timedelta(minutes=5)
 
 
 class SparkApplicationFailedError(SparkApplicationError, AirflowFailException):
-    """An application that was waited for has failed, or is gone. It stays so: this is not tried again."""
+    """An application has failed, or is gone. This cannot change, so the task is not retried."""
 
 
 class SparkApplicationNotCompletedError(TrilakeError, AirflowSensorTimeout):
-    """The time is over. As every sensor's timeout, it is not tried again."""
+    """The timeout was reached. Like every sensor timeout, it is not retried."""
 
 
 class SparkApplicationSensor(BaseSensorOperator):
-    """Succeeds when Spark applications are COMPLETED; fails at once when one is FAILED or SUBMISSION_FAILED, with the
-    reason, its pods' pod_problems and its driver's last lines. In every other state, known or not, it waits.
+    """Succeeds when Spark applications are COMPLETED. Fails at once when one is FAILED or SUBMISSION_FAILED; the error
+    has the reason, the problems of its pods and the driver's last lines. In every other state it waits.
 
-    By name: of one application, which may not be there yet; one that is deleted before it is completed is an error. By
-    labels: of all that have them, and at least one; of a task's tries the last application counts. Whoever submits has
-    to leave them to be seen: `SparkApplicationOperator` does so with ``delete_on_termination=False``.
+    By name, it waits for one application, which may not exist yet. If the application is deleted before it has
+    completed, the sensor fails. By labels, it waits for all applications that have them, and at least one; of a task's
+    tries the last application counts. The submitter must keep its applications until the sensor has seen them:
+    set ``delete_on_termination=False`` in `SparkApplicationOperator`.
 
-    `poke_interval`, `timeout` (seconds or timedelta) and `soft_fail` are those of every sensor; when it waits outside
-    the worker, there is no `mode` and no backoff.
+    `poke_interval`, `timeout` (seconds or timedelta) and `soft_fail` work as in every sensor. When it waits in the
+    triggerer, `mode` and backoff have no effect.
 
-    :param application: its name; templated.
-    :param labels: such as ``{"trilake/dag": "flights", "trilake/run": "{{ run_id }}"}``, by which
-        `SparkApplicationOperator` marks its own; templated. Values are made to fit as that does it.
-    :param namespace: None: the one of the connection; templated.
-    :param deferrable: wait outside the worker.
+    :param application: name of the application; templated.
+    :param labels: such as ``{"trilake/dag": "flights", "trilake/run": "{{ run_id }}"}``, which
+        `SparkApplicationOperator` sets; templated. Values are converted to valid labels in the same way.
+    :param namespace: None: the namespace of the connection; templated.
+    :param deferrable: wait in the triggerer.
     """
 
     template_fields: Sequence[str] = ("application", "labels", "namespace", "kubernetes_conn_id")
@@ -68,8 +69,8 @@ class SparkApplicationSensor(BaseSensorOperator):
         super().__init__(**kwargs)
         if bool(application) == bool(labels):
             raise ConfigurationError(
-                f"Task {self.task_id} does not know which application it waits for.",
-                hint="Give application, its name, or labels.",
+                f"Task {self.task_id} needs either application or labels.",
+                hint="Set application to a name, or set labels; not both.",
             )
         self.application = application
         self.labels = dict(labels) if labels else None
@@ -79,7 +80,7 @@ class SparkApplicationSensor(BaseSensorOperator):
 
     def execute(self, context: Context) -> None:
         """:raises SparkApplicationFailedError: one has failed, or is gone.
-        :raises SparkApplicationNotCompletedError: the time is over.
+        :raises SparkApplicationNotCompletedError: the timeout was reached.
         """
         if not self.deferrable:
             try:
@@ -94,25 +95,25 @@ class SparkApplicationSensor(BaseSensorOperator):
         )
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> None:
-        """After the wait outside."""
+        """Continues after the wait in the triggerer."""
         self._trigger.seen = dict(event["states"])
         if not self._is_completed(event):
             self._late(event["error"])
         self.log.info("Completed: %s", ", ".join(event["states"]))
 
     def poke(self, context: Context) -> bool:
-        """Whether they are completed; says in the log in which state they are, when that changes."""
+        """Whether all are completed. Logs each change of state."""
         return self._is_completed(asyncio.run(self._trigger.look()))
 
     def _is_completed(self, event: Mapping[str, Any]) -> bool:
-        """:raises SparkApplicationFailedError: it will not be."""
+        """:raises SparkApplicationFailedError: an application has failed or is gone."""
         outcome, name = event["outcome"], event["name"]
         state = event["states"].get(name) or "new"
         if outcome == "failed":
             self._fail(SparkApplicationFailedError(explained(f"SparkApplication {name} is {state}.", event)))
         if outcome == "gone":
             what = f"SparkApplication {name} is gone: it was {state} when it was seen last."
-            hint = "Keep it until it was seen (delete_on_termination=False); who made it knows what became of it."
+            hint = "Keep it with delete_on_termination=False. The log of the submitting task has its outcome."
             self._fail(SparkApplicationFailedError(what, hint=hint))
         if outcome == "error":
             self._fail(SparkApplicationFailedError(f"{self._asked} cannot be waited for. {event['error']}"))
@@ -127,7 +128,7 @@ class SparkApplicationSensor(BaseSensorOperator):
 
     def _fail(self, error: TrilakeError) -> NoReturn:
         if self.soft_fail or self.never_fail:
-            raise AirflowSkipException(str(error)) from error  # the reason stands in the task's log
+            raise AirflowSkipException(str(error)) from error  # the task's log shows the reason
         raise error
 
     @property
@@ -136,7 +137,7 @@ class SparkApplicationSensor(BaseSensorOperator):
 
     @cached_property
     def _trigger(self) -> SparkApplicationsTrigger:
-        """Made when it is asked for: what it waits for is templated."""
+        """Created on first use, after the templates are rendered."""
         selector = ",".join(f"{key}={label_value(value)}" for key, value in (self.labels or {}).items())
         return SparkApplicationsTrigger(
             name=self.application,

@@ -26,7 +26,7 @@ MAIN_FILE = "local:///opt/trilake/run_job.py"
 
 NAMESPACE = "spark"
 SERVICE_ACCOUNT = "spark"
-# The Secret that holds the jobs' connections (AIRFLOW_CONN_*). It is named, never read, by whoever submits.
+# The Secret that holds the jobs' connections (AIRFLOW_CONN_*). The submitter names it and never reads it.
 JOBS_SECRET = "trilake-jobs"  # noqa: S105
 
 # After this an application that nobody deleted (a lost worker, a kept failure) is cleared away by the operator.
@@ -207,7 +207,7 @@ class SparkApplication:
             "imagePullPolicy": "IfNotPresent",
             "mainApplicationFile": MAIN_FILE,
             "arguments": ["--version", self.version, "--job", self.job, "--", *self.arguments],
-            # Airflow decides about another try: it alone knows whether one is wanted, and names it anew.
+            # Only Airflow decides about a retry, and it gives the retry a new name.
             "restartPolicy": {"type": "Never"},
             "timeToLiveSeconds": int(self.time_to_live.total_seconds()),
             "sparkConf": self._conf(),

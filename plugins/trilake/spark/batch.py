@@ -21,7 +21,7 @@ class Batch:
 
     :param rows: good rows, each once, in the columns of the schema.
     :param parsed: all lines, see `trilake.spark.delimited.parse_lines`.
-    :param distinct: good rows once, with ``copies``, how often each stood there.
+    :param distinct: good rows, each once, with the number of its ``copies``.
     :param header: first line of each file.
     """
 
@@ -46,22 +46,22 @@ def read_batch(
     date: Column | None = None,
     sample: Callable[[DataFrame, str], DataFrame] = lambda lines, _: lines,
 ) -> Batch:
-    """Read what was pinned, once: lines and good rows stay in Spark's memory or on its disks.
+    """Reads the pinned files once. Lines and good rows stay in Spark's memory or on its disks.
 
-    :param fields: of a line; what is not nullable has to be there.
-    :param date: how a row's date follows from its columns; by default the column that `data_set` names.
-    :param sample: given the lines and the header, those that a dry run works on.
+    :param fields: schema of a line; a value that is not nullable is required.
+    :param date: expression for a row's date; default: the date column of `data_set`.
+    :param sample: takes the lines and the header, returns the lines that a dry run works on.
     """
     from pyspark.sql import functions as F
 
     header = header_of(fields)
-    # Spark tells the path as a URI, in which a plus stands for itself
+    # Spark gives the path as a URI. A plus in it is a plus, not a space.
     path = F.regexp_extract(F.col("_metadata.file_path"), "^[a-z0-9]+://[^/]+/(.*)$", 1)
     key = F.url_decode(F.replace(path, F.lit("+"), F.lit("%2B")))
     line = without_end(F.col("value"))
     lines = (
         spark.read.option("lineSep", "\n")
-        # longer ones are passed over, in bounded memory, and missed in `inputs.check_whole`
+        # Longer lines are skipped in bounded memory. `inputs.check_whole` finds that they are missing.
         .option("mapreduce.input.linerecordreader.line.maxlength", inputs.LINE_BYTES)
         .text([item.uri for item in pinned])
         .select(key.alias("file"), line.alias("raw"), (F.octet_length("value") + 1).alias("size"))

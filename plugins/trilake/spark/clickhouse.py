@@ -1,9 +1,9 @@
-"""Rows of ClickHouse in Spark, by way of S3: every shard exports its own side by side, and Spark reads the files that
-the manifest names. No row passes through the driver.
+"""Reads rows of ClickHouse in Spark through S3: all shards export in parallel, and Spark reads the files that the
+manifest names. No row passes through the driver.
 
-What a session exports lies below ``s3://exports/spark/<session>/`` and goes when the session ends. While it lasts it
-holds an advisory lock in database ``lake``; what lies there of a session whose lock is free (its driver was killed) is
-removed by the next one that reads, or by the DAG `publication_housekeeping`.
+A session's exports are below ``s3://exports/spark/<session>/`` and are removed when the session ends. A running session
+holds an advisory lock in database ``lake``. If the lock of a session is free, its driver was killed: the next session
+that reads, or the DAG `publication_housekeeping`, removes its exports.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _TYPES = {
     **{"Bool": "boolean", "String": "string", "Float32": "float", "Float64": "double"},
     **{"Date": "date", "Date32": "date"},
     **{"Int8": "tinyint", "Int16": "smallint", "Int32": "int", "Int64": "bigint"},
-    # the next larger one: Spark has no unsigned numbers
+    # The next larger type, because Spark has no unsigned integers.
     **{"UInt8": "smallint", "UInt16": "int", "UInt32": "bigint", "UInt64": "decimal(20,0)"},
 }
 # What the name of a session looks like: a folder beside them may be an export that a task has named "spark".

@@ -1,7 +1,7 @@
-"""A job's run that commits nothing: what it would commit is left in a folder of this machine, and told.
+"""A dry run of a job: it commits nothing, and writes what it would commit to a folder of this machine.
 
-`Job` takes ``--dry-run FOLDER [--limit N]``. Reading and computing are as ever; where the job commits, it ends: what
-comes after a commit (a publication, a table written elsewhere) acts on what was committed, and nothing was.
+`Job` takes ``--dry-run FOLDER [--limit N]``. The job reads and computes as usual. It ends where it would commit,
+because the next steps (a publication, a table written elsewhere) need a commit.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 RESULT_FILE = "dry_run.json"
 ROWS_FOLDER = "rows"
-# Refused lines shown for each reason, each of at most so many letters
+# Refused lines shown for each reason, and the maximum characters of each.
 EXAMPLES = 3
 _EXAMPLE_LETTERS = 300
 
 
 class DryRunEnded(BaseException):
-    """The job came to its commit. `Job` as a context manager ends quietly with it."""
+    """The job reached its commit. `Job` as a context manager suppresses this exception."""
 
 
 class DryRun:
@@ -59,7 +59,7 @@ class DryRun:
         return reduce(lambda one, other: one.unionByName(other), parts)
 
     def end(self, curated: DataFrame, counts: Mapping[str, Counts], batches: Sequence[Batch]) -> None:
-        """Write what would be committed, and tell of it.
+        """Writes the rows that would be committed, and a report.
 
         :raises DryRunEnded: always.
         """

@@ -48,7 +48,7 @@ def pin(client: S3Client, data_set: DataSet, partitions: Iterable[str]) -> tuple
     """What lies below the prefixes of these partitions now.
 
     :raises S3Error: an object has no ETag to pin it by.
-    :raises InputError: a partition has no object, or one that is no ``.csv``, or whose name Spark would take for a
+    :raises InputError: a partition has no object, or one that is not ``.csv``, or whose name Spark would take for a
         pattern or for a hidden file: it would read other files than these, or leave this one out.
     """
     inputs: list[Input] = []
@@ -73,10 +73,10 @@ def pin(client: S3Client, data_set: DataSet, partitions: Iterable[str]) -> tuple
 
 
 def check_name(key: str) -> None:
-    """:raises InputError: no ``.csv``, or a name by which Spark would read other files than this one, or none."""
+    """:raises InputError: the name does not end in ``.csv``, or Spark would read other files by it, or none."""
     if not key.endswith(SUFFIX):
         raise InputError(
-            f"s3://{RAW_BUCKET}/{key} is no {SUFFIX} file.", hint="Jobs read plain ones: unpack it, or move it away."
+            f"s3://{RAW_BUCKET}/{key} is not a {SUFFIX} file.", hint="Jobs read plain CSV: unpack it, or move it away."
         )
     if _PATTERN.search(key):
         raise InputError(
@@ -86,18 +86,18 @@ def check_name(key: str) -> None:
 
 
 def check_header(client: S3Client, inputs: Iterable[Input], header: str) -> None:
-    """:raises InputError: a file whose first line is not `header`: its columns are others, or in another order."""
+    """:raises InputError: the first line of a file is not `header`: it has other columns, or in another order."""
 
     def check(item: Input) -> None:
         if not item.size:
             raise InputError(f"s3://{RAW_BUCKET}/{item.key} is empty.", hint="A file has at least its header line.")
         answer = client.get_object(Bucket=RAW_BUCKET, Key=item.key, Range=f"bytes=0-{HEADER_BYTES - 1}")
-        # no more than `without_end` takes: a header that every line of is taken for another is none
+        # Remove no more than `without_end` removes, so that both compare the same header.
         first = answer["Body"].read().split(b"\n", 1)[0].removesuffix(b"\r").decode("utf-8", errors="replace")
         if first != header:
             raise InputError(
                 f"The header of s3://{RAW_BUCKET}/{item.key} is {first[:200]!r}, the job reads {header!r}.",
-                hint="Mend the file, or the job's schema.",
+                hint="Fix the file, or the job's schema.",
             )
 
     _each(check, inputs)
@@ -114,7 +114,7 @@ def check_unchanged(
             etag = etag_of(RAW_BUCKET, item.key, client.head_object(Bucket=RAW_BUCKET, Key=item.key))
         except ClientError as e:
             if e.response["Error"]["Code"] not in ("404", "NoSuchKey"):
-                raise  # a right that was taken away, say
+                raise  # for example a missing permission
             etag = "gone"
         if etag != item.etag:
             raise InputError(f"s3://{RAW_BUCKET}/{item.key} changed while the job read it.", hint=hint)
@@ -123,9 +123,9 @@ def check_unchanged(
 
 
 def check_whole(inputs: Iterable[Input], read: Mapping[str, int], *, header_bytes: int) -> None:
-    """What was read is what lies there, byte by byte, but for the ends of a file's header and of its last line.
+    """Checks that every byte of the files was read, except the line ends of the header and of the last line.
 
-    :param read: bytes of the lines that were read of each file, by key; without its header.
+    :param read: bytes of the lines that were read from each file, by key; without its header.
     :raises InputError: bytes of a file were not read: a line of it is longer than `LINE_BYTES`.
     """
     for item in inputs:
@@ -134,12 +134,12 @@ def check_whole(inputs: Iterable[Input], read: Mapping[str, int], *, header_byte
             raise InputError(
                 f"s3://{RAW_BUCKET}/{item.key} has lines of more than {LINE_BYTES // 1024**2} MiB: {missing} of its "
                 f"{item.size} bytes were not read.",
-                hint="Nothing was committed. No row is that long: mend the file, a line's end is missing.",
+                hint="Nothing was committed. Fix the file: no row is that long, so a line end is missing.",
             )
 
 
 def _each(check: Callable[[Input], None], inputs: Iterable[Input]) -> None:
-    """Some side by side: of ten thousand small files each costs a round trip. The first error ends it."""
+    """Checks several files in parallel, because each file costs a round trip. Stops at the first error."""
     with ThreadPoolExecutor(REQUESTS) as pool:
         try:
             for _ in pool.map(check, inputs):
@@ -150,6 +150,6 @@ def _each(check: Callable[[Input], None], inputs: Iterable[Input]) -> None:
 
 
 def digest(inputs: Iterable[Input]) -> str:
-    """Stands for the whole list, in the snapshot's properties."""
+    """Digest of the whole list, for the snapshot's properties."""
     lines = sorted(f"{item.key} {item.etag}" for item in inputs)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,11 +1,11 @@
-"""What a Spark job is written with: `Job` reads its inputs, and commits what it made, with every row accounted for.
+"""The interface of Spark jobs: `Job` reads the inputs, commits the output, and accounts for every row.
 
 def main(arguments):
     with Job(arguments) as job:
         orders = job.read(SCHEMA)
         job.commit(curate(orders.rows), orders)
 
-It can go on from there: `publish` the commit in ClickHouse, `read_table` what that holds, `write_postgres` a mart.
+After that, a job can `publish` the commit in ClickHouse, `read_table` from ClickHouse, and `write_postgres` a mart.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ INPUTS_PROPERTY = "trilake.inputs"
 
 @dataclass(frozen=True)
 class Commit:
-    """What was committed, as `--result` tells it to whoever submitted the job."""
+    """What was committed. The job writes it to ``--result`` for the submitter."""
 
     table: str
     snapshot_id: int
@@ -65,12 +65,12 @@ class Commit:
 
 
 class Job:
-    """One run of one job. A context manager: leaving it stops Spark.
+    """One run of one job. It is a context manager; its end stops Spark.
 
     :param arguments: the command line: ``--data-set JSON --start 2013-01 --end 2013-12 --run ID [--result s3://...]``;
         with ``--dry-run FOLDER [--limit N]`` it ends where it would commit (`trilake.spark.dry_run`).
-    :param endpoints: by default those of the environment.
-    :param spark: by default a new session.
+    :param endpoints: default: those of the environment.
+    :param spark: default: a new session.
     """
 
     def __init__(
@@ -90,16 +90,16 @@ class Job:
         self._batches: list[Batch] = []
         self._pinned: dict[str, list[Object]] = {}
         self._seen: Look | None = None
-        # those of them that no commit has verified and quarantined
+        # Batches that no commit has verified and quarantined yet.
         self._unsettled: list[Batch] = []
         self._committed: Commit | None = None
         self._opened = ExitStack()
         self._told: dict[str, Any] = {}
         if not self.dry_run:
             self._opened.enter_context(job_lock(self.endpoints, self.data_set))
-        # before any input is pinned: a run that pinned a shorter list may not replace one that knew more
+        # Read before any input is pinned, so that this run cannot replace the commit of a run that saw newer files.
         self._base = None if self.dry_run else current_snapshot(self.endpoints, self.data_set.curated)
-        # of the quarantine tables alike, by name
+        # The same for the quarantine tables, by table name.
         self._quarantine_bases: dict[str, int | None] = {}
 
     def __enter__(self) -> Job:
@@ -120,12 +120,14 @@ class Job:
     # --- reading
 
     def read(self, schema: StructType | str, data_set: DataSet | None = None, *, date: Column | None = None) -> Batch:
-        """The raw CSV files of a data set in this run's window: good rows apart from refused ones, duplicates dropped.
+        """Reads the raw CSV files of a data set in this run's window. Separates good and refused rows, drops
+        duplicates.
 
-        :param schema: of a line, or its DDL (``id int NOT NULL, name string``); what is not nullable has to be there.
-        :param data_set: by default the job's own.
-        :param date: how a row's date follows from its columns, where it is not a column of the schema by itself.
-        :raises trilake.spark.inputs.InputError: no file for a partition, or one with another header.
+        :param schema: schema of a line, or its DDL (``id int NOT NULL, name string``). A line without a value for a
+            column that is NOT NULL is refused.
+        :param data_set: default: the job's own.
+        :param date: expression for a row's date, if the date is not a column of the schema.
+        :raises trilake.spark.inputs.InputError: a partition has no file, or a file has a different header.
         """
         from pyspark.sql.types import StructType
 
@@ -149,8 +151,8 @@ class Job:
     def _pin(self, data_set: DataSet) -> tuple[inputs.Input, ...]:
         if self.dry_run or data_set != self.data_set or self._seen:
             return inputs.pin(self._s3, data_set, self.window)
-        # what this run commits has no need to start another one for its arrival: of several reads, what the first saw.
-        # Asked before it looks: who takes a partition after that may have seen more
+        # The commit marks these files as processed, so that they start no other run. The first read counts. The ledger
+        # is read before the files are listed: a run that claims a partition after that may have seen more files.
         self._seen = self._arrivals.look()
         pinned = inputs.pin(self._s3, data_set, self.window)
         for item in pinned:
@@ -162,7 +164,7 @@ class Job:
         return Arrivals(self.endpoints.lake, self._s3, self.data_set)
 
     def table(self, data_set: DataSet) -> DataFrame:
-        """The curated rows of a data set, as of now."""
+        """The current curated rows of a data set."""
         return self.spark.table(f"{CATALOG}.{data_set.curated}")
 
     def read_table(
@@ -174,7 +176,7 @@ class Job:
         where: str = "",
         parameters: Mapping[str, Any] | None = None,
     ) -> DataFrame:
-        """What ClickHouse holds of a table, for as long as the job lasts: see `ClickHouseReader.read_table`."""
+        """Reads a table from ClickHouse. The frame is valid until the job ends. See `ClickHouseReader.read_table`."""
         return self._clickhouse.read_table(
             self.spark, table, partitions=partitions, columns=columns, where=where, parameters=parameters
         )
@@ -188,12 +190,12 @@ class Job:
     def publish(
         self, data_set: DataSet | None = None, *, snapshot_id: int | None = None, force: bool = False
     ) -> PublicationReport:
-        """Have ClickHouse pull the window's partitions of this job's commit, exactly once: `trilake.spark.publish`.
+        """Lets ClickHouse pull the window's partitions of this job's commit, exactly once: see `trilake.spark.publish`.
 
-        The result has the report below ``published``, by the data set's name.
+        The result has the report in ``published``, by the data set's name.
 
-        :param data_set: by default the job's own; without a grain it is published whole.
-        :param snapshot_id: by default this job's commit; of another data set, its current one.
+        :param data_set: default: the job's own. Without a grain, the whole table is published.
+        :param snapshot_id: default: this job's commit; for another data set, its current snapshot.
         :raises ConfigurationError: the job has committed nothing.
         """
         data_set = data_set or self.data_set
@@ -201,7 +203,7 @@ class Job:
             if self._committed is None:
                 raise ConfigurationError(
                     f"Run {self.run_id} has committed nothing to {data_set.curated}.",
-                    hint="Call commit first, or name a snapshot_id.",
+                    hint="Call commit first, or set snapshot_id.",
                 )
             snapshot_id = self._committed.snapshot_id
         partitions = self.window.partitions if data_set.grain else ()
@@ -214,24 +216,23 @@ class Job:
     def write_postgres(
         self, frame: DataFrame, table: str, *, date: str | None = None, key: Sequence[str] = ()
     ) -> Written:
-        """Write rows to a table of PostgreSQL, in one transaction: all of it is replaced; or, with `date`, the rows of
-        the job's window; or rows are merged by `key`. See `trilake.spark.postgres.write_postgres`.
+        """Writes rows to a table of PostgreSQL, in one transaction. It replaces the whole table; with `date`, only the
+        rows of the job's window; with `key`, it merges rows. See `trilake.spark.postgres.write_postgres`.
 
-        What was read and not committed is verified first, as `commit` does, whatever the rows are made of. Rows
-        are replaced under this window's partition lock: a run that another run overtook since its commit replaces none
-        of the other run's rows.
+        It first verifies, as `commit` does, all that was read but not committed. It replaces rows under this window's
+        partition lock. If another run has committed since this run's commit, it does not replace the other run's rows.
 
-        The result has the counts below ``postgres``, by the table's name.
+        The result has the counts in ``postgres``, by the table's name.
 
         :raises trilake.spark.inputs.InputError: an input changed, or a line is too long; or lines were refused, and no
             commit has quarantined them. Nothing was written.
         :raises trilake.spark.locks.OvertakenError: another run has committed since. Nothing was written.
-        :raises ConfigurationError: of a dry run, which writes nothing.
+        :raises ConfigurationError: this is a dry run, which writes nothing.
         """
         if self.dry_run:
             raise ConfigurationError(
-                f"Run {self.run_id} writes to PostgreSQL ({table}) before its commit, where a dry run ends.",
-                hint="Call commit first: a dry run ends there.",
+                f"Run {self.run_id} writes to PostgreSQL ({table}) before its commit. A dry run cannot do that.",
+                hint="Call commit first. A dry run ends there.",
             )
         window = self.window if date else None
         with ExitStack() as until_written:
@@ -248,16 +249,16 @@ class Job:
         return written
 
     def commit(self, curated: DataFrame, batch: Batch | None = None) -> Commit:
-        """Replace the window's partitions of the job's Iceberg table by `curated`, in one snapshot.
+        """Replaces the window's partitions of the job's Iceberg table by `curated`, in one snapshot.
 
-        Refused rows of everything read go to the quarantine tables first: two tables do not commit together, and both
-        are replaced by partition, so a run that dies in between is put right by the next one (`trilake.spark.locks`).
+        Refused rows of all reads go to the quarantine tables first. Two tables cannot commit together, but both are
+        replaced by partition. So if a run dies in between, the next run corrects it (`trilake.spark.locks`).
 
-        :param batch: what `curated` was made of, row for row. Then every row is accounted for.
-        :raises CountMismatchError: rows were lost or made on the way. Nothing was committed.
-        :raises trilake.spark.inputs.InputError: an input changed, or a line is too long. Nothing was committed; or the
-            error names the snapshot, and another run of the window replaces it.
-        :raises trilake.spark.locks.OvertakenError: another run was quicker. Nothing was committed.
+        :param batch: the batch that `curated` was made from, row for row. With it, every row is accounted for.
+        :raises CountMismatchError: rows were lost or added. Nothing was committed.
+        :raises trilake.spark.inputs.InputError: an input changed, or a line is too long. Either nothing was committed,
+            or the error names the snapshot: run the window again to replace it.
+        :raises trilake.spark.locks.OvertakenError: another run has committed first. Nothing was committed.
         """
         data_set = self.data_set
         if data_set.grain is None or data_set.date is None:
@@ -312,19 +313,19 @@ class Job:
             },
         )
         commit = self._verify(token, counts)
-        # Once more: what executors held that have died since the check before was read again, as the file is now.
+        # Check again: if an executor has died since the first check, Spark has read its files again, as they are now.
         hint = (
-            f"Snapshot {commit.snapshot_id} of {commit.table} may hold lines of the new file. Do not publish it; run "
-            "the window again: that replaces it."
+            f"Snapshot {commit.snapshot_id} of {commit.table} may hold lines of the new file. Do not publish it. Run "
+            "the window again to replace it."
         )
         for read in self._batches:
             inputs.check_unchanged(self._s3, read.inputs, hint=hint)
         return commit
 
     def _check_inputs(self, batches: Sequence[Batch]) -> None:
-        """:raises trilake.spark.inputs.InputError: what was read is not what was pinned, or not all of it."""
+        """:raises trilake.spark.inputs.InputError: the files read are not the pinned ones, or were not read fully."""
         for read in batches:
-            size = read.read_bytes()  # first: it may read what nobody has asked for so far
+            size = read.read_bytes()  # first, because it may start the read
             inputs.check_unchanged(self._s3, read.inputs)
             inputs.check_whole(read.inputs, size, header_bytes=len(read.header.encode()) + 1)
 
@@ -340,9 +341,9 @@ class Job:
             rows = read.parsed.where(F.col(REASON).isNotNull()).groupBy(REASON).count().orderBy(REASON).collect()
             if rows:
                 raise inputs.InputError(
-                    f"Lines of {read.data_set.name} {self.window} were refused and are in no quarantine yet: "
+                    f"Lines of {read.data_set.name} {self.window} were refused and are not in quarantine yet: "
                     f"{', '.join(f'{row[0]} ({row[1]})' for row in rows)}.",
-                    hint="Nothing was written. Call commit first: it quarantines them; or mend the files.",
+                    hint="Nothing was written. Call commit first, which quarantines them; or fix the files.",
                 )
 
     def _quarantine(self, batch: Batch, token: str) -> None:

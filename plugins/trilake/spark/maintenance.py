@@ -1,15 +1,15 @@
-"""The upkeep of the lake's tables by Iceberg's own procedures, beside whatever else runs.
+"""Maintenance of the lake's tables by Iceberg's own procedures, while jobs and publications run.
 
-Of each table, in this order: small files are rewritten into larger ones, snapshots that nobody needs expire, and files
-that no snapshot knows are removed. Each step is safe to be killed in, and to be done again:
+For each table, in this order: it rewrites small files into larger ones, expires snapshots that are no longer needed,
+and removes files that belong to no snapshot. Each step may be killed and repeated at any time:
 
-- A rewrite replaces files and no row. It and a job's commit to the same files cannot both be had: whoever is later is
-  refused. So files of a table are left for another day if a job uses the table (`trilake.spark.locks.job_lock`), or if
-  it was written a short time ago. A job that begins while files are rewritten waits.
-- A snapshot stays as long as it is current, was so a short while ago (a job may be at work that began from it), or is
-  the one that a partition of ClickHouse shows or is about to show.
-- What no snapshot knows may be what a job is just writing: it goes when it is older than any job may run. So do uploads
-  that were begun and never completed, of which a store shows nobody anything, and keeps what has come of them.
+- A rewrite replaces files and changes no row. If it and a job's commit change the same files, Iceberg refuses the later
+  one. So the files of a table are left for another day if a job uses the table (`trilake.spark.locks.job_lock`), or if
+  it was written a short time ago. A job that starts during a rewrite waits.
+- A snapshot stays while it is current, while it was current a short time ago (a running job may have started from it),
+  and while a partition of ClickHouse shows it or is about to show it.
+- Files without a snapshot may belong to a running job, so they are removed when they are older than any job may run.
+  The same applies to uploads that were never completed: a store does not list them as objects, but keeps their parts.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ _CONFLICTS = ("ValidationException", "CommitFailedException", "CommitStateUnknow
 
 
 class MaintenanceError(TrilakeError):
-    """The upkeep of some tables failed; that of all others was done."""
+    """Maintenance failed for some tables. All other tables were done."""
 
 
 @dataclass(frozen=True)
-class Upkeep:
+class TableMaintenance:
     """What was done to one table.
 
-    :param rewritten: data files that were replaced by larger ones; None: they were left as they are, for another day.
-    :param left: why they were.
-    :param expired: snapshots; their files that no other snapshot has went with them.
-    :param orphans: files that no snapshot knew.
-    :param uploads: multipart uploads that nobody had completed.
+    :param rewritten: data files that were replaced by larger ones; None: the files are left for another day.
+    :param left: why the files are left.
+    :param expired: expired snapshots; files that no other snapshot has were removed with them.
+    :param orphans: removed files that belonged to no snapshot.
+    :param uploads: aborted multipart uploads that were never completed.
     """
 
     rewritten: int | None = 0
@@ -77,11 +77,11 @@ def keep_up(
     orphans_stay: timedelta = ORPHANS_STAY,
     quiet: timedelta = QUIET,
     tables: Iterable[str] | None = None,
-) -> dict[str, Upkeep]:
-    """Do the upkeep of tables, by default of all in the catalog. Gives what was done, by table.
+) -> dict[str, TableMaintenance]:
+    """Maintains tables, by default all tables of the catalog. Returns what was done, by table.
 
     :param tables: such as ``curated.flights``.
-    :raises MaintenanceError: of all tables where something failed, after the others were done.
+    :raises MaintenanceError: some tables failed. It names them all; the other tables were done.
     """
     catalog, ledger = open_catalog(endpoints.lake, endpoints.s3), Ledger(endpoints.lake)
     done, failed = {}, {}
@@ -97,18 +97,18 @@ def keep_up(
                 rewritten, left = None, "It was written to a short while ago."
                 if now - _written(load_table(catalog, name)) > quiet:
                     rewritten, left = _rewrite(spark, endpoints, name)
-                # asked again after the rewrite, whose own snapshot is the current one from now on
+                # Load the table again: the snapshot of the rewrite is the current one now.
                 old = expirable(load_table(catalog, name), ledger.publications(), now - snapshots_stay)
                 left_before = now - orphans_stay
-                done[name] = Upkeep(
+                done[name] = TableMaintenance(
                     rewritten,
                     left,
                     _expire(spark, name, old),
                     _remove_orphans(spark, name, left_before),
                     _abort_uploads(endpoints, load_table(catalog, name), left_before),
                 )
-            except Exception as e:  # one table's damage is no reason to leave the others
-                log.warning("The upkeep of %s failed", name, exc_info=True)
+            except Exception as e:  # a table that fails must not stop the others
+                log.warning("The maintenance of %s failed", name, exc_info=True)
                 failed[name] = f"{type(e).__name__}: {str(e).splitlines()[0][:300]}"
             else:
                 log.warning("%s: %s", name, done[name])
@@ -116,8 +116,8 @@ def keep_up(
         catalog.close()
     if failed:
         raise MaintenanceError(
-            "The upkeep failed of " + "; ".join(f"{name} ({why})" for name, why in failed.items()) + ".",
-            hint=f"That of {len(done)} other tables was done. The job's log has more.",
+            "Maintenance failed for " + "; ".join(f"{name} ({why})" for name, why in failed.items()) + ".",
+            hint=f"{len(done)} other tables were done. The job's log has the tracebacks.",
         )
     return done
 
@@ -135,7 +135,7 @@ def expirable(table: Table, publications: Iterable[Publication], before: datetim
         at = publication.table, publication.partition
         if at not in latest or publication.fence > latest[at].fence:
             latest[at] = publication
-    # rows of old do not say which table they came from: then its snapshot stays, whosever it is
+    # Old ledger rows do not name their Iceberg table. Their snapshot stays, no matter which table it belongs to.
     needed = {p.snapshot_id for p in latest.values() if p.source in (source, ICEBERG_TABLE)}
     needed |= {reference.snapshot_id for reference in table.refs().values()}
     moment = before.timestamp() * 1000
@@ -187,11 +187,11 @@ def _abort_uploads(endpoints: Endpoints, table: Table, before: datetime) -> int:
     return abort_uploads(client(endpoints.s3), bucket, key.strip("/") + "/", before=before)
 
 
-def main(arguments: Sequence[str]) -> Mapping[str, Upkeep]:
-    """The job. Its result (see `write_result`) has what was done below ``tables``."""
-    parser = argparse.ArgumentParser(description="Upkeep of the lake's tables")
+def main(arguments: Sequence[str]) -> Mapping[str, TableMaintenance]:
+    """The job. Its result (see `write_result`) has what was done, by table, in ``tables``."""
+    parser = argparse.ArgumentParser(description="Maintenance of the lake's tables")
     parser.add_argument("--snapshot-days", type=float, default=SNAPSHOTS_STAY.days, help="how long snapshots stay")
-    parser.add_argument("--run", default="by hand", help="who asked for it")
+    parser.add_argument("--run", default="by hand", help="name of the run")
     parser.add_argument("--result", default="", help="s3:// address for what was done, as JSON")
     options = parser.parse_args(list(arguments))
     endpoints = Endpoints.from_environment()
@@ -199,7 +199,7 @@ def main(arguments: Sequence[str]) -> Mapping[str, Upkeep]:
     try:
         done = keep_up(spark, endpoints, snapshots_stay=timedelta(days=options.snapshot_days))
         if options.result:
-            write_result(endpoints, options.result, {"tables": {name: asdict(upkeep) for name, upkeep in done.items()}})
+            write_result(endpoints, options.result, {"tables": {name: asdict(table) for name, table in done.items()}})
         return done
     finally:
         spark.stop()

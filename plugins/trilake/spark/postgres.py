@@ -102,7 +102,7 @@ def write_postgres(
     if bool(date) != (window is not None) or (date and key) or isinstance(key, str):
         raise ConfigurationError(
             f"It is not clear which rows of {table} are replaced.",
-            hint="Give date with a window, or key as a list of columns, or neither to replace all.",
+            hint="Set date together with a window, or key to a list of columns, or neither to replace all rows.",
         )
     if missing := [column for column in (*key, *([date] if date else [])) if column not in frame.columns]:
         raise ConfigurationError(f"Rows for {table} have no column {missing[0]}.", hint="Select it.")
@@ -186,9 +186,9 @@ def _stage(frame: DataFrame, table: str, copier: Callable[..., Any]) -> list[Any
 
 
 def _drop(connection: Connection, staging: str) -> bool:
-    """Drop a staging table; what still writes to it (a copy of a task that Spark no longer wants) is ended first.
+    """Drops a staging table. First stops what still writes to it (a copy of a task that Spark no longer needs).
 
-    That it cannot be dropped now is no reason to fail: the next attempt does.
+    If the table cannot be dropped now, this is not an error: the next attempt drops it.
     """
     import psycopg2
 

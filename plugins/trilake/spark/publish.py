@@ -1,7 +1,7 @@
-"""Publish from a driver: it orders ClickHouse to pull a snapshot, as `IcebergToClickHouseOperator` does from Airflow.
+"""Publishes from a driver: ClickHouse pulls a snapshot, as with `IcebergToClickHouseOperator` in Airflow.
 
-The same publisher, ledger and checks. A driver may die anywhere: what the ledger has decided is finished by whoever
-comes next (a retry, another publisher, the DAG `publication_housekeeping`), what it has not is dropped by them.
+It uses the same publisher, ledger and checks. A driver may die at any point. The next process (a retry, another
+publisher, the DAG `publication_housekeeping`) finishes what the ledger has decided, and drops the rest.
 """
 
 from __future__ import annotations

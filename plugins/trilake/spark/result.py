@@ -1,4 +1,4 @@
-"""What a job tells whoever submitted it: a JSON object in S3, at the address that ``--result`` gives."""
+"""A job's result for its submitter: a JSON object in S3, at the address in ``--result``."""
 
 from __future__ import annotations
 

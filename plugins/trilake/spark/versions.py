@@ -1,8 +1,8 @@
-"""Job code in S3, by content: ``s3://artifacts/jobs/<version>/``. A run in flight keeps its code; no image is built.
+"""Job code in S3, by content: ``s3://artifacts/jobs/<version>/``. A running job keeps its code; no image is built.
 
-A version is named by the digest of its manifest, and the manifest holds the digest of the zip: whoever fetches a
-version can tell that it got that one (``spark/image/run_job.py`` does). The tables' checks go along: a driver that
-publishes (`trilake.spark.publish`) runs those of its version.
+A version's name is the digest of its manifest, and the manifest has the digest of the zip. So a reader can verify that
+it got the right version (``spark/image/run_job.py`` does). A version also has the tables' checks: a driver that
+publishes (`trilake.spark.publish`) runs the checks of its version.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ VERSION_FILE = "JOBS_VERSION"
 # Below sql/: see trilake.clickhouse.publication.checks.
 CHECKS = "clickhouse/*/checks/*.sql"
 
-# Names at the root of the zip that are no job's and no shared package's.
+# Names at the root of the zip that a job or a shared package must not have.
 _TAKEN = ("trilake", "sql")
 _VERSION = re.compile(r"[0-9a-f]{16}")
 # A zip's files carry a time; one for all keeps the zip's bytes a function of its content alone.
@@ -176,7 +176,7 @@ def _files(project_folder: Path) -> Iterator[tuple[str, bytes]]:
         path = PACKAGE / part
         if not path.exists():
             raise ConfigurationError(
-                f"The installed package trilake is not whole: {path} is missing, which every job needs.",
+                f"The installed package trilake is incomplete: {path} is missing, and every job needs it.",
                 hint="Install it again. Nothing was pushed.",
             )
         for source in sorted(path.rglob("*.py")) if path.is_dir() else [path]:

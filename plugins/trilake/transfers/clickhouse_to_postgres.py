@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
 
 class ClickHouseToPostgresOperator(WindowedOperator, ProjectOperator):
-    """Brings what a query of ClickHouse gives into a mart, in one transaction of PostgreSQL: readers see the mart as it
-    was or as it is, nothing between. Rows are streamed. Of tasks that meet in one mart, the query of the next begins
-    when the one before has written: none writes over what a later query gave.
+    """Writes the result of a ClickHouse query to a mart, in one transaction of PostgreSQL: readers see the old or the
+    new rows, nothing between. Rows are streamed. If several tasks write to one mart, each starts its query after the
+    task before has written. So older results never replace newer ones.
 
-    Without `key` a window of the mart is replaced. With it, rows are merged: those whose key is there are updated, the
-    others inserted, none removed; a window is optional then. Where there is a data set with a grain, the query is bound
-    ``{start:Date}`` and ``{stop:Date}`` on the server: the window's first day, and the first day after it.
+    Without `key` a window of the mart is replaced. With `key`, rows are merged: rows with an existing key are updated,
+    the others are inserted, none is removed; then the window is optional. If the data set has a grain, the query can
+    use ``{start:Date}`` and ``{stop:Date}``, bound on the server: the window's first day, and the first day after it.
 
-    :param data_set: whose window it is.
-    :param sql: the query, or a file of it below ``sql/``; templated. Its columns are named as the mart's.
+    :param data_set: the data set of the window.
+    :param sql: the query, or a file of it below ``sql/``; templated. Its columns have the names of the mart's columns.
     :param table: the mart, `schema.table`.
     :param date: the mart's column that says which rows belong to the window that is replaced.
-    :param key: columns that the mart has a primary key or unique constraint on.
+    :param key: columns of a primary key or unique constraint of the mart.
     """
 
     template_fields: Sequence[str] = (*WindowedOperator.template_fields, "sql")
@@ -57,8 +57,8 @@ class ClickHouseToPostgresOperator(WindowedOperator, ProjectOperator):
         super().__init__(data_set=data_set, **kwargs)
         if bool(key) == bool(date) or isinstance(key, str):
             raise ConfigurationError(
-                f"Task {self.task_id} has to know which rows of {table} are replaced.",
-                hint="Give date to replace a window, or key, as a tuple of columns, to merge; not both.",
+                f"Task {self.task_id} needs either date or key to know which rows of {table} to replace.",
+                hint="Set date to replace a window, or key (a tuple of columns) to merge; not both.",
             )
         self.sql = sql
         self.table = table
@@ -68,9 +68,9 @@ class ClickHouseToPostgresOperator(WindowedOperator, ProjectOperator):
         self.postgres_conn_id = postgres_conn_id
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Gives the mart's table and how many rows were written; with a key also ``inserted`` and ``updated``.
+        """Returns the mart's table and the number of rows written; with a key also ``inserted`` and ``updated``.
 
-        :raises CountMismatchError: the mart does not hold what the query gave.
+        :raises CountMismatchError: the rows in the mart differ from the query's result.
         :raises trilake.postgres.DuplicateKeyError: two rows have one key. Nothing was written.
         """
         windowed = bool(self.date) or (self.data_set is not None and self.data_set.grain is not None)

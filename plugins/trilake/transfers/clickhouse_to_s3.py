@@ -1,4 +1,4 @@
-"""Rows of ClickHouse as Parquet in S3, written by the shards themselves."""
+"""Exports rows of ClickHouse as Parquet to S3. The shards write the files."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ _LABEL_CHARACTERS = 100
 
 
 class ClickHouseToS3Operator(WindowedOperator, ProjectOperator):
-    """Every shard exports its rows side by side to ``s3://exports/``; a manifest is written last. No row passes through
-    Airflow. See `trilake.clickhouse.export`.
+    """All shards export their rows in parallel to ``s3://exports/``; the manifest is written last. No row passes
+    through Airflow. See `trilake.clickhouse.export`.
 
-    What is exported: a data set's table (its window's partitions, a file a partition and shard; a dimension table, or
-    with ``whole=True`` any, as ``all``), or a query that runs on each shard. A query of an operator with a data set
-    that has a grain runs once a partition, bound ``{start:Date}`` and ``{stop:Date}``: the partition's first day, and
-    the first day after it.
+    It exports a data set's table or a query. For a table, it exports the window's partitions, one file for each
+    partition and shard; a dimension table, or any table with ``whole=True``, is one partition named ``all``. A query
+    runs on each shard. If the data set has a grain, the query runs once for each partition, and can use
+    ``{start:Date}`` and ``{stop:Date}``: the partition's first day, and the first day after it.
 
     XCom has ``manifest`` (its key), ``bucket``, ``rows``, ``shards`` (rows by shard number) and ``objects``: partition
-    -> key -> rows. A later try, or a cleared task, removes what earlier ones have written: read an export in the run
-    that makes it, or copy it.
+    -> key -> rows. A later try, or a cleared task, removes the files of earlier tries: read an export in the run that
+    makes it, or copy it.
 
-    :param data_set: whose table, or whose partitions, where there is a query.
+    :param data_set: the data set of the table; with `sql`, the data set of the partitions.
     :param sql: the query, or a file of it below ``sql/``; templated. ``{shard}`` in it is the shard's database.
-    :param columns: of the data set's table; by default all.
+    :param columns: columns of the data set's table; default: all.
     :param where: a condition on the rows of the data set's table, with parameters ``{name:Type}``; templated.
     :param parameters: bound on the server; templated.
-    :param whole: all partitions of the data set's table as one.
-    :param name: the first part of the keys; by default the data set's name, else the task's.
+    :param whole: export all partitions of the data set's table as one.
+    :param name: the first part of the keys; default: the data set's name, else the task's.
     """
 
     template_fields: Sequence[str] = (*WindowedOperator.template_fields, "sql", "where", "parameters")
@@ -69,7 +69,7 @@ class ClickHouseToS3Operator(WindowedOperator, ProjectOperator):
         kwargs.setdefault("multiple_outputs", True)
         super().__init__(data_set=data_set, **kwargs)
         if data_set is None and sql is None:
-            raise ConfigurationError(f"Task {self.task_id} exports nothing.", hint="Give it a data_set, or sql.")
+            raise ConfigurationError(f"Task {self.task_id} exports nothing.", hint="Set data_set or sql.")
         if sql is not None and (columns or where):
             raise ConfigurationError(
                 f"Task {self.task_id} has sql, and columns or a condition as well.", hint="Write them into the query."
@@ -84,14 +84,14 @@ class ClickHouseToS3Operator(WindowedOperator, ProjectOperator):
         self._at: tuple[ClickHouseEndpoint, str] | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Gives the manifest's key and what it lists.
+        """Returns the manifest's key and its contents.
 
-        :raises trilake.clickhouse.export.ExportError: the objects do not hold what the shards wrote.
-        :raises trilake.clickhouse.cluster.ClusterError: of the shards that failed; there is no manifest.
+        :raises trilake.clickhouse.export.ExportError: the objects differ from what the shards wrote.
+        :raises trilake.clickhouse.cluster.ClusterError: some shards failed; it names them. There is no manifest.
         """
         prefix = self._prefix(context)
         hook = ClickHouseHook(clickhouse_conn_id=self.clickhouse_conn_id)
-        # known before there is anything to kill: on_kill cannot ask for it
+        # Read here, because on_kill cannot ask Airflow for a connection.
         attempt = core.new_attempt()
         self._at = hook.endpoint, f"{prefix}/{attempt}"
         with hook.cluster(context) as cluster:
@@ -118,7 +118,7 @@ class ClickHouseToS3Operator(WindowedOperator, ProjectOperator):
         }
 
     def on_kill(self) -> None:
-        """End this attempt's statements on every host; another try's stay. The next try removes its objects."""
+        """Kills this attempt's statements on every host, not those of other tries. The next try removes its objects."""
         if self._at is not None:
             endpoint, prefix = self._at
             with Cluster(endpoint) as cluster:
@@ -142,7 +142,7 @@ class ClickHouseToS3Operator(WindowedOperator, ProjectOperator):
         return sources
 
     def _prefix(self, context: Context) -> str:
-        """Of this task instance alone, over its tries."""
+        """The prefix of this task instance. It is the same for all tries."""
         words = TaskInstance.of(context).words
         label = _UNSAFE_IN_KEY.sub("_", ".".join(words))[:_LABEL_CHARACTERS]
         digest = hashlib.sha256("\n".join(words).encode()).hexdigest()[:12]

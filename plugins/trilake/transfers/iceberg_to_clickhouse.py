@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 class IcebergToClickHouseOperator(PublishOperator):
-    """Publishes the window's partitions of one snapshot; see `PublishOperator` for what it checks and gives.
+    """Publishes the window's partitions of one snapshot. `PublishOperator` describes the checks and the XCom.
 
-    Publishing the same or an older snapshot again changes nothing. A table that was dropped and made anew counts its
-    snapshots from one again: publish its first with `force`.
+    Publishing the same or an older snapshot again changes nothing. A table that was dropped and created again counts
+    its snapshots from 1 again: publish its first snapshot with `force`.
 
-    :param snapshot_id: of the Iceberg table; templated. By default the current one.
+    :param snapshot_id: a snapshot of the Iceberg table; templated. Default: the current one.
     """
 
     template_fields: Sequence[str] = (*PublishOperator.template_fields, "snapshot_id")

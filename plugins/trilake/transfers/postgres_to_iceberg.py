@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 class PostgresToIcebergOperator(BaseOperator):
-    """Replaces a dimension data set by a table of PostgreSQL, as of one moment. Of two at once the second one reads
-    when the first one has committed: none replaces what was read later.
+    """Replaces a dimension data set by a table of PostgreSQL, read at one moment. If two tasks run at once, the second
+    one reads after the first one has committed. So older rows never replace newer ones.
 
-    :param data_set: without a grain; its name is the source's table unless `table` says another.
-    :param table: the table to read, `schema.table` or `table`.
+    :param data_set: a data set without a grain.
+    :param table: the table to read, `schema.table` or `table`; default: the name of the data set.
     """
 
     ui_color = "#bfdbfe"
@@ -46,9 +46,9 @@ class PostgresToIcebergOperator(BaseOperator):
         self.postgres_conn_id = postgres_conn_id
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Gives table, snapshot and rows.
+        """Returns table, snapshot and number of rows.
 
-        :raises CountMismatchError: the lake does not hold what was read.
+        :raises CountMismatchError: the rows in the lake differ from those that were read.
         """
         lake = LakeHook()
         source = PostgresEndpoint.from_connection(lake.get_connection(self.postgres_conn_id))

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 
 class PostgresToS3Operator(WindowedOperator, ProjectOperator):
-    """Writes a query's result to ``s3://raw/<data set>/<partition>/<file name>``, one object a partition of the window.
+    """Writes a query's result to ``s3://raw/<data set>/<partition>/<file name>``, one object for each partition.
 
-    The query is bound ``%(start)s`` and ``%(stop)s``: the partition's first day, and the first day after it; a percent
-    sign is written twice. All partitions are read as of one moment. Rows are streamed: memory does not grow with them.
-    An object is replaced as a whole, and an event of the data set's raw files is emitted for each partition once all
-    are there.
+    The query can use ``%(start)s`` and ``%(stop)s``: the partition's first day, and the first day after it. Write a
+    percent sign twice. All partitions are read at one moment. Rows are streamed: memory does not grow with them. An
+    object is replaced as a whole. When all objects are written, the data set's raw files get an event for each
+    partition.
 
     :param sql: the query, or a file of it below ``sql/``; templated.
     :param file_name: the last part of the key; by default ``<data set>.parquet`` or ``.csv``.
@@ -55,7 +55,9 @@ class PostgresToS3Operator(WindowedOperator, ProjectOperator):
         kwargs.setdefault("outlets", [landed(data_set)])
         super().__init__(data_set=data_set, **kwargs)
         if file_format not in ("parquet", "csv"):
-            raise ConfigurationError(f"{file_format!r} is no format of task {self.task_id}.", hint="parquet, or csv.")
+            raise ConfigurationError(
+                f"Task {self.task_id} has the unknown file_format {file_format!r}.", hint="Set parquet or csv."
+            )
         self.sql = sql
         self.file_name = file_name or f"{data_set.name}.{file_format}"
         self.file_format: Format = file_format

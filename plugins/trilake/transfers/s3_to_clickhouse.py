@@ -1,4 +1,4 @@
-"""Publish plain objects of S3 in ClickHouse."""
+"""Publishes plain objects of S3 in ClickHouse."""
 
 from __future__ import annotations
 
@@ -21,25 +21,26 @@ _1970 = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class S3ToClickHouseOperator(PublishOperator):
-    """Publishes Parquet files, or CSV files whose first line names the columns; see `PublishOperator` for what it
-    checks and gives.
+    """Publishes Parquet files, or CSV files whose first line names the columns. `PublishOperator` describes the checks
+    and the XCom.
 
-    The objects are pinned by ETag. Each shard reads all of a partition's and keeps the rows whose
-    ``icebergBucket(shards, key)`` is its own; without a grain it keeps all. Columns are taken by name, those that the
-    table does not have are passed over, one that is missing is an error. A value that a column cannot hold is an error,
-    too. In CSV an empty field and ``\\N`` are NULL, ``""`` is the empty text; compression goes by the key's ending.
+    The objects are pinned by ETag. Each shard reads all objects of a partition and keeps the rows whose
+    ``icebergBucket(shards, key)`` is its own; without a grain it keeps all rows. Columns are matched by name. A column
+    that the table does not have is ignored; a missing column is an error. A value that a column cannot hold is an error
+    too. In CSV an empty field and ``\\N`` are NULL, ``""`` is the empty string. The key's suffix tells the compression.
 
-    Objects have no order of their own, so a load has a version: a lower one never replaces a higher one, unless
-    `force`. The same version with the same objects changes nothing; with other objects (a run that was cleared and
-    wrote anew) it replaces what it published before.
+    Objects have no order, so each load has a version: a lower one never replaces a higher one, except with `force`. The
+    same version with the same objects changes nothing; with other objects (a run that was cleared and wrote again) it
+    replaces what it published before.
 
-    :param objects: ``{partition: {key: rows}}``, or a list of objects with partition, key, rows and perhaps etag (then
-        it has to be that object still), or either as JSON; templated, and may be another task's output. They name
-        exactly the window's partitions; one without an object is published empty. Without a grain ``{key: rows}``.
-    :param bucket: where they are; ClickHouse reaches it by the named collection of that name. Templated.
-    :param file_format: ``parquet`` or ``csv``; None: as the keys end.
-    :param version: a whole number, or a moment in ISO 8601, which counts in microseconds since 1970; templated. By
-        default when the run was due (``run_after``): of two runs the one that was due later is the newer.
+    :param objects: ``{partition: {key: rows}}``, or a list of objects with partition, key, rows and optionally etag
+        (then the object must still have it), or either as JSON; templated, and may be another task's output. They must
+        name exactly the window's partitions. A partition without an object is published empty. Without a grain: ``{key:
+        rows}``.
+    :param bucket: the bucket of the objects; ClickHouse reads it by the named collection of the same name. Templated.
+    :param file_format: ``parquet`` or ``csv``; None: from the keys' suffix.
+    :param version: a whole number, or a time in ISO 8601, which becomes microseconds since 1970; templated. Default:
+        the time when the run was due (``run_after``), so that the run that was due later is the newer one.
     """
 
     template_fields: Sequence[str] = (*PublishOperator.template_fields, "objects", "bucket", "version")
@@ -62,7 +63,7 @@ class S3ToClickHouseOperator(PublishOperator):
 
     def plan(self, context: Context, lake: LakeHook) -> LoadPlan:
         """:raises trilake.lake.objects.ObjectError: an object is missing, or is not the one that was counted.
-        :raises ConfigurationError: `objects` or `version` cannot be read, or are not those of the window.
+        :raises ConfigurationError: `objects` or `version` is invalid, or `objects` does not match the window.
         """
         data_set = self.data_set
         objects = read_objects(data_set, self.objects)
@@ -72,7 +73,7 @@ class S3ToClickHouseOperator(PublishOperator):
             missing = [name for name in window if name not in objects]
             if strange or missing:
                 raise ConfigurationError(
-                    f"The objects of {data_set.name} are not those of the window {window}: "
+                    f"The objects of {data_set.name} do not match the window {window}: "
                     + "; ".join(
                         f"{what} {', '.join(names[:3])}{' and more' if len(names) > 3 else ''}"
                         for what, names in (("it does not have", strange), ("they do not name", missing))
@@ -98,8 +99,8 @@ class S3ToClickHouseOperator(PublishOperator):
             return version
         except ValueError:
             raise ConfigurationError(
-                f"{self.version!r} is no version of {self.data_set.name}.",
-                hint="Give a whole number, or a moment such as {{ ts }}.",
+                f"{self.version!r} is not a version of {self.data_set.name}.",
+                hint="Give a whole number, or a time in ISO 8601 such as {{ ts }}.",
             ) from None
 
 

@@ -1,4 +1,4 @@
-"""Ingest: what a source gave, unchanged, into the data set's raw prefix."""
+"""Ingest: writes the files of a source, unchanged, to the data set's raw prefix."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class SourceToS3Operator(WindowedOperator):
-    """Writes a source's files to ``s3://raw/<data set>/<partition>/<file name>``. Run again, it replaces them.
+    """Writes a source's files to ``s3://raw/<data set>/<partition>/<file name>``. A second run replaces them.
 
-    :param data_set: whose raw files these are.
-    :param source: gives (partition, content) for a window.
+    :param data_set: the data set of the raw files.
+    :param source: yields (partition, content) for a window.
     :param file_name: the last part of the key.
     """
 

@@ -16,20 +16,20 @@ from trilake.endpoints import LAKE_CONNECTION, S3_CONNECTION, PostgresEndpoint, 
 from trilake.lake.arrivals import POLL_SECONDS, SETTLE_SECONDS, Arrivals, Overdue, overdue
 from trilake.lake.data_set import DataSet
 
-# What was told and not taken is told again: its run may have been deleted, or may have died before it took anything.
-# Not often: a run that waits for another one has taken nothing yet either, and for each reminder one more is skipped.
+# The trigger repeats its event while nothing is claimed: the run may have been deleted, or died before its claim. Not
+# more often, because a run may wait for another run, and each repeated event starts a run that is then skipped.
 REMIND_SECONDS = 900.0
 
 
 class ArrivalsTrigger(BaseEventTrigger):
-    """Fires when partitions are due: each time that others are, and as a reminder while nobody takes them.
+    """Fires when the due partitions change, and again from time to time while no run claims them.
 
-    It remembers nothing that it could lose: `trilake.lake.arrivals` tells what is due. After a restart it fires for
-    what is due by then, which may be a second time; the run that comes second finds nothing left to take.
+    It keeps no state that it could lose: `trilake.lake.arrivals` decides what is due. After a restart it may fire for
+    the same partitions a second time. The second run finds nothing left to claim and is skipped.
 
-    :param data_set: as `DataSet.to_json` tells it.
-    :param settle_seconds: a partition is due when it has been quiet for so long.
-    :param poll_interval: seconds between two looks.
+    :param data_set: the data set, from `DataSet.to_json`.
+    :param settle_seconds: a partition is due when it has not changed for this many seconds.
+    :param poll_interval: seconds between two checks.
     """
 
     def __init__(
@@ -69,8 +69,8 @@ class ArrivalsTrigger(BaseEventTrigger):
             try:
                 due, late = await self._look(data_set)
             except Exception as e:
-                # a store or a database that is away is asked again: a watcher that ends watches nothing
-                self.log.warning("The arrivals of %s cannot be seen for now: %s", data_set.name, e)
+                # Try again later: a trigger that ends would not watch any more.
+                self.log.warning("The arrivals of %s cannot be read at the moment: %s", data_set.name, e)
             else:
                 if late != left:
                     for one in late:
@@ -79,7 +79,7 @@ class ArrivalsTrigger(BaseEventTrigger):
                             "--again %s/%s`", one.run, one.data_set, one.partition, one.data_set, one.partition,
                         )  # fmt: skip
                     left = late
-                # others, or fewer: who took those left these. One that only goes on changing was told
+                # Fire when the due partitions differ from those of the last check, also when a run has claimed some.
                 if due and (due != told or time.monotonic() - told_at >= REMIND_SECONDS):
                     self.log.info("Due of %s: %s", data_set.name, ", ".join(due))
                     yield TriggerEvent({"data_set": data_set.name, "partitions": list(due)})  # type: ignore[no-untyped-call]

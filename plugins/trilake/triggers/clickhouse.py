@@ -1,4 +1,4 @@
-"""Waits outside a worker for a query that was sent already."""
+"""Waits in the triggerer for a query that was already sent."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _KILL_SECONDS = 20.0
 
 
 class ClickHouseQueryTrigger(BaseTrigger):
-    """Fires once: when the query is over, or when nobody can tell what became of it.
+    """Fires once: when the query has ended, or when its state cannot be found.
 
-    :param query_id: of the query that was sent.
+    :param query_id: id of the query.
     :param since: when it was sent, in seconds since 1970.
-    :param poll_interval: seconds between two looks.
-    :param record: given back in the event.
+    :param poll_interval: seconds between two checks.
+    :param record: returned in the event.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class ClickHouseQueryTrigger(BaseTrigger):
         yield TriggerEvent(await self.wait())  # type: ignore[no-untyped-call]
 
     async def wait(self) -> dict[str, Any]:
-        """What became of it; see `queries.Seen.to_dict`, and `unreachable` where no host could tell."""
+        """The query's state as in `queries.Seen.to_dict`, or `unreachable` if the hosts did not answer."""
         mine = {"query_id": self.query_id, "record": self.record}
         answered = time.monotonic()
         gone: float | None = None
@@ -78,11 +78,11 @@ class ClickHouseQueryTrigger(BaseTrigger):
                 except TrilakeError as e:
                     if time.monotonic() - answered > _UNREACHABLE_SECONDS:
                         return {**mine, "state": "unreachable", "error": str(e)}
-                    self.log.warning("Query %s cannot be seen for now: %s", self.query_id, e)
+                    self.log.warning("Query %s cannot be checked at the moment: %s", self.query_id, e)
                 await asyncio.sleep(self.poll_interval)
 
     async def on_kill(self) -> None:
-        """A person ended the task: end this query, which is its submission's alone, on every host."""
+        """Kills this query on every host after a person has stopped the task. No other submission uses the query."""
         with Cluster(await self._servers()) as cluster:
             if await asyncio.to_thread(queries.kill, cluster, self.query_id, seconds=_KILL_SECONDS):
                 self.log.info("Query %s was killed with its task", self.query_id)

@@ -1,4 +1,4 @@
-"""Waits outside a worker for partitions to be published."""
+"""Waits in the triggerer until partitions are published."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from trilake.errors import UnreachableError
 class PartitionsPublishedTrigger(BaseTrigger):
     """Fires once: when the partitions are published, or at the deadline with what is missing.
 
-    A ledger that does not answer is asked again. It is asked in a thread: the triggerer's loop is not held up.
+    If the ledger does not answer, it tries again. It reads the ledger in a thread, so that the triggerer's event loop
+    is not blocked.
 
-    :param not_before: they were published then or later, ISO 8601.
-    :param sequence_number: at this snapshot's sequence number or a later one.
-    :param poll_interval: seconds between two looks.
+    :param not_before: the partitions were published at this time or later, ISO 8601.
+    :param sequence_number: they show this sequence number of the Iceberg table or a later one.
+    :param poll_interval: seconds between two checks.
     :param deadline: in seconds since 1970.
     """
 
@@ -65,7 +66,7 @@ class PartitionsPublishedTrigger(BaseTrigger):
         yield TriggerEvent(await self.wait())  # type: ignore[no-untyped-call]
 
     async def wait(self) -> dict[str, Any]:
-        """``missing``: partition -> why, nothing if all are there; ``error``: why the ledger could not be asked."""
+        """``missing``: partition -> reason, empty if all are published; ``error``: why the ledger could not be read."""
         ledger = Ledger(PostgresEndpoint.from_connection(await BaseHook.aget_connection(self.lake_conn_id)))
         not_before = datetime.fromisoformat(self.not_before) if self.not_before else None
         while True:

@@ -1,4 +1,4 @@
-"""Waits for a SparkApplication outside a worker, and brings its driver's log into the task's."""
+"""Waits in the triggerer for a SparkApplication, and copies its driver's log to the task's log."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class SparkApplicationTrigger(BaseTrigger):
     """Fires once: when the application is over, gone, or out of time.
 
     :param submission: `SparkSubmission.to_dict` of the application.
-    :param poll_interval: seconds between two looks.
-    :param start_by: it is to run by then; in seconds since 1970.
-    :param end_by: it is to be over by then; in seconds since 1970; None: whenever.
-    :param get_logs: bring the driver's log into the task's.
-    :param connection_extras: of the connection, where it is known; not kept with the trigger.
+    :param poll_interval: seconds between two checks.
+    :param start_by: when it must run, in seconds since 1970.
+    :param end_by: when it must have ended, in seconds since 1970; None: no limit.
+    :param get_logs: copy the driver's log to the task's log.
+    :param connection_extras: extra fields of the connection, if known; not serialized with the trigger.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class SparkApplicationTrigger(BaseTrigger):
         yield TriggerEvent(await self.wait())  # type: ignore[no-untyped-call]
 
     async def wait(self) -> dict[str, Any]:
-        """What became of it: an event's payload, see `_event`."""
+        """Waits for the end. Returns the event's payload, see `_event`."""
         answered = time.monotonic()
         state: ApplicationState | None = None
         noted_at = time.monotonic()
@@ -113,15 +113,15 @@ class SparkApplicationTrigger(BaseTrigger):
                     return self._event(late, state, pod_problems=await self._hook.pod_problems(self.name))
                 if time.monotonic() - noted_at > _NOTE_SECONDS:
                     await self._note_log_read()
-                    await self._tell_troubles()
+                    await self._log_pod_problems()
                     noted_at = time.monotonic()
             except (TrilakeError, ApiException, ClientError, OSError) as e:
                 if isinstance(e, ApiException) and not is_transient(e):
-                    # a right that is missing, a token that is no longer taken: time does not mend these
+                    # Missing permissions or an invalid token: trying again does not help.
                     return self._event("error", state, error=f"Kubernetes refuses: {refusal(e)}")
                 if time.monotonic() - answered > _UNREACHABLE_SECONDS:
                     return self._event("error", state, error=str(e))
-                self.log.warning("SparkApplication %s cannot be seen for now: %s", self.name, e)
+                self.log.warning("SparkApplication %s cannot be checked at the moment: %s", self.name, e)
             await asyncio.sleep(self.poll_interval)
 
     def _late(self, state: ApplicationState) -> Outcome | None:
@@ -171,26 +171,26 @@ class SparkApplicationTrigger(BaseTrigger):
             self.log.info("%s", text)
             self._read = moment
 
-    async def _tell_troubles(self) -> None:
-        """An executor that finds no node keeps a job waiting for ever, and nobody is told by Spark."""
+    async def _log_pod_problems(self) -> None:
+        """An executor without a node lets a job wait forever, and Spark does not report it."""
         for problem in await self._hook.pod_problems(self.name):
             if problem not in self._told:
                 self.log.warning("Pod %s", problem)
                 self._told.add(problem)
 
     async def _note_log_read(self) -> None:
-        """Keep on the application how far its log was read: another triggerer goes on from there."""
+        """Records on the application how far its log was read, so that another triggerer continues from there."""
         if self._read != self._noted and await self._hook.note_log_read(self.name, self._read):
             self._noted = self._read
 
     async def cleanup(self) -> None:
         try:
             await self._note_log_read()
-        except Exception as e:  # it costs some lines of log twice, and must not stop a triggerer that ends
-            self.log.warning("How far the driver's log was read could not be noted: %s", e)
+        except Exception as e:  # some log lines may come twice; that must not stop the triggerer's shutdown
+            self.log.warning("The position in the driver's log could not be saved: %s", e)
 
     async def on_kill(self) -> None:
-        """A person ended the task: end its application, if it is still this submission's."""
+        """Deletes the application after a person has stopped the task, if it still belongs to this submission."""
         submission = SparkSubmission(**self.submission)
         if await self._hook.end(submission.name, owner=submission.owner, seconds=_KILL_SECONDS):
             self.log.info("SparkApplication %s was deleted with its task", submission.name)

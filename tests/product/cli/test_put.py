@@ -52,7 +52,7 @@ def test_files_lie_there_whole_and_one_that_was_there_is_said_to_be_replaced(
         ("flight", "1999-01", "b.csv", "declares a data set flight. There are "),
         ("flights", "January", "b.csv", "'January' is not a month"),
         ("airlines", "1999-01", "b.csv", "airlines has no grain"),
-        ("flights", "1999-01", "b.csv.gz", "b.csv.gz is no .csv file"),
+        ("flights", "1999-01", "b.csv.gz", "b.csv.gz is not a .csv file"),
         ("flights", "1999-01", "_b.csv", "as a pattern or as a hidden file"),
         ("flights", "1999-01", "missing.csv", "missing.csv cannot be read: No such file"),
         ("flights", "1999-01", "folder.csv", "folder.csv cannot be read: Is a directory"),

@@ -122,7 +122,7 @@ def test_it_is_to_be_as_recent_as_asked(published: Published) -> None:
         trigger = published.defer(not_before=later, timeout=0)
         with pytest.raises(NotPublishedError, match=r"2013-01 was published at .*, before"):
             published.resume(trigger, timeout=0)
-    with pytest.raises(ConfigurationError, match="'soon' is no time"):
+    with pytest.raises(ConfigurationError, match="'soon' is not a time"):
         published.sensor(not_before="soon").execute(context())
 
 

@@ -322,7 +322,7 @@ def test_a_version_may_be_a_number_or_a_moment(table: Table) -> None:
     assert table.publish({MONTH: {new: 1}}, version="2013-01-01T00:00:00.000001+00:00")["published"] == [MONTH]
     assert table.ledger.publications(table.data_set.table)[0].sequence_number == 1_356_998_400_000_001
     assert table.publish({MONTH: {old: 1}}, version=8)["current"] == [MONTH]
-    with pytest.raises(ConfigurationError, match="'yesterday' is no version"):
+    with pytest.raises(ConfigurationError, match="'yesterday' is not a version"):
         table.publish({MONTH: {old: 1}}, version="yesterday")
 
 

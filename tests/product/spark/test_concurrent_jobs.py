@@ -64,7 +64,7 @@ def test_a_file_that_is_replaced_while_a_run_commits_fails_it_and_the_next_try_r
     told = meetings["a new file"]
     assert told["after it"] == held([2], "first", "a"), "the new lines came in: there is nothing to find out"
     assert "a.csv changed while the job read it. Snapshot " in told["first"]
-    assert "run the window again: that replaces it" in told["first"]
+    assert "Run the window again to replace it" in told["first"]
     assert told["retry"] == "committed"
     assert told["after the retry"] == held([2], "retry", "a")
 

@@ -68,7 +68,7 @@ def hold(case: Case, told: Any) -> None:
     everything = {"refused": None, "rows": sorted(case.curated)}
     if case.quarantined:
         assert told["written"]["rows"] == []
-        assert "are in no quarantine yet" in told["written"]["refused"]
+        assert "are not in quarantine yet" in told["written"]["refused"]
         assert all(f"{reason} ({rows})" in told["written"]["refused"] for reason, rows in case.quarantined.items())
     else:
         assert told["written"] == everything

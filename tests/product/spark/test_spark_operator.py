@@ -178,7 +178,7 @@ def test_what_does_not_start_in_time_is_ended_and_says_why(
 def test_what_takes_too_long_is_ended(task: Task, shared: KubernetesServer, options: dict[str, Any]) -> None:
     _, trigger = task.submit("sleep", "600", **options)
     shared.await_state(task.name, "RUNNING")
-    with pytest.raises(SparkApplicationError, match="took too long: it was RUNNING"):
+    with pytest.raises(SparkApplicationError, match="reached its time limit: it was RUNNING"):
         task.complete(trigger)
     assert nothing_left(shared, task.name)
 
@@ -187,7 +187,7 @@ def test_an_application_deleted_by_somebody_is_a_failure(task: Task, shared: Kub
     _, trigger = task.submit("sleep", "600")
     shared.await_state(task.name, "RUNNING")
     shared.request("DELETE", shared.applications(task.name))
-    with pytest.raises(SparkApplicationError, match="is gone: it was deleted by somebody else"):
+    with pytest.raises(SparkApplicationError, match="is gone: another process or person deleted it"):
         task.complete(trigger)
 
 
@@ -333,7 +333,7 @@ def test_a_worker_that_was_cut_off_ends_what_it_submits_too_late(
         return await create(self, manifest)
 
     monkeypatch.setattr(SparkApplicationHook, "create", meanwhile)
-    with pytest.raises(SparkApplicationError, match="another try of this task has gone on while it was submitted"):
+    with pytest.raises(SparkApplicationError, match="another try of this task has taken over while this try submitted"):
         task.operator("sleep", "600").execute(task.context)
     left = shared.request("GET", shared.applications()).json()["items"]
     assert not [
@@ -376,7 +376,7 @@ def test_a_task_killed_while_it_submits_ends_what_it_submits(
         return await create(self, manifest)
 
     monkeypatch.setattr(SparkApplicationHook, "create", killed)
-    with pytest.raises(SparkApplicationError, match="this task was killed while it was submitted"):
+    with pytest.raises(SparkApplicationError, match="this task was killed while this try submitted"):
         operator.execute(task.context)
     assert nothing_left(shared, task.name)
 
@@ -386,7 +386,7 @@ def test_a_task_killed_before_it_takes_over_ends_what_it_takes_over(task: Task, 
     shared.await_state(task.name, "RUNNING")
     operator = task.operator("sleep", "600")
     operator.on_kill()
-    with pytest.raises(SparkApplicationError, match="this task was killed while it was submitted or taken over"):
+    with pytest.raises(SparkApplicationError, match="this task was killed while this try submitted or adopted it"):
         operator.execute(task.context)
     assert nothing_left(shared, task.name)
 
@@ -509,5 +509,5 @@ def test_what_does_not_go_is_named(task: Task, shared: KubernetesServer) -> None
     task.submit("stubborn", "print", "up", "sleep", "600")
     await_true(lambda: "up" in shared.driver_log(task.name))
     hook = SparkApplicationHook(connection_extras=json.loads(shared.connection)["extra"])
-    with pytest.raises(TrilakeError, match=f"Still there, though deleted: {task.name}-driver"):
+    with pytest.raises(TrilakeError, match=f"Deleted, but still there: {task.name}-driver"):
         asyncio.run(hook.end(task.name, seconds=0.1))

@@ -156,5 +156,5 @@ def test_in_every_other_state_it_waits(monkeypatch: pytest.MonkeyPatch, state: s
 
 def test_it_has_to_know_what_it_waits_for() -> None:
     for options in ({}, {"application": "a", "labels": {"b": "c"}}):
-        with pytest.raises(ConfigurationError, match="does not know which application"):
+        with pytest.raises(ConfigurationError, match="needs either application or labels"):
             sensor(**options)
