@@ -21,7 +21,7 @@ def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
 def filled_atomically(folder: Path) -> Iterator[Path]:
     """A fresh folder to fill, which becomes `folder` when the block ends well and is removed when it does not.
 
-    Two may fill it at once: whoever ends first wins, the other's work is dropped.
+    Two processes may fill it at once. The first to finish wins; the other's files are removed.
 
     :raises ConfigurationError: the cache cannot be written.
     """

@@ -118,7 +118,7 @@ def run(home: Home, endpoints: Endpoints, task: Task, window: Window, folder: Pa
 
 
 def _ensure_catalog(endpoints: Endpoints) -> None:
-    """Iceberg's own two tables are made by whoever opens the catalog first, which a read-only job cannot."""
+    """Make Iceberg's own two tables. The first process that opens the catalog makes them; a read-only job cannot."""
     from trilake.lake.catalog import open_catalog
     from trilake.postgres.connection import connect
 
@@ -132,7 +132,7 @@ def _ensure_catalog(endpoints: Endpoints) -> None:
 def _class_archive(home: Home, configuration: ClusterConfiguration) -> Path:
     """Spark's classes as this Java has loaded and verified them: a third of a short run's work, done once (230 MB).
 
-    The JVM passes over an archive of other classes; the name sees to it that there is one of these.
+    The JVM ignores an archive of other classes. The name ensures that each set of classes has its own archive.
     """
     parts = (configuration.java_home, configuration.jars, configuration.spark_home)
     digest = hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]

@@ -29,7 +29,7 @@ def quiet(_what: str, _how: str) -> None:
 def provision(home: Home, progress: Progress = quiet) -> tuple[javas.Java, Path, Path]:
     """Java, the folder of Spark's jars and that of S3Proxy's: found, or fetched once for all clones.
 
-    The Java is remembered: another shell may know another one, and that is no reason to start everything anew.
+    The choice of Java is stored: another shell may find another Java, which must not restart all services.
 
     :raises TrilakeError: one of them is not to be had.
     """

@@ -54,7 +54,7 @@ def status(home: Home, *, memory: bool = True) -> list[ServiceStatus]:
         if state.running:
             how = "running"
         elif members and not states:
-            how, detail = "orphaned", "supervisord is gone; `trilake up` starts it anew"
+            how, detail = "orphaned", "supervisord is gone; `trilake up` restarts it"
         elif state.state == "EXITED":
             how, detail = "died", f"exit code {state.exit_status}; see `trilake logs {name}`"
         else:
