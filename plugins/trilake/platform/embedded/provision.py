@@ -19,11 +19,11 @@ from trilake.platform.embedded.home import Home
 from trilake.platform.private_files import write_private
 
 Progress = Callable[[str, str], None]
-"""Called with what is being done (a service, or a step) and how it stands (`starting`, `ready`); from any thread."""
+"""Called with the name of a service or step, and its state (`starting`, `ready`). It may be called from any thread."""
 
 
 def quiet(_what: str, _how: str) -> None:
-    """Progress that nobody watches."""
+    """Ignore the progress."""
 
 
 def provision(home: Home, progress: Progress = quiet) -> tuple[javas.Java, Path, Path]:
@@ -70,7 +70,7 @@ def _remembered_java(path: Path) -> javas.Java | None:
 
 
 def main() -> int:
-    """Exit code 1 and one line if something is not to be had."""
+    """Return exit code 1 and print one line if something cannot be downloaded."""
     try:
         fetch_jars(javas.ensure(), lambda what, how: print(f"  {what}: {how}", file=sys.stderr))
     except TrilakeError as e:

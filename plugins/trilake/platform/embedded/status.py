@@ -1,4 +1,4 @@
-"""How the platform stands: each service's state, address, process, memory and version."""
+"""The platform's status: each service's state, address, process, memory and version."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ServiceStatus:
-    """How a service stands.
+    """The status of a service.
 
     :param state: ``running``, ``stopped``, ``died``, or ``orphaned``: alive, but supervisord is gone.
     :param memory: bytes that the service's processes take (proportional set size: shared memory is counted once).

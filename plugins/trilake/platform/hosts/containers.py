@@ -1,4 +1,4 @@
-"""The containers of a compose project on this machine, whichever compose file started them: by their labels."""
+"""Finds the containers of a compose project on this machine by their labels, whichever compose file started them."""
 
 from __future__ import annotations
 
