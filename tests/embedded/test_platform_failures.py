@@ -69,7 +69,7 @@ def test_as_root_a_home_that_postgresql_cannot_get_to(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
     told = refused(closed / "home", "up")
-    assert "the OS user pgserver cannot get to the platform's home" in told
+    assert "the OS user pgserver cannot reach the platform's home" in told
     assert "Run `chmod o+x " in told
 
 

@@ -91,8 +91,8 @@ def read_kubeconfig(file: Path) -> tuple[dict[str, Any], str]:
         ) from None
     if needed := sorted(name for part in parts for name in _IN_FILES if name in part):
         raise ConfigurationError(
-            f"{file} is not whole by itself: it names {', '.join(needed)}.",
-            hint="Put certificates and token into it (`kubectl config view --minify --flatten`).",
+            f"{file} refers to other files: it has {', '.join(needed)}.",
+            hint="Put the certificates and the token into it (`kubectl config view --minify --flatten`).",
         )
     return document, str(context.get("namespace") or NAMESPACE)
 

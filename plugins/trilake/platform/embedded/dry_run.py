@@ -198,7 +198,7 @@ def _failure(job: str, code: int, folder: Path) -> JobFailedError:
         error = json.loads((folder / dry_run_driver.ERROR_FILE).read_text())
     except FileNotFoundError:
         told = "\n  ".join(last_lines(folder / _LOG, _LOG_LINES) or ["(nothing)"])
-        return JobFailedError(f"Job {job}: its driver ended with exit code {code}. It said last:\n  {told}")
+        return JobFailedError(f"Job {job}: its driver ended with exit code {code}. Its last output:\n  {told}")
     if error["ours"]:
         return JobFailedError(f"Job {job}: {error['message']}", hint=error["hint"])
     lines = [f"Job {job} failed."]

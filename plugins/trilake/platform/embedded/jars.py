@@ -125,7 +125,7 @@ def _fetch(name: str, java: javas.Java, folder: Path, environ: Mapping[str, str]
     if failures:
         raise JarsError(
             f"The {name} jars cannot be fetched: {failures[0][:300]}",
-            hint="Check the connection to Maven Central, or name an ivysettings.xml of a mirror in TRILAKE_IVY_SETTINGS.",
+            hint="Check access to Maven Central, or name an ivysettings.xml of a mirror in TRILAKE_IVY_SETTINGS.",
         )
     for cache in sorted(scratch.rglob("*"), reverse=True):
         cache.rmdir() if cache.is_dir() else cache.unlink()

@@ -55,8 +55,8 @@ def exclusive(home: Home) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BusyError(
-                f"Another command (process {_read_pid(file)}) is starting or ending the platform in {home.path}.",
-                hint="Wait until it has ended.",
+                f"Another command (process {_read_pid(file)}) is starting or stopping the platform in {home.path}.",
+                hint="Wait until it has finished.",
             ) from None
         file.truncate(0)
         file.write(str(os.getpid()))
@@ -160,9 +160,9 @@ class _Start:
             port = self._ports.get(service)
             if port and not port_is_free(port):
                 raise ServiceError(
-                    f"Port {port}, which {service} has in {self._home.path}, is in use by {_listener(port)}.",
-                    hint=f'End that, or take "{service}" out of {self._home.config("ports.json")} and run `trilake up` '
-                    "again: it chooses another port.",
+                    f"Port {port} of {service} in {self._home.path} is in use by {_listener(port)}.",
+                    hint=f'Stop that, or remove "{service}" from {self._home.config("ports.json")}. '
+                    "Then run `trilake up` again.",
                 )
 
     def _start(self, services: Collection[str]) -> None:
