@@ -1,4 +1,4 @@
-# Trilake. `make help` lists what there is; what a target needs and is not there yet, it sets up first, once.
+# Trilake. `make help` lists the targets. Each target first sets up what it needs, once.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -6,9 +6,9 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
 VENV := .venv
-# Tests mostly wait for servers; each worker has its own (tests/conftest.py).
+# Tests mostly wait for servers. Each worker has its own servers (tests/conftest.py).
 WORKERS ?= 2
-# In how many parts the tests run that only `make test-nightly` runs as a whole: one part with each commit.
+# The tests that only `make test-nightly` runs as a whole are split into this many parts. Each commit runs one part.
 PARTS := 6
 BIN := $(VENV)/bin
 REQUIREMENTS := plugins/trilake/platform/requirements
@@ -16,26 +16,26 @@ LOCKS := $(addprefix $(REQUIREMENTS)/, bootstrap.txt development.txt jdk.txt)
 LOCK = $(BIN)/uv pip compile --quiet pyproject.toml --generate-hashes --no-emit-index-url --no-header \
   --python-version 3.11
 FETCHED := $(foreach set, spark/image platform/embedded/s3proxy, plugins/trilake/$(set)/ivy.xml plugins/trilake/$(set)/jars.sha256)
-# Set up is what these say: a stamp carries the digest of their content in its name, so neither a checkout's new times
-# nor a second `make` sets up again, and a changed lock does.
+# The set-up depends on these files. The stamp's name has the digest of their content: a changed lock sets up again, but
+# new file times of a checkout or a second `make` do not.
 STAMP := $(VENV)/.trilake/$(shell cat pyproject.toml $(LOCKS) $(FETCHED) .ci/setup 2>/dev/null | sha256sum | cut -c1-16)
 
 ##@ The platform on this machine
 
 .PHONY: demo
-demo: $(STAMP) ## Start the platform, run a year of flights through it, tell what happened
+demo: $(STAMP) ## Start the platform, load a year of flights, print a report
 	@$(BIN)/trilake demo
 
 .PHONY: up
-up: $(STAMP) ## Start the platform; what runs is left alone
+up: $(STAMP) ## Start the platform; services that run are not touched
 	@$(BIN)/trilake up
 
 .PHONY: down
-down: ## End every process of the platform; its data is kept
+down: ## Stop every process of the platform; its data is kept
 	@if [ -x $(BIN)/trilake ]; then $(BIN)/trilake down; fi
 
 .PHONY: clean
-clean: down ## End the platform and remove its data (.trilake) and what tools left; the set-up stays
+clean: down ## Stop the platform, remove its data (.trilake) and the tools' caches; keep the set-up
 	@home="$${TRILAKE_HOME:-.trilake}"; if [ -d "$$home/run" ]; then rm -rf "$$home"; fi
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist
 	@find dags plugins spark_jobs tests -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -43,55 +43,55 @@ clean: down ## End the platform and remove its data (.trilake) and what tools le
 ##@ The three hosts on this machine, in Docker
 
 .PHONY: replica
-replica: $(STAMP) ## Build, start and set up the replica; what runs is left alone
+replica: $(STAMP) ## Build, start and set up the replica; containers that run are not touched
 	@$(BIN)/trilake replica
 
 .PHONY: replica-down
-replica-down: ## End the replica's containers; its data is kept
+replica-down: ## Remove the replica's containers; its data is kept
 	@if [ -x $(BIN)/trilake ]; then $(BIN)/trilake replica --down; fi
 
 ##@ Working on it
 
 .PHONY: setup
-setup: $(STAMP) ## Virtual environment, jars, Java: as locked, once
+setup: $(STAMP) ## Install the locked packages, jars and Java, once
 
 .PHONY: test
-test: $(STAMP) ## Every quick test that needs neither Docker nor Kubernetes
+test: $(STAMP) ## Run the quick tests that need neither Docker nor Kubernetes
 	@$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not nightly" $(PYTEST)
 
 .PHONY: test-slow
-test-slow: $(STAMP) ## What shows the promises that take long: the demo on the whole platform, jobs in Spark sessions
+test-slow: $(STAMP) ## Run the slow tests of promises: the demo on the whole platform, jobs in Spark sessions
 	@$(BIN)/python -m pytest -m "slow and not nightly" $(PYTEST)
 
 .PHONY: test-nightly
-test-nightly: $(STAMP) ## Every test that needs neither Docker nor Kubernetes, and more examples of each (an hour)
+test-nightly: $(STAMP) ## Run all tests that need neither Docker nor Kubernetes, with more examples (an hour)
 	@TRILAKE_SCHEDULES=$(or $(SCHEDULES),100) $(BIN)/python -m pytest --hypothesis-profile nightly --timeout 3600 $(PYTEST)
 
 .PHONY: test-part
-test-part: $(STAMP) ## A part of what test-nightly alone runs, as the commit picks it; TURN=n: the one of that turn
+test-part: $(STAMP) ## Run one part of the nightly-only tests, chosen by the commit (TURN=n chooses it)
 	@$(BIN)/python -m pytest -m nightly --part $(or $(TURN),HEAD)/$(PARTS) $(PYTEST)
 
 .PHONY: test-schedules
-test-schedules: $(STAMP) ## 1,000 new schedules of publishers that die, wait and meet (10 to 20 min; SCHEDULES=n)
+test-schedules: $(STAMP) ## Run 1,000 new schedules of concurrent publishers that die or wait (10 to 20 min; SCHEDULES=n)
 	@TRILAKE_SCHEDULES=$(or $(SCHEDULES),1000) $(BIN)/python -m pytest --timeout 7200 -s tests/product/publication/test_publication_schedules.py
 
 .PHONY: test-faults
-test-faults: $(STAMP) ## 40 faults in the middle of runs (an hour; SCHEDULES=n, SEED=s: n of them, from the seed s on)
+test-faults: $(STAMP) ## Cause 40 faults in the middle of runs (an hour; SCHEDULES=n, SEED=s: n faults from seed s on)
 	@$(BIN)/python -m pytest -v --timeout 1800 tests/faults $(if $(SCHEDULES),--schedules $(SCHEDULES)) $(if $(SEED),--seed $(SEED)) $(PYTEST)
 
 .PHONY: test-kubernetes
-test-kubernetes: $(STAMP) ## What needs a real Kubernetes, on the one that KUBECONFIG names; FULL=1: what takes long too
+test-kubernetes: $(STAMP) ## Run the tests that need a real Kubernetes (set KUBECONFIG); FULL=1 adds the slow ones
 	@TRILAKE_TURN=$(TURN) $(BIN)/python -m pytest --timeout 900 $(if $(FULL),,-m "not full") tests/kubernetes $(PYTEST)
 
 .PHONY: test-replica
-test-replica: $(STAMP) ## What needs Docker: network and VPN; TRILAKE_REPLICA=<project>: a whole replica that runs, too
+test-replica: $(STAMP) ## Run the tests that need Docker; TRILAKE_REPLICA=<project> adds those of a running replica
 	@TRILAKE_TURN=$(TURN) TRILAKE_FULL=$(FULL) $(BIN)/python -m pytest --timeout 900 $(if $(FULL),,-m "not full") tests/replica $(PYTEST)
 
-# Shell scripts are known by their first line, as some have no suffix. The other linters find their files by name.
+# Some shell scripts have no suffix, so they are found by their first line. The other linters find their files by name.
 SCRIPTS = $(shell find .ci * -type f -not -name '*.py*' -exec awk 'FNR == 1 && /^\#!.*sh$$/ { print FILENAME } { nextfile }' {} +)
 
 .PHONY: lint
-lint: $(STAMP) ## ruff, mypy --strict, import layers; shell scripts, Dockerfiles, workflows
+lint: $(STAMP) ## Check code, types, import layers, shell scripts, Dockerfiles and workflows
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
@@ -101,24 +101,24 @@ lint: $(STAMP) ## ruff, mypy --strict, import layers; shell scripts, Dockerfiles
 	@$(BIN)/zizmor --offline --quiet .github
 
 .PHONY: lock
-lock: $(STAMP) ## Write the locks of the package from pyproject.toml; what is locked stays where it can
+lock: $(STAMP) ## Write the package's locks from pyproject.toml; locked versions are kept where possible
 	@$(LOCK) --extra airflow --extra spark --extra embedded --extra demo --group dev -o $(REQUIREMENTS)/development.txt
 	@$(LOCK) --extra airflow --extra demo --group build --constraint $(REQUIREMENTS)/development.txt -o $(REQUIREMENTS)/airflow.txt
 	@$(LOCK) --extra airflow --extra spark --extra embedded --group project --constraint $(REQUIREMENTS)/development.txt -o $(REQUIREMENTS)/project.txt
 	@$(LOCK) --extra spark --constraint $(REQUIREMENTS)/development.txt -o $(REQUIREMENTS)/spark.txt
 
 .PHONY: bench
-bench: $(STAMP) ## Measure against the bare and the official way, on the platform of `make demo`; writes benchmarks/RESULTS.md
+bench: $(STAMP) ## Compare the speed with plain and official tools, on the demo's platform; writes benchmarks/RESULTS.md
 	@$(BIN)/trilake up >/dev/null
 	@$(BIN)/python benchmarks
 
 .PHONY: format
-format: $(STAMP) ## Let ruff format and mend what it can
+format: $(STAMP) ## Format the code and fix what ruff can fix
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
 .PHONY: help
-help: ## This list
+help: ## Show this list
 	@awk 'BEGIN { FS = ":.*## " } \
 	  /^##@/ { printf "\n%s\n", substr($$0, 5) } \
 	  /^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

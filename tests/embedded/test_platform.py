@@ -210,7 +210,7 @@ def test_a_second_command_waits_its_turn(platform: Platform) -> None:
         for command in ("up", "down"):
             refused = platform.trilake(command)
             assert refused.returncode == 1
-            assert f"(process {os.getpid()}) is starting or ending the platform" in refused.stderr
+            assert f"(process {os.getpid()}) is starting or stopping the platform" in refused.stderr
 
 
 def test_s3_lists_what_was_put_and_nothing_else(platform: Platform) -> None:

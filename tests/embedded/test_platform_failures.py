@@ -69,7 +69,7 @@ def test_as_root_a_home_that_postgresql_cannot_get_to(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
     told = refused(closed / "home", "up")
-    assert "the OS user pgserver cannot get to the platform's home" in told
+    assert "the OS user pgserver cannot reach the platform's home" in told
     assert "Run `chmod o+x " in told
 
 
@@ -91,7 +91,7 @@ def test_queries_to_a_platform_that_is_down_say_how_to_start_it(fresh_home: Home
     connections.write(fresh_home, Java(Path("/usr"), 17), Path("/nowhere"))
     for command in (("sql", "SELECT 1"), ("psql", "SELECT 1"), ("publications",), ("migrate",), ("jobs", "push")):
         told = refused(fresh_home.path, *command)
-        assert "`trilake status` shows whether it runs" in told
+        assert "`trilake status` shows" in told
 
 
 def test_a_service_that_dies_at_start_is_named_with_the_end_of_its_log(fresh_home: Home) -> None:

@@ -129,7 +129,7 @@ def test_a_producers_secret_is_in_one_file_of_its_owner_and_adding_goes_on_where
     assert read_key(file)["SECRET"] not in json.dumps([told, producers.list()])
     with pytest.raises(ProducerError, match="has a key for flights already"):
         producers.add(name, "flights", tmp_path / "another")
-    with pytest.raises(ProducerError, match="never written over"):
+    with pytest.raises(ProducerError, match="never overwritten"):
         producers.add(name, "weather", file)
     assert list(tmp_path.iterdir()) == [file]
 

@@ -338,7 +338,7 @@ def test_a_profile_is_never_written_over(network: Network, tmp_path: Path, name:
     file = tmp_path / "mine.ovpn"
     file.write_text("mine")
 
-    with pytest.raises(VpnError, match="never written over"):
+    with pytest.raises(VpnError, match="never overwritten"):
         network.vpn.add(name, "agent", file)
 
     assert file.read_text() == "mine"
@@ -364,7 +364,7 @@ def test_a_delivery_that_was_killed_after_the_file_is_completed(network: Network
     [
         (("add", "Alice", "--role", "agent"), "'Alice' is not a valid name for a profile"),
         (("add", "alice", "--role", "root"), "'root' is not a role. The roles are admin, engineer, agent."),
-        (("add", "alice", "--role", "agent", "--out", "no/where.ovpn"), "is no folder"),
+        (("add", "alice", "--role", "agent", "--out", "no/where.ovpn"), "is not a folder"),
         (("revoke", "nobody-has-this"), "There is no profile nobody-has-this"),
     ],
 )

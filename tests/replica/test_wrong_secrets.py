@@ -17,7 +17,7 @@ WRONG = "deadbeef" * 6
     ("job", "variable", "says"),
     [
         ("setup-databases", "POSTGRES_SUPERUSER_PASSWORD", 'password authentication failed for user "postgres"'),
-        ("setup-s3", "S3_ROOT_SECRET", "S3_ROOT_SECRET has to be the one that the service s3 was started with"),
+        ("setup-s3", "S3_ROOT_SECRET", "S3_ROOT_SECRET must be the one that the service s3 was started with"),
         ("setup-airflow", "AIRFLOW_DB_PASSWORD", 'password authentication failed for user "airflow"'),
         ("setup-tables", "LAKE_PASSWORD", 'password authentication failed for user "lake"'),
         ("setup-tables", "CLICKHOUSE_ETL_PASSWORD", "etl_writer: Authentication failed"),

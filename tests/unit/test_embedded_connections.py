@@ -42,12 +42,12 @@ def test_with_one_jobs_run_on_its_cluster_in_its_namespace(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        (WHOLE.replace("token: open-sesame", "token: open-sesame, client-key: /k.pem"), "it names client-key"),
-        (WHOLE.replace("authority-data: Q0E=", "authority: /ca.pem"), "it names certificate-authority"),
-        (WHOLE.replace("current-context: x", "current-context: y"), "no kubeconfig with a current context"),
-        (WHOLE + "}", "no kubeconfig with a current context"),
-        ("open-sesame", "no kubeconfig with a current context"),
-        (None, "no kubeconfig with a current context"),
+        (WHOLE.replace("token: open-sesame", "token: open-sesame, client-key: /k.pem"), "it has client-key"),
+        (WHOLE.replace("authority-data: Q0E=", "authority: /ca.pem"), "it has certificate-authority"),
+        (WHOLE.replace("current-context: x", "current-context: y"), "not a kubeconfig with a current context"),
+        (WHOLE + "}", "not a kubeconfig with a current context"),
+        ("open-sesame", "not a kubeconfig with a current context"),
+        (None, "not a kubeconfig with a current context"),
     ],
 )
 def test_one_that_is_not_whole_by_itself_is_refused_and_not_shown(tmp_path: Path, text: str | None, why: str) -> None:

@@ -134,7 +134,7 @@ def test_a_shell_reads_the_environment_file_as_we_do(tmp_path_factory: pytest.Te
 
 @pytest.mark.parametrize("name", ["my home", "100%", "a;b", "schön", "back\\slash", "quo'te", "new\nline"])
 def test_a_path_that_not_every_service_can_be_told_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ConfigurationError, match="Set TRILAKE_HOME to a path of"):
+    with pytest.raises(ConfigurationError, match="Set TRILAKE_HOME to a path that"):
         Home(tmp_path / name, PROJECT).prepare()
     assert not (tmp_path / name).exists()
 

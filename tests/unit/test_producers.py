@@ -100,7 +100,7 @@ def test_the_secret_of_a_revoked_key_never_comes_back(tmp_path: Path) -> None:
     producers.add("acme", "flights", file)
     old = secret(file)
     producers.revoke("acme", "flights")
-    with pytest.raises(ProducerError, match="never written over"):
+    with pytest.raises(ProducerError, match="never overwritten"):
         producers.add("acme", "flights", file)
     assert not producers.keys
     file.unlink()

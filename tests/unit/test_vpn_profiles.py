@@ -24,7 +24,7 @@ def test_without_docker_one_line_says_where_to_call_it(tmp_path: Path) -> None:
     )
 
     assert done.returncode == 1
-    assert done.stderr == "trilake: There is no docker on this machine. Call this on vps_1.\n"
+    assert done.stderr == "trilake: There is no docker on this machine. Run this on vps_1.\n"
 
 
 def test_the_project_is_named_by_the_environment_or_env_file_or_is_trilake(tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def test_of_two_who_deploy_at_once_one_is_refused(
 
     def meeting(*arguments: str, **options: object) -> str:
         if arguments[0] == "update-ref":
-            with pytest.raises(DeployError, match="Somebody else deploys") as told:
+            with pytest.raises(DeployError, match="Another deployment to") as told:
                 deploy(store.client, project, repository)
             refused.append(told)
         return real(*arguments, **options)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What is fetched once for all clones of this user: ``$XDG_CACHE_HOME/trilake``."""
+"""The cache of downloads, shared by all clones of this user: ``$XDG_CACHE_HOME/trilake``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trilake.errors import ConfigurationError
 
 
 def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
-    """Not made yet, perhaps."""
+    """The cache's folder. It may not exist yet."""
     return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trilake"
 
 
@@ -21,7 +21,7 @@ def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
 def filled_atomically(folder: Path) -> Iterator[Path]:
     """A fresh folder to fill, which becomes `folder` when the block ends well and is removed when it does not.
 
-    Two may fill it at once: whoever ends first wins, the other's work is dropped.
+    Two processes may fill it at once. The first to finish wins; the other's files are removed.
 
     :raises ConfigurationError: the cache cannot be written.
     """

@@ -86,13 +86,13 @@ def read_kubeconfig(file: Path) -> tuple[dict[str, Any], str]:
         parts = [part.get(kind) or {} for kind in ("cluster", "user") for part in document[f"{kind}s"]]
     except (OSError, yaml.YAMLError, LookupError, TypeError, AttributeError, StopIteration) as e:
         raise ConfigurationError(
-            f"{KUBECONFIG_VARIABLE} names {file}, which is no kubeconfig with a current context ({type(e).__name__}).",
+            f"{KUBECONFIG_VARIABLE}: {file} is not a kubeconfig with a current context ({type(e).__name__}).",
             hint="`kubectl config view --minify --flatten` writes one.",
         ) from None
     if needed := sorted(name for part in parts for name in _IN_FILES if name in part):
         raise ConfigurationError(
-            f"{file} is not whole by itself: it names {', '.join(needed)}.",
-            hint="Put certificates and token into it (`kubectl config view --minify --flatten`).",
+            f"{file} refers to other files: it has {', '.join(needed)}.",
+            hint="Put the certificates and the token into it (`kubectl config view --minify --flatten`).",
         )
     return document, str(context.get("namespace") or NAMESPACE)
 

@@ -118,7 +118,7 @@ def run(home: Home, endpoints: Endpoints, task: Task, window: Window, folder: Pa
 
 
 def _ensure_catalog(endpoints: Endpoints) -> None:
-    """Iceberg's own two tables are made by whoever opens the catalog first, which a read-only job cannot."""
+    """Make Iceberg's own two tables. The first process that opens the catalog makes them; a read-only job cannot."""
     from trilake.lake.catalog import open_catalog
     from trilake.postgres.connection import connect
 
@@ -132,7 +132,7 @@ def _ensure_catalog(endpoints: Endpoints) -> None:
 def _class_archive(home: Home, configuration: ClusterConfiguration) -> Path:
     """Spark's classes as this Java has loaded and verified them: a third of a short run's work, done once (230 MB).
 
-    The JVM passes over an archive of other classes; the name sees to it that there is one of these.
+    The JVM ignores an archive of other classes. The name ensures that each set of classes has its own archive.
     """
     parts = (configuration.java_home, configuration.jars, configuration.spark_home)
     digest = hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]
@@ -198,7 +198,7 @@ def _failure(job: str, code: int, folder: Path) -> JobFailedError:
         error = json.loads((folder / dry_run_driver.ERROR_FILE).read_text())
     except FileNotFoundError:
         told = "\n  ".join(last_lines(folder / _LOG, _LOG_LINES) or ["(nothing)"])
-        return JobFailedError(f"Job {job}: its driver ended with exit code {code}. It said last:\n  {told}")
+        return JobFailedError(f"Job {job}: its driver ended with exit code {code}. Its last output:\n  {told}")
     if error["ours"]:
         return JobFailedError(f"Job {job}: {error['message']}", hint=error["hint"])
     lines = [f"Job {job} failed."]

@@ -1,7 +1,7 @@
 """The main file of a dry run's driver: ``dry_run_driver.py FOLDER JOB ARGUMENTS...``.
 
 As spark/image/run_job.py, with the code of this project in place of a version of it: FOLDER holds ``jobs.zip``. What a
-job raises is left in FOLDER for whoever started this. Standard library alone: the zip has to be on the path first.
+job raises is left in FOLDER for the parent process. Standard library only: the zip has to be on the path first.
 """
 
 from __future__ import annotations

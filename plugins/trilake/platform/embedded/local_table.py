@@ -193,7 +193,7 @@ class _Engine:
         steps = [step for step in read_steps(sql_folder) if step.database == "clickhouse" and step.table == table]
         if not steps:
             raise ConfigurationError(
-                f"sql/clickhouse/{table}/table.sql does not exist.", hint="Write the table that the rows are for."
+                f"sql/clickhouse/{table}/table.sql does not exist.", hint="Write this file: the table for the rows."
             )
         for step in steps:
             statement = local_ddl(step, ClickHouseShard(1, "", 0, _DATABASE))

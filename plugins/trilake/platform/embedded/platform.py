@@ -55,8 +55,8 @@ def exclusive(home: Home) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BusyError(
-                f"Another command (process {_read_pid(file)}) is starting or ending the platform in {home.path}.",
-                hint="Wait until it has ended.",
+                f"Another command (process {_read_pid(file)}) is starting or stopping the platform in {home.path}.",
+                hint="Wait until it has finished.",
             ) from None
         file.truncate(0)
         file.write(str(os.getpid()))
@@ -132,10 +132,10 @@ class _Start:
         stamp = home.run / "configuration.sha256"
         digest = _digest(home, programs)
         if supervisor.pid is not None and not (stamp.exists() and stamp.read_text() == digest):
-            self._progress("configuration", "changed: starting anew")
+            self._progress("configuration", "changed: restarting")
             _stop(home, supervisor, keep=processes.DRIVER)
         if supervisor.pid is None:
-            # whoever outlived a supervisord that was killed; drivers are found again by the Kubernetes API
+            # processes that outlived a killed supervisord; the Kubernetes API finds its drivers again by itself
             processes.end({p: s for p, s in processes.find(home).items() if s != processes.DRIVER})
             self._check_ports(SERVICES)
             supervisor.start_daemon(programs, processes.base_environment(home))
@@ -160,9 +160,9 @@ class _Start:
             port = self._ports.get(service)
             if port and not port_is_free(port):
                 raise ServiceError(
-                    f"Port {port}, which {service} has in {self._home.path}, is in use by {_listener(port)}.",
-                    hint=f'End that, or take "{service}" out of {self._home.config("ports.json")} and run `trilake up` '
-                    "again: it chooses another port.",
+                    f"Port {port} of {service} in {self._home.path} is in use by {_listener(port)}.",
+                    hint=f'Stop that, or remove "{service}" from {self._home.config("ports.json")}. '
+                    "Then run `trilake up` again.",
                 )
 
     def _start(self, services: Collection[str]) -> None:
@@ -194,7 +194,7 @@ class _Start:
             try:
                 ended, _ = wait(done.values(), return_when=FIRST_EXCEPTION)
             finally:
-                self._failed.set()  # one has failed, or we are interrupted: whoever waits for a service gives up
+                self._failed.set()  # a service failed, or an interrupt came: waiting threads stop
             errors = [error for future in ended if (error := future.exception())]
         if errors:
             raise errors[0]
@@ -227,7 +227,7 @@ class _Start:
             self._progress(name, "starting")
             self._supervisor.start(name)
         # First the one that tells the others' health: it may have been killed a moment ago and have counted as running
-        # when we looked, and while it is awaited it is started anew.
+        # when we looked, and it is restarted while we wait for it.
         for name in sorted(airflow.COMMANDS, key=lambda name: name != airflow.API_SERVER):
             self._await(name, lambda name=name: self._airflow_is_healthy(name))  # type: ignore[misc]
 

@@ -97,8 +97,8 @@ def check_reachable(home: Home) -> None:
     for folder, what in ((home.path, "the platform's home"), (binaries(), "PostgreSQL's programs")):
         if closed := first_closed(folder, user):
             raise ConfigurationError(
-                f"PostgreSQL does not run as root, and the OS user {OS_USER} cannot get to {what} ({folder}): "
-                f"{closed} is closed to it.",
+                f"PostgreSQL does not run as root, and the OS user {OS_USER} cannot reach {what} ({folder}): "
+                f"it may not enter {closed}.",
                 hint=f"Run `chmod o+x {closed}`, or put {'TRILAKE_HOME' if folder == home.path else 'the project'} "
                 "elsewhere (below /srv, say), or do not run as root.",
             )
@@ -132,8 +132,8 @@ def _os_user() -> pwd.struct_passwd:
         return pwd.getpwnam(OS_USER)
     except KeyError:
         raise ConfigurationError(
-            f"PostgreSQL does not run as root, and the OS user {OS_USER} cannot be made: {done.stderr.strip()}.",
-            hint=f"Make the user {OS_USER}, or do not run as root.",
+            f"PostgreSQL does not run as root, and the OS user {OS_USER} cannot be created: {done.stderr.strip()}.",
+            hint=f"Create the user {OS_USER}, or do not run as root.",
         ) from None
 
 
@@ -175,8 +175,8 @@ def initialise(home: Home, password: str) -> None:
         if done.returncode:
             told = (done.stderr or done.stdout).strip().splitlines()
             raise PostgresSetupError(
-                f"PostgreSQL's data folder {data} cannot be made: {' '.join(told[-2:])}",
-                hint="`trilake doctor` looks at space and rights.",
+                f"PostgreSQL's data folder {data} cannot be created: {' '.join(told[-2:])}",
+                hint="`trilake doctor` checks disk space and permissions.",
             )
         cluster.rename(data)
     finally:

@@ -1,7 +1,7 @@
 """Services as processes: supervised by supervisord, spoken to over a unix socket, and found again when it is gone.
 
 Every process of a platform carries `HOME_MARKER` and `SERVICE_MARKER` in its environment, and so do its descendants.
-That is how those are found that outlived their parent, whoever ended it.
+Processes that outlived their parent are found by it, whatever ended the parent.
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ class Supervisor:
             except xmlrpc.client.Fault:
                 continue  # it does not run
             except (OSError, http.client.HTTPException):
-                return  # supervisord is gone; whoever asked looks for what is left
+                return  # supervisord is gone; the caller looks for the remaining processes
         while asked:
             states = self.states()
             if not any(states.get(service, NEVER_STARTED).pid for service in asked):

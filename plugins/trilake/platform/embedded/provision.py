@@ -19,17 +19,17 @@ from trilake.platform.embedded.home import Home
 from trilake.platform.private_files import write_private
 
 Progress = Callable[[str, str], None]
-"""Called with what is being done (a service, or a step) and how it stands (`starting`, `ready`); from any thread."""
+"""Called with the name of a service or step, and its state (`starting`, `ready`). It may be called from any thread."""
 
 
 def quiet(_what: str, _how: str) -> None:
-    """Progress that nobody watches."""
+    """Ignore the progress."""
 
 
 def provision(home: Home, progress: Progress = quiet) -> tuple[javas.Java, Path, Path]:
     """Java, the folder of Spark's jars and that of S3Proxy's: found, or fetched once for all clones.
 
-    The Java is remembered: another shell may know another one, and that is no reason to start everything anew.
+    The choice of Java is stored: another shell may find another Java, which must not restart all services.
 
     :raises TrilakeError: one of them is not to be had.
     """
@@ -70,7 +70,7 @@ def _remembered_java(path: Path) -> javas.Java | None:
 
 
 def main() -> int:
-    """Exit code 1 and one line if something is not to be had."""
+    """Return exit code 1 and print one line if something cannot be downloaded."""
     try:
         fetch_jars(javas.ensure(), lambda what, how: print(f"  {what}: {how}", file=sys.stderr))
     except TrilakeError as e:

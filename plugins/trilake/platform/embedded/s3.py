@@ -28,7 +28,7 @@ def url(port: int) -> str:
 
 
 def write_configuration(home: Home, port: int, secrets: Mapping[str, str]) -> None:
-    """Make the buckets, and tell S3Proxy where they are and who may enter."""
+    """Create the buckets, and write S3Proxy's configuration: their folder and the identity."""
     data = home.data(SERVICE)
     for bucket in BUCKETS:
         (data / bucket).mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def write_configuration(home: Home, port: int, secrets: Mapping[str, str]) -> No
 
 
 def remove_unfinished(home: Home) -> None:
-    """Remove what writes have left that failed (see `trilake.s3.is_unfinished`). To be called while nobody writes."""
+    """Remove what failed writes left behind. Call it only while no process writes."""
     if not hasattr(os, "getxattr"):  # as on macOS
         return
     for folder, _, names in os.walk(home.data(SERVICE)):
@@ -57,7 +57,7 @@ def remove_unfinished(home: Home) -> None:
             try:
                 os.getxattr(path, _ETAG)
             except OSError as e:
-                # a file system without attributes says another error, and there no object has an ETag
+                # a file system without attributes gives another error; there no object has an ETag
                 if e.errno == errno.ENODATA:
                     path.unlink()
 

@@ -1,4 +1,4 @@
-"""How the platform stands: each service's state, address, process, memory and version."""
+"""The platform's status: each service's state, address, process, memory and version."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ServiceStatus:
-    """How a service stands.
+    """The status of a service.
 
     :param state: ``running``, ``stopped``, ``died``, or ``orphaned``: alive, but supervisord is gone.
     :param memory: bytes that the service's processes take (proportional set size: shared memory is counted once).
@@ -54,7 +54,7 @@ def status(home: Home, *, memory: bool = True) -> list[ServiceStatus]:
         if state.running:
             how = "running"
         elif members and not states:
-            how, detail = "orphaned", "supervisord is gone; `trilake up` starts it anew"
+            how, detail = "orphaned", "supervisord is gone; `trilake up` restarts it"
         elif state.state == "EXITED":
             how, detail = "died", f"exit code {state.exit_status}; see `trilake logs {name}`"
         else:

@@ -26,7 +26,7 @@ _LOOPBACK = "127.0.0.1"
 
 
 class AirflowSetupError(TrilakeError):
-    """Airflow's database could not be brought to this version, or its admin not be made."""
+    """Airflow's database could not be migrated to this version, or its admin could not be created."""
 
 
 def metadata(env: Mapping[str, str]) -> PostgresEndpoint:
@@ -81,7 +81,7 @@ def settings(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def set_up(env: Mapping[str, str]) -> None:
-    """Bring Airflow's database to this version and give the UI's admin the password of ``.env``. Safe twice.
+    """Migrate Airflow's database to this version and give the UI's admin the password of ``.env``. It can be repeated.
 
     :raises AirflowSetupError: one of the two was refused.
     :raises UnreachableError: its database does not answer, or refuses the password.
@@ -91,8 +91,8 @@ def set_up(env: Mapping[str, str]) -> None:
         pass
     done = subprocess.run([sys.executable, "-m", "airflow", "db", "migrate"], check=False)
     if done.returncode:
-        raise AirflowSetupError("`airflow db migrate` failed; its output stands above.")
-    # by its own interface: a command line would show the password to whoever lists processes
+        raise AirflowSetupError("`airflow db migrate` failed. Its output is above.")
+    # through Airflow's Python interface: a command line would show the password in the list of processes
     from airflow.providers.fab.auth_manager.cli_commands.utils import get_application_builder
 
     with get_application_builder() as builder:
@@ -101,9 +101,9 @@ def set_up(env: Mapping[str, str]) -> None:
         if user is None:
             role = manager.find_role("Admin")
             if not manager.add_user(ADMIN, ADMIN, ADMIN, f"{ADMIN}@localhost", role, password=password):
-                raise AirflowSetupError(f"Airflow refused to make the user {ADMIN}; its log stands above.")
+                raise AirflowSetupError(f"Airflow refused to create the user {ADMIN}. Its log is above.")
         elif not _has_password(user, password) and not manager.reset_password(user.id, password):
-            raise AirflowSetupError(f"Airflow refused {ADMIN}'s new password; its log stands above.")
+            raise AirflowSetupError(f"Airflow refused {ADMIN}'s new password. Its log is above.")
 
 
 def _has_password(user: object, password: str) -> bool:

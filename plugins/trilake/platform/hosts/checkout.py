@@ -1,4 +1,4 @@
-"""Where the files of the hosts lie: Compose files, images, ``.env``. The project that they run may lie elsewhere."""
+"""The folder with the hosts' files: Compose files, images, ``.env``. The project that they run may be elsewhere."""
 
 from __future__ import annotations
 

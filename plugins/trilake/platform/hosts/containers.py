@@ -1,4 +1,4 @@
-"""The containers of a compose project on this machine, whichever compose file started them: by their labels."""
+"""Finds the containers of a compose project on this machine by their labels, whichever compose file started them."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ def docker(*arguments: str, stdin: str | None = None, error: type[TrilakeError] 
     """What a command of docker prints.
 
     :raises ConfigurationError: there is no docker here.
-    :raises UnreachableError: it does not come to an end.
+    :raises UnreachableError: the command does not end in time.
     """
     try:
         done = subprocess.run(
             ["docker", *arguments], input=stdin, capture_output=True, text=True, timeout=_SECONDS, check=False
         )
     except FileNotFoundError:
-        raise ConfigurationError("There is no docker on this machine.", hint="Call this on vps_1.") from None
+        raise ConfigurationError("There is no docker on this machine.", hint="Run this on vps_1.") from None
     except subprocess.TimeoutExpired:
-        raise UnreachableError(f"docker {arguments[0]} took more than {_SECONDS} s.", hint="Call again.") from None
+        raise UnreachableError(f"docker {arguments[0]} took more than {_SECONDS} s.", hint="Run this again.") from None
     if done.returncode:
         raise error(" ".join(done.stderr.split()) or f"docker {arguments[0]} failed.")
     return done.stdout

@@ -2,8 +2,8 @@
 
 The DAGs' repository is bare and holds what was deployed, a commit a deployment, whatever the project's own history is.
 Its branch `live` is what Airflow's Git bundle follows; moving it is the last step and one rename. The tree names the
-version of the jobs' code that was pushed for it, so a run keeps its jobs as it keeps its DAG. Whoever dies half-way has
-left an unused version in S3, and maybe git's own lock, which the next one removes: one deploys at a time.
+version of the jobs' code that was pushed for it, so a run keeps its jobs as it keeps its DAG. A deployment that
+dies half-way leaves an unused version in S3, and maybe git's lock. The next one removes it: only one runs at a time.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ class DeployError(TrilakeError):
 
 
 def deploy(s3: S3Client, project: Path, repository: Path) -> tuple[str, str, bool]:
-    """Push the jobs' code and make the project's DAGs live with it. Safe twice; of two at once one is refused.
+    """Push the jobs' code and make the project's DAGs live with it. It can be repeated. Of two at once, one is refused.
 
     The caller has looked at the DAGs (`trilake.cli.deploy.check`).
 
     :return: the version of the jobs' code, the commit that is live, and whether anything has changed.
-    :raises DeployError: git refused, or somebody else deploys now.
+    :raises DeployError: git refused, or another deployment runs.
     """
     version = versions.push(s3, project)
     with _alone(repository):
@@ -56,9 +56,9 @@ def deploy(s3: S3Client, project: Path, repository: Path) -> tuple[str, str, boo
 
 @contextmanager
 def _alone(repository: Path) -> Iterator[None]:
-    """While the repository, made if there is none, is nobody else's. Readers are not in the way.
+    """Hold the lock on the repository, which is made if there is none. Readers do not need the lock.
 
-    :raises DeployError: somebody is at it.
+    :raises DeployError: another deployment holds the lock.
     """
     repository.parent.mkdir(parents=True, exist_ok=True)
     with open(repository.with_name(f".{repository.name}.lock"), "w") as lock:
@@ -66,7 +66,8 @@ def _alone(repository: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DeployError(
-                f"Somebody else deploys to {repository} now.", hint="Run `trilake deploy` again when it has ended."
+                f"Another deployment to {repository} is running.",
+                hint="Wait for it to finish, then run `trilake deploy` again.",
             ) from None
         if (repository / "HEAD").exists():
             for left in repository.rglob("*.lock"):  # by a git that was killed
@@ -117,7 +118,7 @@ def _git(*arguments: str, env: Mapping[str, str] | None = None, text: str | None
 
 
 def missing_jobs(project: Path, named: Mapping[str, str]) -> list[str]:
-    """Which jobs that DAGs name are no file of ``spark_jobs/``, or not one with a `main`; a line each.
+    """The jobs that DAGs name, but that have no file in ``spark_jobs/`` or no `main` in it; one line each.
 
     :param named: job -> the DAG and task that name it.
     """

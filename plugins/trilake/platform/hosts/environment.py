@@ -72,20 +72,20 @@ VARIABLES = (
 
 
 class EnvironmentFileError(ConfigurationError):
-    """``.env`` is not there, is there already, or does not say what it has to."""
+    """``.env`` is missing, exists already, or has a missing or wrong variable."""
 
 
 def replica_settings(subnet: str = REPLICA_SUBNET) -> dict[str, str]:
-    """What the replica's ``.env`` says beside the secrets: addresses, and each host's services in its holder's network.
+    """The replica's settings in ``.env`` besides the secrets: addresses, and the network of each host's container.
 
-    :raises EnvironmentFileError: the subnet is none of at least 16 private IPv4 addresses.
+    :raises EnvironmentFileError: the subnet has fewer than 16 addresses, or they are not private IPv4 addresses.
     """
     try:
         network = ipaddress.IPv4Network(subnet)
     except ValueError as e:
-        raise EnvironmentFileError(f"{subnet!r} is no subnet ({e}).", hint="Name one like 10.77.0.0/24.") from None
+        raise EnvironmentFileError(f"{subnet!r} is not a subnet ({e}).", hint="Use one like 10.77.0.0/24.") from None
     if network.num_addresses < 16 or not network.is_private:
-        raise EnvironmentFileError(f"{subnet} is too small or public.", hint="Name one like 10.77.0.0/24.")
+        raise EnvironmentFileError(f"{subnet} is too small or public.", hint="Use one like 10.77.0.0/24.")
     # a laptop's DAGs are those of the folder, as they are now; a host's are those that were deployed
     settings = {"TRILAKE_SUBNET": str(network), "DAG_BUNDLE": "folder"}
     for host, last in _REPLICA_LAST_BYTES.items():
@@ -95,7 +95,7 @@ def replica_settings(subnet: str = REPLICA_SUBNET) -> dict[str, str]:
 
 
 def host_settings(addresses: list[str]) -> dict[str, str]:
-    """What the hosts' ``.env`` says beside the secrets.
+    """The hosts' settings in ``.env`` besides the secrets.
 
     :param addresses: the private addresses of vps_1, vps_2 and vps_3.
     :raises EnvironmentFileError: one of them is not a private IPv4 address.
@@ -108,9 +108,9 @@ def host_settings(addresses: list[str]) -> dict[str, str]:
 
 
 def write(path: Path, settings: Mapping[str, str]) -> None:
-    """Write the file with new random secrets, mode 600. Whole or not at all; what is there is never written over.
+    """Write the file with new random secrets and mode 600, completely or not at all. An existing file is not replaced.
 
-    :raises EnvironmentFileError: it is there.
+    :raises EnvironmentFileError: the file exists.
     """
     values = dict(settings)
     for variable in VARIABLES:
@@ -118,7 +118,7 @@ def write(path: Path, settings: Mapping[str, str]) -> None:
             values[variable.name] = _random(variable, values)
     if not write_once(path, "".join(f"{line}\n" for line in _lines(values))):
         raise EnvironmentFileError(
-            f"{path} is there; its secrets are those of the data.", hint="`trilake env --check` looks at it."
+            f"{path} exists, and the data needs its secrets.", hint="Keep it. `trilake env --check` checks it."
         )
 
 
@@ -136,7 +136,7 @@ def digest(password: str) -> str:
 
 def _lines(values: Mapping[str, str]) -> Iterator[str]:
     known = {variable.name for variable in VARIABLES}
-    yield "# Addresses and secrets of the three hosts; `trilake env --check` looks at it. Never in git."
+    yield "# Addresses and secrets of the three hosts; `trilake env --check` checks it. Never add it to git."
     yield from (f"{name}={value}" for name, value in values.items() if name not in known)
     for variable in VARIABLES:
         if variable.name in values:
@@ -147,7 +147,7 @@ def _lines(values: Mapping[str, str]) -> Iterator[str]:
 def read(path: Path) -> dict[str, str]:
     """The file's variables, unchecked.
 
-    :raises EnvironmentFileError: it is not there, or a line is none of ``NAME=value``; its text is not shown.
+    :raises EnvironmentFileError: the file is missing, or a line is not ``NAME=value``. The line's text is not shown.
     """
     try:
         text = path.read_text()
@@ -156,7 +156,7 @@ def read(path: Path) -> dict[str, str]:
             f"{path} cannot be read ({e.strerror}).", hint="Write it with `trilake env`."
         ) from None
     except UnicodeDecodeError:
-        raise EnvironmentFileError(f"{path} is no text in UTF-8.") from None
+        raise EnvironmentFileError(f"{path} is not UTF-8 text.") from None
     values = {}
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip() or line.lstrip().startswith("#"):
@@ -169,7 +169,7 @@ def read(path: Path) -> dict[str, str]:
 
 
 def check(values: Mapping[str, str], host: str | None = None, *, where: str = FILE) -> None:
-    """Whether everything that `host` (or all of them) needs is there and makes sense.
+    """Check that every variable that `host` (or any host) needs is set and valid.
 
     :raises EnvironmentFileError: names the first variable that is missing or wrong, never its value.
     """
@@ -179,23 +179,22 @@ def check(values: Mapping[str, str], host: str | None = None, *, where: str = FI
         if problem := _problem(variable, values.get(variable.name, ""), values):
             raise EnvironmentFileError(
                 f"{where}: {variable.name} {problem}.",
-                hint="Put back what it was, or, if nothing was kept yet, remove the file and write it with "
-                "`trilake env`.",
+                hint="Restore the old value. If there is no data yet, remove the file and write it with `trilake env`.",
             )
 
 
 def check_given(values: Mapping[str, str]) -> None:
-    """Whether what is there makes sense; a container is given a part of a host's part.
+    """Check the variables that are set. A container gets only some of its host's variables.
 
     :raises EnvironmentFileError: names the first variable that is wrong, never its value.
     """
     for variable in VARIABLES:
         if (value := values.get(variable.name)) and (problem := _problem(variable, value, values)):
-            raise EnvironmentFileError(f"{variable.name} {problem}.", hint="`trilake env --check` looks at .env.")
+            raise EnvironmentFileError(f"{variable.name} {problem}.", hint="`trilake env --check` checks .env.")
 
 
 def _problem(variable: Variable, value: str, values: Mapping[str, str]) -> str:
-    """What is wrong with a value, to be said after its name; empty if nothing is."""
+    """What is wrong with a value, as text that follows its name; empty if nothing is."""
     return _PROBLEMS[variable.kind](variable.name, value, values) if value else "is not set"
 
 

@@ -1,7 +1,7 @@
-"""Producers: who may put files below one data set's prefix of ``s3://raw/``, and nothing else.
+"""Producers: their keys may put files below one data set's prefix of ``s3://raw/``, and nothing else.
 
-On vps_1 and in the replica alike: the gateway's administration answers on its host's loopback, so each request is made
-by a container of Airflow's image beside the gateway. Secrets go there and come back by its standard input and output.
+On vps_1 and in the replica the gateway's administration listens on its host's loopback only. So a container of
+Airflow's image makes each request, in the gateway's network. Secrets go through its standard input and output.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _SECRET = re.compile(r"^AWS_SECRET_ACCESS_KEY=([0-9a-f]+)$", re.MULTILINE)
 
 
 class ProducerError(TrilakeError):
-    """What was not done about a producer, and why."""
+    """A request about a producer failed."""
 
 
 def key_of(name: str, data_set: str) -> str:
-    """:raises ProducerError: it would be no key."""
+    """:raises ProducerError: the two names do not make a valid key."""
     key = f"{data_set}.{name}"
     if not s3_admin.PRODUCER.fullmatch(key):
         raise ProducerError(
             f"{name!r} cannot be a producer of {data_set!r}.",
-            hint="A producer is named by at most 30 small letters, digits and -; a data set as dags/ declares it.",
+            hint="The name has at most 30 lower-case letters, digits and -. A file of dags/ declares the data set.",
         )
     return key
 
@@ -55,39 +55,45 @@ class Producers:
         return [{"key": key, **_parts(key)} for key in self._ask("list")]
 
     def add(self, name: str, data_set: str, file: Path) -> dict[str, str]:
-        """Make a key and write it, mode 600. The secret is kept nowhere else. Who was killed on the way calls again.
+        """Make a key and write it with mode 600. The secret is stored nowhere else. After a kill, call it again.
 
-        :raises ProducerError: the producer has a key already, or the file is there.
+        :raises ProducerError: the producer has a key already, or the file exists.
         """
         key = key_of(name, data_set)
         if not file.absolute().parent.is_dir():
-            raise ProducerError(f"{file.absolute().parent} is no folder.", hint="Make it, or name another by --out.")
-        if file.exists():
-            # whoever has it may have lost it: an old secret never comes back
             raise ProducerError(
-                f"{file} is there and is never written over.", hint="Remove it if its key is of no use any more."
+                f"{file.absolute().parent} is not a folder.", hint="Create it, or choose another with --out."
+            )
+        if file.exists():
+            # an old secret cannot be read back from the gateway
+            raise ProducerError(
+                f"{file} exists and is never overwritten.", hint="Remove it if its key is not needed any more."
             )
         begun = file.with_name(f"{file.name}.part")
         secret = _secret_of(begun, key) if begun.exists() else ""
         if not (secret and self._ask("resume", key, secret)):
-            # what was begun has no key, or that of a revoked one: its secret never comes back
+            # The unfinished file has no key, or a revoked one. Its secret cannot be used again.
             if key in self._ask("list"):
                 raise ProducerError(
                     f"{name} has a key for {data_set} already.", hint="Revoke it first, then add it again."
                 )
             begun.unlink(missing_ok=True)
             secret = secrets.token_hex(24)
-            # the file first: a key whose secret nobody has would have to be revoked
+            # Write the file first: a key whose secret is lost would have to be revoked.
             if not write_once(begun, _text(key, secret)):
-                raise ProducerError(f"Somebody else adds {begun} now.", hint="See to it that one does, and once more.")
+                raise ProducerError(
+                    f"Another `producer add` is writing {begun}.", hint="Wait for it to finish, then run this again."
+                )
             self._ask("add", key, secret)
         if not write_once(file, _text(key, secret)):
-            raise ProducerError(f"{file} is there since a moment ago.", hint=f"Move it: {name}'s key is in {begun}.")
+            raise ProducerError(
+                f"Another process has just created {file}.", hint=f"Move it. {name}'s key is in {begun}."
+            )
         begun.unlink(missing_ok=True)
         return {"key": key, **_parts(key)}
 
     def revoke(self, name: str, data_set: str) -> dict[str, str]:
-        """End its key at once; what it has put stays.
+        """Revoke its key at once. The files that it uploaded are kept.
 
         :raises ProducerError: there is no such producer.
         """
@@ -110,7 +116,7 @@ class Producers:
         return json.loads(told)
 
     def _of_airflows_image(self) -> str:
-        """A container of it. The job's has ended, and whoever clears such away (`docker container prune`) may."""
+        """A container of Airflow's image. The one of the job has ended and may have been removed by a prune."""
         try:
             return find_container(self.project, "setup-s3", ended=True)
         except UnreachableError:
@@ -123,16 +129,16 @@ def _parts(key: str) -> dict[str, str]:
 
 
 def _secret_of(begun: Path, key: str) -> str:
-    """:raises ProducerError: it is no file of this key's."""
+    """:raises ProducerError: the file does not belong to this key."""
     text = begun.read_text()
     found = _SECRET.search(text)
     if found is None or text != _text(key, found[1]):
-        raise ProducerError(f"{begun} is of something else.", hint="Remove it, or name another file by --out.")
+        raise ProducerError(f"{begun} does not belong to {key}.", hint="Remove it, or choose another file with --out.")
     return found[1]
 
 
 def _text(key: str, secret: str) -> str:
-    """As a shell, Docker and every AWS library read it."""
+    """The key's file, in the form that a shell, Docker and every AWS library read."""
     return (
         f"# May put objects below s3://{RAW_BUCKET}/{key.partition('.')[0]}/<partition>/, and nothing else.\n"
         f"AWS_ENDPOINT_URL_S3=http://vps-1:{S3_PORT}\nAWS_REGION=us-east-1\n"
@@ -141,7 +147,7 @@ def _text(key: str, secret: str) -> str:
 
 
 def main() -> int:
-    """Beside the gateway: does what standard input asks for."""
+    """Runs in the gateway's network: does what standard input requests."""
     root_secret, verb, *arguments = json.load(sys.stdin)
     root = s3_admin.root_of(root_secret)
     verbs: dict[str, Callable[..., Any]] = {

@@ -47,7 +47,7 @@ _OF_OBJECTS = {
     "w": ("s3:PutObject", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"),
     "d": ("s3:DeleteObject",),
 }
-# What is there included: whoever may put an object may replace it. Parts of a large one come by the same right.
+# The right to put an object includes replacing it, and uploading a large one in parts.
 _OF_PRODUCERS = ("s3:PutObject", "s3:AbortMultipartUpload")
 _OF_BUCKETS = {"r": ("s3:ListBucket", "s3:GetBucketLocation"), "w": ("s3:ListBucketMultipartUploads",), "d": ()}
 
@@ -69,7 +69,7 @@ RIGHTS: Mapping[str, Mapping[str, str]] = {
 
 
 class StoreError(TrilakeError):
-    """What the gateway refused."""
+    """The gateway refused a request."""
 
 
 def secret(env: Mapping[str, str], identity: str) -> str:
@@ -100,7 +100,7 @@ def policy(bucket: str, producers: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def set_up(env: Mapping[str, str], host: str = "vps-1") -> None:
-    """Make what is not there: identities with the secrets of ``.env``, buckets, policies. Safe twice.
+    """Create what is missing: identities with the secrets of ``.env``, buckets, policies. It can be repeated.
 
     :raises UnreachableError: the gateway does not answer.
     :raises StoreError: it refuses us, or what it is asked.
@@ -142,13 +142,13 @@ def add_producer(root: S3Endpoint, key: str, secret_key: str) -> None:
 
 
 def resume_producer(root: S3Endpoint, key: str, secret_key: str) -> bool:
-    """Whether a producer's secret is this one, at this moment. If so it is let in: who added it may have been killed
-    before that.
+    """Whether the producer has this secret now. If so, grant it its rights: the process that added it may have been
+    killed before that.
     """
     if key not in _identities(root):
         return False
     try:
-        # the one thing that the gateway answers whoever it knows, however little he may
+        # the one request that the gateway answers to every known key, whatever its rights
         s3.client(S3Endpoint(root.url, key, secret_key)).list_buckets()
     except RefusedError:
         return False
@@ -157,7 +157,7 @@ def resume_producer(root: S3Endpoint, key: str, secret_key: str) -> bool:
 
 
 def revoke_producer(root: S3Endpoint, key: str) -> None:
-    """End a producer's key at once. What it has put stays."""
+    """Revoke a producer's key at once. The files that it uploaded are kept."""
     if key in _identities(root):
         _administer(root, f"/delete-user?access={quote(key)}")
     _let_producers(root)
@@ -213,7 +213,7 @@ def _administer(root: S3Endpoint, path: str, body: bytes = b"") -> bytes:
     except (OSError, http.client.HTTPException) as e:
         raise UnreachableError(
             f"The S3 gateway's administration on 127.0.0.1:{ADMINISTRATION_PORT} does not answer ({type(e).__name__}).",
-            hint="Is the service s3 up on this host?",
+            hint="Check that the service s3 runs on this host.",
         ) from None
     finally:
         connection.close()
@@ -221,7 +221,7 @@ def _administer(root: S3Endpoint, path: str, body: bytes = b"") -> bytes:
         raise StoreError(
             f"The S3 gateway refused {path.partition('?')[0]} for {root.access_key_id} ({answer.status}: "
             f"{_message(text)}).",
-            hint="S3_ROOT_SECRET has to be the one that the service s3 was started with.",
+            hint="S3_ROOT_SECRET must be the one that the service s3 was started with.",
         )
     return text
 

@@ -39,29 +39,32 @@ class Vpn:
         return list(self._ask("list"))
 
     def add(self, name: str, role: str, file: Path, remote: str = "") -> dict[str, Any]:
-        """Make a profile and write it, mode 600, whole or not at all. Who was killed on the way calls again.
+        """Make a profile and write it with mode 600, completely or not at all. After a kill, call it again.
 
         :param role: admin, engineer or agent.
-        :param remote: ``host[:port]`` where the VPN is reached; by default what the container was told.
-        :raises VpnError: the name has a profile already, or makes no sense; or the file is there and is another one.
+        :param remote: ``host[:port]`` of the VPN. Default: the container's setting.
+        :raises VpnError: the name has a profile already or is not valid, or the file exists with other text.
         """
         waiting = any(
-            one["name"] == name and one["revoked_at"] is None and not one["delivered"] for one in self.people()
+            person["name"] == name and person["revoked_at"] is None and not person["delivered"]
+            for person in self.people()
         )
         if file.exists() and not waiting:
-            raise VpnError(f"{file} is there, and a profile is never written over.", hint="Name another one by --out.")
+            raise VpnError(f"{file} exists. A profile is never overwritten.", hint="Choose another file with --out.")
         if not file.absolute().parent.is_dir():
-            raise VpnError(f"{file.absolute().parent} is no folder.", hint="Make it, or name another one by --out.")
+            raise VpnError(
+                f"{file.absolute().parent} is not a folder.", hint="Create it, or choose another with --out."
+            )
         person = dict(self._ask("add", name, role, *(["--remote", remote] if remote else [])))
         _write(file, person.pop("profile"))
         return dict(self._ask("delivered", name))
 
     def revoke(self, name: str) -> dict[str, Any]:
-        """End a profile and its session: from here on it does not get in."""
+        """Revoke a profile and end its session. It cannot connect again."""
         return dict(self._ask("revoke", name))
 
     def renew_crl(self) -> dict[str, Any]:
-        """A new list of what is revoked; the container does so by itself in time: ``crl_expires_at``."""
+        """Write a new revocation list and return ``crl_expires_at``. The container also does this itself, in time."""
         return dict(self._ask("renew-crl"))
 
     def _ask(self, *arguments: str) -> Any:
@@ -70,7 +73,7 @@ class Vpn:
 
 
 def _write(file: Path, text: str) -> None:
-    """The same text is what a killed call has left."""
+    """Write the profile. A file with the same text is accepted: a killed call left it."""
     if not write_once(file, text) and file.read_text() != text:
         raise VpnError(
             f"{file} is there and is another profile, it is not written over.", hint="Name another one by --out."

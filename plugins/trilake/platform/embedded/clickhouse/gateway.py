@@ -98,7 +98,7 @@ class Exchange:
 
     def end(self) -> None:
         """Send the end of the answer. Without it the client sees that the answer was cut."""
-        # a client that knows the length may have left with the last byte: that is no loss
+        # a client that knows the length may have closed the connection after the last byte; nothing is lost
         with contextlib.suppress(ClientGoneError):
             self._post({"type": "http.response.body", "body": b""})
 

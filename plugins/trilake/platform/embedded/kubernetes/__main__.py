@@ -84,7 +84,7 @@ async def _serve(configuration: ClusterConfiguration, listening: socket.socket) 
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's, but to be asked to end is no error: it would end itself by the same signal once more."""
+    """uvicorn's server, but a signal to stop is not an error: uvicorn would raise the same signal again."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -29,7 +29,7 @@ Change = Literal["ADDED", "MODIFIED", "DELETED"]
 _RECORD_FILE = "application.json"
 # Kubernetes forgets events after an hour; we keep the newest of each application for as long as it is there.
 _EVENTS_KEPT = 50
-# How far back a watch may start; whoever comes later lists anew (410 Gone), as Kubernetes has it.
+# How many changes back a watch may start. A client that asks for older ones gets 410 Gone and lists again.
 _CHANGES_KEPT = 1_000
 
 
@@ -217,7 +217,7 @@ class KubernetesObjects:
         try:
             self.save(record, "sparkapplications", "DELETED")
         except OSError:
-            record.gone = False  # it is not known to be: whoever asked for it asks again
+            record.gone = False  # the deletion is not certain: the caller must ask again
             raise
 
     def forget_pod(self, record: Record) -> None:

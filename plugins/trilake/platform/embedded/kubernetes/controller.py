@@ -2,7 +2,7 @@
 
 New -> SUBMITTED -> RUNNING -> SUCCEEDING or FAILING -> COMPLETED or FAILED; SUBMISSION_FAILED and PENDING_RERUN where
 the restart policy has it so. A state is written down before the step that follows from it, and each step can be taken
-again: a controller that starts anew goes on where the last one was killed.
+again: a controller that is restarted continues where the last one was killed.
 """
 
 from __future__ import annotations
@@ -314,7 +314,7 @@ class Controller:
 
 
 class _Places:
-    """As many drivers as may run at once; whoever comes first is served first."""
+    """Limits how many drivers run at once: first come, first served."""
 
     def __init__(self, count: int) -> None:
         self._count = count

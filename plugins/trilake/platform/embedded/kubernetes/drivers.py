@@ -18,7 +18,7 @@ from typing import Any
 from trilake.platform.embedded.kubernetes import driver_process
 from trilake.platform.embedded.kubernetes.driver_process import EXIT_FILE, PROCESS_FILE, identity, session_members
 
-# How a container ends that was killed from outside; so does a driver whose keeper is gone without a word.
+# The exit code of a container that was killed from outside, and of a driver whose parent process died without a record.
 LOST_EXIT_CODE = 137
 _START_SECONDS = 10.0
 _POLL_SECONDS = 0.05
@@ -98,7 +98,7 @@ class Driver:
     async def end(self, *, grace_seconds: float, never_start: bool = False) -> None:
         """SIGTERM to every process of its session, then SIGKILL to those still there after `grace_seconds`.
 
-        :param never_start: also see to it that one which is just being started does not come to run.
+        :param never_start: also prevent the start of a driver that is being started now.
         """
         if never_start:
             self._claim()
@@ -107,7 +107,7 @@ class Driver:
             return
         leader = int(process["pid"])
         if process["boot"] != (identity(os.getpid()) or {}).get("boot"):
-            return  # the machine was started anew: nothing of it is left, and its number may be another's
+            return  # the machine was restarted: the process is gone, and its id may belong to another one
         if (now := identity(leader)) is not None and now != process:
             return  # a session that still has members keeps its number from being given away
         until = time.monotonic() + grace_seconds

@@ -24,7 +24,7 @@ def merge(document: Any, patch: Any) -> Any:
 def apply(document: Any, operations: Any) -> Any:
     """The document with the operations applied, all or none.
 
-    :raises StatusError: 400 these are no operations; 422 one does not fit the document.
+    :raises StatusError: 400 these are not operations; 422 an operation does not fit the document.
     """
     if not isinstance(operations, list) or not all(isinstance(operation, dict) for operation in operations):
         raise StatusError(400, "a JSON patch is a list of operations")
@@ -57,7 +57,7 @@ def _operate(document: Any, operation: dict[str, Any]) -> Any:
             source = _pointer(operation["from"])
             value = _get(document, source)
             return _put(_remove(document, source), path, value)
-    raise ValueError(f"{operation['op']!r} is no operation")
+    raise ValueError(f"{operation['op']!r} is not an operation")
 
 
 def _pointer(text: str) -> list[str]:
