@@ -81,11 +81,11 @@ test-faults: $(STAMP) ## 40 faults in the middle of runs (an hour; SCHEDULES=n, 
 
 .PHONY: test-kubernetes
 test-kubernetes: $(STAMP) ## What needs a real Kubernetes, on the one that KUBECONFIG names; FULL=1: what takes long too
-	@TRILAKE_TURN=$(TURN) $(BIN)/python -m pytest --timeout 900 $(if $(FULL),,-m "not full") tests/kubernetes $(PYTEST)
+	@TRILAKE_TURN=$(TURN) $(BIN)/python -m pytest --timeout 3600 $(if $(FULL),,-m "not full") tests/kubernetes $(PYTEST)
 
 .PHONY: test-replica
 test-replica: $(STAMP) ## What needs Docker: network and VPN; TRILAKE_REPLICA=<project>: a whole replica that runs, too
-	@TRILAKE_TURN=$(TURN) TRILAKE_FULL=$(FULL) $(BIN)/python -m pytest --timeout 900 $(if $(FULL),,-m "not full") tests/replica $(PYTEST)
+	@TRILAKE_TURN=$(TURN) TRILAKE_FULL=$(FULL) $(BIN)/python -m pytest --timeout 3600 $(if $(FULL),,-m "not full") tests/replica $(PYTEST)
 
 # Shell scripts are known by their first line, as some have no suffix. The other linters find their files by name.
 SCRIPTS = $(shell find .ci * -type f -not -name '*.py*' -exec awk 'FNR == 1 && /^\#!.*sh$$/ { print FILENAME } { nextfile }' {} +)
