@@ -81,11 +81,11 @@ test-faults: $(STAMP) ## Cause 40 faults in the middle of runs (an hour; SCHEDUL
 
 .PHONY: test-kubernetes
 test-kubernetes: $(STAMP) ## Run the tests that need a real Kubernetes (set KUBECONFIG); FULL=1 adds the slow ones
-	@TRILAKE_TURN=$(TURN) $(BIN)/python -m pytest --timeout 900 $(if $(FULL),,-m "not full") tests/kubernetes $(PYTEST)
+	@TRILAKE_TURN=$(TURN) $(BIN)/python -m pytest --timeout 3600 $(if $(FULL),,-m "not full") tests/kubernetes $(PYTEST)
 
 .PHONY: test-replica
 test-replica: $(STAMP) ## Run the tests that need Docker; TRILAKE_REPLICA=<project> adds those of a running replica
-	@TRILAKE_TURN=$(TURN) TRILAKE_FULL=$(FULL) $(BIN)/python -m pytest --timeout 900 $(if $(FULL),,-m "not full") tests/replica $(PYTEST)
+	@TRILAKE_TURN=$(TURN) TRILAKE_FULL=$(FULL) $(BIN)/python -m pytest --timeout 3600 $(if $(FULL),,-m "not full") tests/replica $(PYTEST)
 
 # Some shell scripts have no suffix, so they are found by their first line. The other linters find their files by name.
 SCRIPTS = $(shell find .ci * -type f -not -name '*.py*' -exec awk 'FNR == 1 && /^\#!.*sh$$/ { print FILENAME } { nextfile }' {} +)

@@ -26,7 +26,7 @@ _PERMANENT = {"services": ("vps-1", "vps-3"), "configmaps": ("hosts", "kube-root
 _KEPT = {"Namespace", "ServiceAccount/spark", "Role/spark-driver", "RoleBinding/spark-driver"}
 
 # A kubelet tells of an image some time after it was imported: it looks every 30 s, and tells every 10.
-_IMAGE_TOLD_S = 90
+_IMAGE_TOLD_S = 300
 
 Found = TypeVar("Found")
 
@@ -52,7 +52,9 @@ class Cluster:
 
     kubeconfig: Path
 
-    def kubectl(self, *arguments: str, text: str | None = None, kubeconfig: Path | None = None) -> str:
+    def kubectl(
+        self, *arguments: str, text: str | None = None, kubeconfig: Path | None = None, seconds: float = 120
+    ) -> str:
         """:raises KubectlError: it ended with another code than 0."""
         done = subprocess.run(
             ["kubectl", "--namespace", NAMESPACE, *arguments],
@@ -60,7 +62,7 @@ class Cluster:
             env=os.environ | {"KUBECONFIG": str(kubeconfig or self.kubeconfig)},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=seconds,
             check=False,
         )
         if done.returncode:
@@ -103,7 +105,7 @@ class Cluster:
         kinds = ("sparkapplications", "pods", "services", "configmaps", "persistentvolumeclaims", "jobs.batch")
         return [f"{kind}/{name}" for kind in kinds for name in self.names(kind) if name not in _PERMANENT.get(kind, ())]
 
-    def await_nothing_left(self, seconds: float = 90) -> None:
+    def await_nothing_left(self, seconds: float = 300) -> None:
         await_true(lambda: not self.left(), seconds, f"something is left: {self.left()}")
 
     # --- k8s/

@@ -122,7 +122,7 @@ def _knows_dags(api: AirflowApi) -> bool:
 def airflow_session(platform: Platform, cluster: Cluster) -> Iterator[Airflow]:
     url, user, password = administrator(platform.home)
     with AirflowApi(url, user, password) as api:
-        await_true(lambda: _knows_dags(api), 300, "Airflow to know the DAGs")
+        await_true(lambda: _knows_dags(api), 900, "Airflow to know the DAGs")
         yield Airflow(api, cluster, platform.endpoints)
 
 

@@ -20,15 +20,15 @@ def planes(airflow_session: Airflow) -> None:
     """The dimension tables that the job joins."""
     api, began = airflow_session.api, datetime.now(UTC)
     if api.unpause("reference_snapshot"):  # a daily DAG that is unpaused makes the run that is due by itself
-        (run, *_) = await_true(lambda: api.runs("reference_snapshot", began), 120, "the run that is due")
+        (run, *_) = await_true(lambda: api.runs("reference_snapshot", began), 600, "the run that is due")
         run_id = str(run["dag_run_id"])
     else:
         run_id = api.trigger("reference_snapshot")
-    Run(api, airflow_session.cluster, "reference_snapshot", run_id, "publish_planes").await_end(seconds=600)
+    Run(api, airflow_session.cluster, "reference_snapshot", run_id, "publish_planes").await_end(seconds=1200)
 
 
 @pytest.mark.rotates(4)
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
     ("start", "end"), [("2013-01", "2013-01"), pytest.param("2013-01", "2013-12", marks=pytest.mark.full)]
 )
@@ -50,7 +50,7 @@ def test_its_rows_are_those_of_the_source(
     for pod in (driver, *executors):
         labels = next(p for p in cluster.get("pods") if p["metadata"]["name"] == pod)["metadata"]["labels"]
         assert (labels["trilake/dag"], labels["trilake/task"]) == ("flights", "curate")
-    run.await_end(seconds=800)
+    run.await_end(seconds=1200)
     result = run.result()
     counts = result["counts"]
     assert {month: count["rows_in"] for month, count in counts.items()} == source

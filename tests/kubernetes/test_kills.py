@@ -32,7 +32,7 @@ def uid(run: Run) -> str:
 
 
 def await_gone(run: Run) -> None:
-    await_true(lambda: run.cluster.application(run.run_id) is None, 90, "the application to go")
+    await_true(lambda: run.cluster.application(run.run_id) is None, 300, "the application to go")
 
 
 @pytest.mark.parametrize(
@@ -61,9 +61,9 @@ def test_a_task_whose_worker_is_asked_to_end_with_its_scheduler_is_right_at_its_
         before = uid(run)
         kill(platform, "airflow-scheduler")
         platform.up()  # asks the workers that outlived their scheduler to end, as an orderly stop does
-        run.await_task("running", "up_for_retry", seconds=240)
+        run.await_task("running", "up_for_retry", seconds=900)
         airflow.open_gate(gate)
-        run.await_end(seconds=480)  # the lost try is missed first, by its heartbeats
+        run.await_end(seconds=1200)  # the lost try is missed first, by its heartbeats
     assert (run.result()["rows"], run.task.tries) == (50, 2)
     # Whether the worker's process still gets to delete its application is a race with its own end: what it left is
     # adopted, what it deleted is submitted again, and there was never a second one beside it (Run.application).
@@ -85,7 +85,7 @@ def test_a_task_whose_scheduler_and_worker_were_killed_goes_on_with_its_applicat
         for process in [*scheduler.children(recursive=True), scheduler]:
             process.kill()
         platform.up()
-        await_true(lambda: run.task.tries > 1 and run.task.state == "running", 300, "another try")
+        await_true(lambda: run.task.tries > 1 and run.task.state == "running", 900, "another try")
         run.await_log_of_task("this try adopts it")
         assert uid(run) == before
         airflow.open_gate(gate)
@@ -149,7 +149,9 @@ def test_a_job_outlives_a_restart_of_spark_operator(airflow: Airflow, cluster: C
         run.await_log("awaiting")
         before = uid(run)
         cluster.kubectl("delete", "pods", "--all", *where, "--grace-period=0", "--force")
-        cluster.kubectl("wait", "deployments", "--all", "--for=condition=Available", "--timeout=110s", *where)
+        cluster.kubectl(
+            "wait", "deployments", "--all", "--for=condition=Available", "--timeout=600s", *where, seconds=660
+        )
         assert uid(run) == before
         airflow.open_gate(gate)
         run.await_end()
@@ -170,7 +172,7 @@ def test_a_job_that_ends_while_spark_operator_is_away_is_taken_for_what_it_is(
         cluster.kubectl("scale", controller, "--replicas=0", *where)
         try:
             airflow.open_gate(gate)
-            await_true(lambda: cluster.pods(run.run_id, "driver", "Succeeded"), 120, f"{driver} to end")
+            await_true(lambda: cluster.pods(run.run_id, "driver", "Succeeded"), 600, f"{driver} to end")
         finally:
             cluster.kubectl("scale", controller, "--replicas=1", *where)
         run.await_end()

@@ -143,7 +143,7 @@ def test_a_pod_finds_the_hosts_by_their_names(cluster: Cluster, overlay: Path) -
     cluster.kubectl("apply", "--filename", "-", text=json.dumps(asks))
     try:
         ended = ("Succeeded", "Failed")
-        await_true(lambda: cluster.get("pods")[0]["status"].get("phase") in ended, 60, "the pod to end")
+        await_true(lambda: cluster.get("pods")[0]["status"].get("phase") in ended, 300, "the pod to end")
         own = cluster.own_address()
         assert cluster.kubectl("logs", "by-hand").split() == ["185", own, own]
     finally:

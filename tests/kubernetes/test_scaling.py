@@ -21,7 +21,7 @@ def test_a_raised_quota_lets_a_waiting_job_have_more_executors(
             run.await_running()
             run.await_log("exceeded quota")
             assert len(cluster.pods(run.run_id, "executor")) == 1
-        await_true(lambda: len(cluster.pods(run.run_id, "executor")) >= 2, 150, "a second executor")
+        await_true(lambda: len(cluster.pods(run.run_id, "executor")) >= 2, 600, "a second executor")
         airflow.open_gate(gate)
         run.await_end()
     assert run.result()["rows"] == 30

@@ -9,7 +9,7 @@ import pytest
 from hosts_network import await_true, docker
 from whole_replica import FLIGHTS, HEALTHY_S, Replica
 
-pytestmark = pytest.mark.timeout(2400)
+pytestmark = pytest.mark.timeout(5400)
 MONTH = {"start": "2013-03", "end": "2013-03"}
 CUT_S = 30
 
@@ -36,9 +36,9 @@ def begin(replica: Replica, task: str) -> str:
     await_true(lambda: not replica.left_in_kubernetes(), HEALTHY_S, "an earlier run to leave Kubernetes")
     run = replica.start(FLIGHTS, MONTH)
     job_lock = ("running", "deferred")
-    await_true(lambda: replica.task(FLIGHTS, run, task) in job_lock, 600, f"{task} of {run} to be at work")
+    await_true(lambda: replica.task(FLIGHTS, run, task) in job_lock, 1200, f"{task} of {run} to be at work")
     if task == "curate":
-        await_true(lambda: any("pod" in name for name in replica.left_in_kubernetes()), 300, "its driver")
+        await_true(lambda: any("pod" in name for name in replica.left_in_kubernetes()), 600, "its driver")
     return run
 
 
@@ -63,7 +63,7 @@ def test_a_run_outlives_the_death_of_a_service(
     before, run = replica.held(), begin(replica, task)
     died = replica.state(service)["StartedAt"]
     replica.kill(service)
-    await_true(lambda: replica.state(service)["StartedAt"] != died, 60, f"Docker to start {service} again")
+    await_true(lambda: replica.state(service)["StartedAt"] != died, 300, f"Docker to start {service} again")
     check(replica, run, before)
 
 

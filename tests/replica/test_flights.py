@@ -13,7 +13,7 @@ from whole_replica import FLIGHTS, WINDOW, Replica
 
 from trilake.lake import Window
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = pytest.mark.timeout(5400)
 
 
 @dataclass(frozen=True)

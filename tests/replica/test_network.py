@@ -92,7 +92,7 @@ def world(network: Network) -> Iterator[str]:
     somebody = network.container(network.edge)
     docker("exec", "-d", somebody.id, "python3", "-c", PROBE, "listen", "80")
     address = somebody.address(network.edge)
-    await_true(lambda: somebody.reached([(address, "tcp", 80)]), 20, "a listener outside")
+    await_true(lambda: somebody.reached([(address, "tcp", 80)]), 180, "a listener outside")
     yield address
     docker("rm", "-f", somebody.id)
     network.containers.remove(somebody.id)

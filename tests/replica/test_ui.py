@@ -18,7 +18,7 @@ from vpn_client import Client, profile_of
 from whole_replica import FLIGHTS, Replica
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-PATIENCE_S = 60
+PATIENCE_S = 300
 REFUSED_S = 15
 # What a browser says of an address from which nothing comes, or to which no way leads
 NO_WAY = "timeout|ERR_CONNECTION|ERR_ADDRESS_UNREACHABLE|ERR_NETWORK|ERR_TIMED_OUT"

@@ -83,7 +83,7 @@ def test_two_at_once_do_not_reach_each_other(
     another_client.connect(profile_of(network, tmp_path, other, "admin"))
     docker("exec", "-d", another_client.id, "python3", "-c", PROBE, "listen", "9999")
     there = str(person(network, other)["address"])
-    await_true(lambda: another_client.reached([(there, "tcp", 9999)]), 10, "a listener at the other one")
+    await_true(lambda: another_client.reached([(there, "tcp", 9999)]), 120, "a listener at the other one")
 
     ui = (network.address["vps-1"], "tcp", 8080)
     assert client.reached([ui]) == another_client.reached([ui]) == {ui}
@@ -169,7 +169,7 @@ def test_a_revocation_that_was_killed_before_it_cut_the_session_is_completed_by_
 
     server.run("python3", "-c", only_revoke)
 
-    await_true(lambda: person(network, name)["connected_from"] is None, 10, "the session to end")
+    await_true(lambda: person(network, name)["connected_from"] is None, 120, "the session to end")
     assert client.reached([(network.address["vps-1"], "tcp", 5432)]) == set()
 
 
@@ -199,7 +199,7 @@ def test_a_revocation_list_that_is_about_to_expire_is_renewed_without_a_restart(
         expires = datetime.fromisoformat(json.loads(server.run("vpn", "check"))["crl_expires_at"])
         return expires - datetime.now(UTC)
 
-    await_true(lambda: left() > timedelta(days=25), 20, "a new revocation list")
+    await_true(lambda: left() > timedelta(days=25), 180, "a new revocation list")
     assert process_of(server)[0] == process
     client.connect(profile)
 
@@ -223,7 +223,7 @@ def test_a_server_that_dies_comes_back_with_the_same_keys(
     docker("exec", "-u", str(NOBODY), server.id, "python3", "-c", f"import os; os.kill({process_of(server)[0]}, 9)")
 
     health = ("inspect", server.id, "--format", "{{.State.Health.Status}} {{.RestartCount}}")
-    await_true(lambda: re.fullmatch(r"healthy [1-9]\d*", docker(*health)), 60, "the server to come back")
+    await_true(lambda: re.fullmatch(r"healthy [1-9]\d*", docker(*health)), 300, "the server to come back")
     client.connect(profile)
 
 
@@ -247,7 +247,7 @@ def test_a_backup_is_put_back_as_the_documentation_says(
     docker("restart", server.id)
 
     health = ("inspect", server.id, "--format", "{{.State.Health.Status}}")
-    await_true(lambda: docker(*health) == "healthy", 60, "the server to come back")
+    await_true(lambda: docker(*health) == "healthy", 300, "the server to come back")
     assert later not in {person["name"] for person in network.vpn.people()}
     assert client.is_refused(of_later)
     client.connect(profile)
