@@ -31,7 +31,7 @@ def test_a_run_that_pinned_its_input_earlier_cannot_replace_one_that_knew_more(
 ) -> None:
     told = meetings[lines]
     assert told["quick"] == told["again"] == "committed"
-    assert "while run slow was at work" in told["slow"]
+    assert "during run slow." in told["slow"]
     assert told["after the slow run"] == held(rows, "quick", "ab")
     assert told["after another run"] == held(rows, "again", "ab")
     # what was only read is not claimed
@@ -45,7 +45,7 @@ def test_a_run_that_begins_while_another_one_commits_waits_and_leaves_both_table
 ) -> None:
     told = meetings["a turn"]
     assert told["first"] == "committed"
-    assert "while run second was at work" in told["second"]
+    assert "during run second." in told["second"]
     assert told["after both"] == held([1], "first", "a")
 
 
@@ -54,7 +54,7 @@ def test_a_run_that_was_overtaken_after_its_commit_does_not_replace_the_other_on
 ) -> None:
     told = meetings["a mart"]
     assert told["later"] == "written"
-    assert "while run a was at work" in told["earlier"]
+    assert "during run a." in told["earlier"]
     assert told["rows"] == [1, 2]
 
 
