@@ -36,7 +36,7 @@ PHRASES = {
     r"\bof no use\b": "useless",
     r"\bto and fro\b": "back and forth",
     r"\bstand(s|ing)? whole\b": "every shard has a full copy",
-    r"(?<!there )(?<!There )\b(is|are|was|were) no (?!longer\b|more\b|better\b|larger\b|later\b|different\b|matter\b)": "is not a",
+    r"(?<!there )\b(is|are|was|were) no (?!(longer|more|better|larger|later|different|matter)\b)": "is not a",
 }
 NAMES = (
     r"\bSnapshotPlan\b",
