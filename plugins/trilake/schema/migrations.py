@@ -16,11 +16,10 @@ from pathlib import Path
 from trilake.clickhouse.cluster import Cluster
 from trilake.endpoints import Endpoints, PostgresEndpoint
 from trilake.postgres.connection import connect
+from trilake.postgres.locks import MIGRATION_LOCK
 from trilake.schema.clickhouse_steps import migrate_clickhouse
 from trilake.schema.postgres_steps import migrate_postgres
 from trilake.schema.steps import Planned, own_steps, read_steps
-
-MIGRATION_LOCK = 0x7470  # an advisory lock of database lake: only one migration runs at a time
 
 
 def migrate(endpoints: Endpoints, sql_folder: Path, *, dry_run: bool = False) -> list[Planned]:
