@@ -34,7 +34,7 @@ def test_a_remembered_port_taken_by_a_stranger_is_named(fresh_home: Home) -> Non
         port = stranger.getsockname()[1]
         fresh_home.config("ports.json").write_text(json.dumps({"clickhouse": port}))
         told = refused(fresh_home.path, "up")
-    assert f"Port {port}, which clickhouse has" in told
+    assert f"Port {port} of clickhouse in " in told
     assert f"(process {os.getpid()})" in told
     assert "ports.json" in told
     assert processes.find(fresh_home) == {}

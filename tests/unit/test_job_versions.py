@@ -116,7 +116,7 @@ def test_a_package_that_lacks_a_part_is_named_and_nothing_is_pushed(
     s3: Any, project: Path, package: Path, part: str
 ) -> None:
     (package / part).rename(package / "gone")
-    with pytest.raises(ConfigurationError, match=rf"not whole: {package / part} is missing"):
+    with pytest.raises(ConfigurationError, match=rf"is incomplete: {package / part} is missing"):
         versions.push(s3, project)
     assert "Contents" not in s3.list_objects_v2(Bucket="artifacts")
 

@@ -106,7 +106,7 @@ def test_what_is_decided_and_fits_the_table_no_more_says_what_ends_it(
     with monkeypatch.context() as migrating:
         migrating.setattr(Ledger, "claim", migrated)
         with pytest.raises(
-            SwitchIncompleteError, match="publish a snapshot that has the new ones, or this one again with force"
+            SwitchIncompleteError, match="Publish a snapshot that has the new columns, or this snapshot again with force"
         ):
             table.publisher().publish(plan, run_id="r")
     with pytest.raises(SwitchIncompleteError):
@@ -195,7 +195,7 @@ def test_a_decided_publication_whose_staging_is_lost_says_so(table: Table, monke
     for shard in table.cluster.shards:
         for name in set(table.staging()):
             table.cluster.on_shard(shard, Statement(f"DROP TABLE {{shard}}.{name} SYNC"))
-    with pytest.raises(SwitchIncompleteError, match="publish the snapshot again with force"):
+    with pytest.raises(SwitchIncompleteError, match="Publish the snapshot again with force"):
         table.publisher().publish(plan, run_id="r")
     assert table.publisher().publish(plan, run_id="r", force=True).published == (MONTH,)
     assert table.seen() == [(1, 1, "a")]

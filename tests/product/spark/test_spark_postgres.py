@@ -88,7 +88,7 @@ def test_rows_are_replaced_or_merged_as_they_are_or_nothing_changes(
     merged = [[0, 'a,"\n\\.0'], [2, "again"], [3, 'a,"\n\\.3'], [4, 'a,"\n\\.4'], [9, "nine"]]
     assert told["after merge"] == told["after refusals"] == merged
     assert "CountMismatchError" in told["outside"]
-    assert "outside of what is replaced" in told["outside"]
+    assert "outside of the part that is replaced" in told["outside"]
     assert "DuplicateKeyError" in told["doubled"]
     assert 'PostgresError: PostgreSQL database oltp: null value in column "d"' in told["null"]
     assert "invalid input syntax for type numeric" in told["wrong type"]

@@ -65,7 +65,7 @@ def test_a_window_that_has_no_row_any_more_is_emptied(endpoints: Endpoints, mart
 
 
 def test_rows_outside_of_what_is_replaced_are_refused_and_nothing_changes(endpoints: Endpoints, mart: str) -> None:
-    with pytest.raises(CountMismatchError, match="outside of what is replaced"):
+    with pytest.raises(CountMismatchError, match="outside of the part that is replaced"):
         replace_by_query(endpoints, mart, "SELECT 3 AS m, 2 AS n")
     assert rows(endpoints, mart) == [(1, 10), (2, 20)]
 
@@ -222,7 +222,7 @@ def waits_for_a_mart(endpoints: Endpoints) -> bool:
 
 def test_a_mart_is_replaced_or_merged_and_not_both() -> None:
     for options in ({}, {"date": "d", "key": ("m",)}, {"key": "m"}):
-        with pytest.raises(ConfigurationError, match=r"which rows of x\.y are replaced"):
+        with pytest.raises(ConfigurationError, match=r"which rows of x\.y to replace"):
             make(ClickHouseToPostgresOperator, sql="SELECT 1", table="x.y", **options)
 
 
