@@ -92,7 +92,7 @@ def copy_project(folder: Path) -> Path:
     for name in ("dags", "spark_jobs", "sql"):
         shutil.rmtree(folder / name, ignore_errors=True)
         shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns(*_NOT_COPIED))
-    for name in ("demo", "pyproject.toml"):
+    for name in ("examples", "pyproject.toml"):
         if not (folder / name).exists():
             (folder / name).symlink_to(PROJECT / name)
     return folder

@@ -63,15 +63,19 @@ class Team:
     environment: Path
     folder: Path
 
-    def run(self, *command: str, fails: bool = False) -> str:
-        """A command as a member of the team types it. Gives what it printed."""
-        # no variable of the tests' own process, nor of another Airflow, is passed on
+    @property
+    def variables(self) -> dict[str, str]:
+        """No variable of the tests' own process, such as PYTHONPATH, nor of another Airflow is passed on."""
         passed_on = ("HOME", "XDG_CACHE_HOME", "LANG", "SSL_CERT_FILE", "JAVA_HOME", "UV_CACHE_DIR")
         variables = {name: os.environ[name] for name in passed_on if name in os.environ}
         variables["PATH"] = f"{self.environment / 'bin'}:{os.environ['PATH']}"
         variables["AIRFLOW_HOME"] = str(self.folder.parent / "airflow")  # of `airflow` and of the project's tests
+        return variables
+
+    def run(self, *command: str, fails: bool = False) -> str:
+        """A command as a member of the team types it. Gives what it printed."""
         done = subprocess.run(
-            command, cwd=self.folder, env=variables, capture_output=True, text=True, check=False, timeout=TIMEOUT_S
+            command, cwd=self.folder, env=self.variables, capture_output=True, text=True, check=False, timeout=TIMEOUT_S
         )
         assert (done.returncode != 0) == fails, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         return done.stderr if fails else done.stdout
@@ -91,12 +95,15 @@ def team() -> Iterator[Team]:
         subprocess.run([*uv, "venv", "--quiet", "--python", sys.executable, str(team.environment)], check=True)
         install = [*uv, "pip", "install", "--quiet", "--python", str(team.environment / "bin/python")]
         subprocess.run([*install, "--no-deps", built.stdout.split()[-1]], check=True)
-        bare = subprocess.run([team.environment / "bin/trilake"], capture_output=True, text=True, check=False)
+        bare = subprocess.run(
+            [team.environment / "bin/trilake"], env=team.variables, capture_output=True, text=True, check=False
+        )
         assert (bare.returncode, bare.stderr.count("\n")) == (1, 1), bare.stderr
         assert "pip install 'trilake[airflow]'" in bare.stderr
         # the lock that the wheel itself names, and its packages as links to uv's cache where the disk is the same
         named = subprocess.run(
             [team.environment / "bin/python", "-m", "trilake.platform.requirements"],
+            env=team.variables,
             capture_output=True,
             text=True,
             check=True,

@@ -106,7 +106,8 @@ def test_what_is_decided_and_fits_the_table_no_more_says_what_ends_it(
     with monkeypatch.context() as migrating:
         migrating.setattr(Ledger, "claim", migrated)
         with pytest.raises(
-            SwitchIncompleteError, match="Publish a snapshot that has the new columns, or this snapshot again with force"
+            SwitchIncompleteError,
+            match="Publish a snapshot that has the new columns, or this snapshot again with force",
         ):
             table.publisher().publish(plan, run_id="r")
     with pytest.raises(SwitchIncompleteError):
