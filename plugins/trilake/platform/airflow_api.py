@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,11 @@ from trilake.errors import TrilakeError, UnreachableError
 if TYPE_CHECKING:
     import httpx
 
+log = logging.getLogger(__name__)
+
 TIMEOUT_S = 30
+# A machine that is busy with Spark can leave the API server without CPU for longer than one timeout.
+BUSY_S = 120
 FINAL_STATES = frozenset({"success", "failed"})
 # How long the scheduler may take to notice a DAG or to make a run that is due.
 NOTICE_S = 60
@@ -120,10 +125,17 @@ class AirflowApi:
     def _call(self, method: str, path: str, **arguments: Any) -> Any:
         import httpx
 
-        try:
-            answer: httpx.Response = self._client.request(method, path, **arguments)
-        except httpx.HTTPError as e:
-            raise UnreachableError(f"Airflow does not answer at {self.url} ({type(e).__name__}).") from None
+        until = time.monotonic() + BUSY_S
+        while True:
+            try:
+                answer: httpx.Response = self._client.request(method, path, **arguments)
+                break
+            except httpx.HTTPError as e:
+                # only a request that changes nothing is repeated
+                if method == "GET" and isinstance(e, httpx.ReadTimeout) and time.monotonic() < until:
+                    log.warning("Airflow at %s has not answered for %s s. Trying again.", self.url, TIMEOUT_S)
+                    continue
+                raise UnreachableError(f"Airflow does not answer at {self.url} ({type(e).__name__}).") from None
         if answer.is_error:
             try:
                 detail = answer.json().get("detail", "")
