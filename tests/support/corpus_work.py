@@ -29,8 +29,8 @@ CARELESS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def run_cases(spark: Any) -> Any:
-    return {name: run(spark, case) for name, case in corpus_cases.cases()}
+def run_cases(spark: Any, *names: str) -> Any:
+    return {name: run(spark, case) for name, case in corpus_cases.cases() if name in names}
 
 
 def run_careless(spark: Any) -> Any:

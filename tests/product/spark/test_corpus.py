@@ -20,13 +20,20 @@ CASES = dict(corpus_cases.cases())
 FLOOD = int(os.environ.get("TRILAKE_FLOOD", "1000"))
 
 
+# Each case is some Spark jobs, 4 s in all: with each push every third one runs.
+NAMES = [pytest.param(name, marks=() if number % 3 == 0 else pytest.mark.nightly) for number, name in enumerate(CASES)]
+
+
 @pytest.fixture(scope="module")
-def outcomes(platform: Platform) -> dict[str, Any]:
-    told, _ = spark_session.run(platform, "support.corpus_work:run_cases")
-    return dict(told)
+def outcomes(platform: Platform, request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Of the cases that were selected, all run in one session."""
+    items = (item for item in request.session.items if isinstance(item, pytest.Function))
+    wanted = [item.callspec.params["name"] for item in items if item.originalname == "test_a_case_of_the_corpus"]
+    answer, _ = spark_session.run(platform, "support.corpus_work:run_cases", *wanted)
+    return dict(answer)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_case_of_the_corpus(outcomes: dict[str, Any], name: str) -> None:
     hold(CASES[name], outcomes[name])
 
