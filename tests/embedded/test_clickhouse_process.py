@@ -93,16 +93,17 @@ def test_memory_stays_flat_for_a_large_arrow_insert(gateway: RunningGateway, tab
     batch = pa.record_batch({"n": pa.array(range(10_000), pa.uint64()), "s": ["text " * 20] * 10_000})
     with io.BytesIO() as sink:
         with pa.ipc.new_file(sink, batch.schema) as writer:
-            for _ in range(400):
+            for _ in range(800):
                 writer.write_batch(batch)
         file = sink.getvalue()
-    assert len(file) > 400 * MIB
+    assert len(file) > 800 * MIB
     with PeakMemory(gateway) as memory:
         pieces = (file[at : at + MIB] for at in range(0, len(file), MIB))
         answer = gateway.post(pieces, query=f"INSERT INTO {table} FORMAT Arrow")
     assert answer.status_code == 200, answer.text
-    assert gateway.sql(f"SELECT count() FROM {table}") == "4000000"
-    assert memory.growth < 400 * MIB
+    assert gateway.sql(f"SELECT count() FROM {table}") == "8000000"
+    # the engine gathers blocks as above; how many at a time depends on what else the machine does
+    assert memory.growth < 700 * MIB
 
 
 def test_a_query_that_wants_too_much_memory_is_refused(gateway: RunningGateway) -> None:

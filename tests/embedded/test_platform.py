@@ -60,8 +60,9 @@ def test_status_tells_state_address_process_memory_and_version(platform: Platfor
 def test_a_killed_store_comes_back_with_everything_acknowledged(platform: Platform, kept: Kept, service: str) -> None:
     pid = pids(platform)[service]
     assert pid
-    os.kill(pid, signal.SIGKILL)
-    psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=60)
+    process = psutil.Process(pid)  # before the kill: afterwards it may be gone
+    process.kill()
+    process.wait(timeout=60)
     platform.up()
     assert states(platform) == RUNNING
     assert pids(platform)[service] != pid
