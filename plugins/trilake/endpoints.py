@@ -158,12 +158,17 @@ def _client_options(connection: ConnectionLike) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class S3Endpoint:
-    """An S3-compatible store, addressed by path (`http://host:port/bucket/key`)."""
+    """An S3-compatible store, addressed by path (`http://host:port/bucket/key`).
+
+    :ivar unfinished_keys: a regular expression for the keys under which the store lists objects that are still being
+        written. Listings leave out an object with such a key and without an ETag. Empty: the store lists no such keys.
+    """
 
     url: str
     access_key_id: str
     secret_access_key: str = field(repr=False)
     region: str = "us-east-1"
+    unfinished_keys: str = ""
 
     @classmethod
     def from_connection(cls, connection: ConnectionLike) -> S3Endpoint:
@@ -173,6 +178,7 @@ class S3Endpoint:
             access_key_id=_required(connection, "login", connection.login),
             secret_access_key=_required(connection, "password", connection.password),
             region=_text(connection, "extra region_name", extra.get("region_name"), "us-east-1"),
+            unfinished_keys=str(extra.get("unfinished_keys") or ""),
         )
 
     def connection(self) -> dict[str, Any]:
@@ -185,6 +191,7 @@ class S3Endpoint:
                 "endpoint_url": self.url,
                 "region_name": self.region,
                 "config_kwargs": {"s3": {"addressing_style": "path"}},
+                **({"unfinished_keys": self.unfinished_keys} if self.unfinished_keys else {}),
             },
         }
 

@@ -16,17 +16,13 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import CompletedPartTypeDef, ObjectTypeDef
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef
 
 CONNECT_TIMEOUT_S = 5  # the store is at most one private network away
 READ_TIMEOUT_S = 60  # the store fsyncs a large object before it answers
 ATTEMPTS = 5  # boto3's standard mode backs off exponentially: about 15 s in all
 KEYS_PER_REQUEST = 1_000  # S3's limit of a bulk request
 PART_BYTES = 5 << 20  # the least that S3 takes, at most 10,000 times: an object of 48 GiB
-
-
-# How the embedded platform's S3 names the file of an object until it is whole.
-UNFINISHED = re.compile(r".+-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.DOTALL)
 
 
 _URI = re.compile(r"s3a?://(?P<bucket>[^/]+)/(?P<key>.*)", re.DOTALL)
@@ -38,6 +34,8 @@ class S3Error(TrilakeError):
 
 def client(endpoint: S3Endpoint) -> S3Client:
     """A boto3 client of this store. It addresses buckets by path, and repeats requests that failed for a moment.
+
+    Its listings leave out objects that are not written yet (see `S3Endpoint.unfinished_keys`).
 
     Its methods raise `UnreachableError` if the store does not answer, `S3Error` if the store itself fails, both after
     `ATTEMPTS` tries; and `RefusedError` at once if the key may not do this.
@@ -72,6 +70,14 @@ def client(endpoint: S3Endpoint) -> S3Client:
                 hint="Check the secret key and this identity's bucket policy.",
             )
 
+    unfinished = re.compile(endpoint.unfinished_keys, re.DOTALL) if endpoint.unfinished_keys else None
+
+    def leave_out_unfinished(parsed: Any, **_: Any) -> None:
+        if unfinished and "Contents" in parsed:
+            parsed["Contents"] = [
+                item for item in parsed["Contents"] if item.get("ETag") or not unfinished.fullmatch(item["Key"])
+            ]
+
     made = boto3.client(
         "s3",
         endpoint_url=endpoint.url,
@@ -87,6 +93,7 @@ def client(endpoint: S3Endpoint) -> S3Client:
     )
     made.meta.events.register("after-call-error.s3", unanswered)
     made.meta.events.register("after-call.s3", failed)
+    made.meta.events.register("after-call.s3.ListObjectsV2", leave_out_unfinished)
     return made
 
 
@@ -105,14 +112,6 @@ def list_keys(client: S3Client, bucket: str, prefix: str) -> list[str]:
     """The keys of all objects below a prefix."""
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
     return [found["Key"] for page in pages for found in page.get("Contents", [])]
-
-
-def is_unfinished(found: ObjectTypeDef) -> bool:
-    """Whether a listed object is only the rest of a write that failed because the disk was full.
-
-    S3Proxy 3.1.0 keeps such a rest beside the object, and lists it until its next start. Only such a rest has no ETag.
-    """
-    return "ETag" not in found and UNFINISHED.fullmatch(found["Key"]) is not None
 
 
 def etag_of(bucket: str, key: str, found: Mapping[str, Any]) -> str:

@@ -32,7 +32,6 @@ from trilake.lake.data_set import RAW_BUCKET, DataSet
 from trilake.lake.window import Grain, Window, parse_partition, partition_name
 from trilake.postgres.connection import connect
 from trilake.postgres.locks import LockSpace, lock_key
-from trilake.s3 import is_unfinished
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -335,7 +334,7 @@ class Arrivals:
             if date := page["ResponseMetadata"]["HTTPHeaders"].get("date"):
                 now = parsedate_to_datetime(date)
             for item in page.get("Contents", ()):
-                if not is_unfinished(item) and (name := partition_of(self.data_set, item["Key"])):
+                if name := partition_of(self.data_set, item["Key"]):
                     # An object has no ETag if the store's disk was full. The run refuses it, with an error that names
                     # it.
                     identity = (item["Key"], item.get("ETag", "").strip('"'), item["Size"])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from trilake.errors import TrilakeError
 from trilake.lake.data_set import RAW_BUCKET, DataSet
-from trilake.s3 import etag_of, is_unfinished
+from trilake.s3 import etag_of
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -59,7 +59,7 @@ def pin(client: S3Client, data_set: DataSet, partitions: Iterable[str]) -> tuple
             Input(item["Key"], etag_of(RAW_BUCKET, item["Key"], item), item["Size"], partition)
             for page in pages
             for item in page.get("Contents", ())
-            if not item["Key"].endswith("/") and not is_unfinished(item)
+            if not item["Key"].endswith("/")
         ]
         if not found:
             raise InputError(

@@ -56,7 +56,12 @@ def connections(
     if file := environ.get(KUBECONFIG_VARIABLE):
         cluster, namespace = read_kubeconfig(Path(file))
 
-    s3_endpoint = S3Endpoint(s3.url(ports["s3"]), secrets["s3_access_key_id"], secrets["s3_secret_access_key"])
+    s3_endpoint = S3Endpoint(
+        s3.url(ports["s3"]),
+        secrets["s3_access_key_id"],
+        secrets["s3_secret_access_key"],
+        unfinished_keys=s3.UNFINISHED_KEYS,
+    )
     shards = tuple(
         ClickHouseShard(number, LOOPBACK, ports["clickhouse"], name) for number, name in enumerate(SHARDS, start=1)
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from trilake.platform.embedded.jars import SETS
 from trilake.platform.embedded.java import Java
 from trilake.platform.embedded.processes import HOME_MARKER, SERVICE_MARKER, Program
 from trilake.platform.private_files import write_private
-from trilake.s3 import UNFINISHED
 
 SERVICE = "s3"
 _CONFIGURATION = "s3.properties"
+# S3Proxy lists an object that is being written, under its key and a random UUID, and without an ETag. If S3Proxy itself
+# is killed, such a file stays until the next start.
+UNFINISHED_KEYS = r".+-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 # The attribute that every whole object has
 _ETAG = "user.user.content-md5"
 # Objects are streamed; a multipart upload of Spark holds a few parts of 8 MiB at once.
@@ -48,11 +51,12 @@ def write_configuration(home: Home, port: int, secrets: Mapping[str, str]) -> No
 
 
 def remove_unfinished(home: Home) -> None:
-    """Remove what failed writes left behind. Call it only while no process writes."""
+    """Remove the files of writes that a killed server left behind. Call it only while no process writes."""
     if not hasattr(os, "getxattr"):  # as on macOS
         return
+    unfinished = re.compile(UNFINISHED_KEYS, re.DOTALL)
     for folder, _, names in os.walk(home.data(SERVICE)):
-        for name in filter(UNFINISHED.fullmatch, names):
+        for name in filter(unfinished.fullmatch, names):
             path = Path(folder, name)
             try:
                 os.getxattr(path, _ETAG)

@@ -94,7 +94,7 @@ def _version(service: str) -> str:
         "kubernetes": ("pyspark", "Spark "),
     }.get(service, ("apache-airflow", ""))
     if service == "s3":
-        return "S3Proxy 3.1.0"
+        return "S3Proxy 3.2.0"
     try:
         return before + package_version(package)
     except PackageNotFoundError:
