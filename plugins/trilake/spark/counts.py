@@ -43,7 +43,19 @@ def count_rows(data_set: DataSet, window: Window, curated: DataFrame, batch: Bat
     from pyspark.sql import functions as F
 
     by_date = partition_of(data_set, F.col(str(data_set.date)))
-    made = {row[0]: row[1] for row in curated.groupBy(by_date).count().collect()}
+    keyless = F.count_if(F.col(str(data_set.shard_by)).isNull())
+    rows = curated.groupBy(by_date).agg(F.count("*"), keyless).collect()
+    made = {row[0]: row[1] for row in rows}
+    for what, column, number in (
+        ("date", data_set.date, made.get(None, 0)),
+        ("shard key", data_set.shard_by, sum(row[2] for row in rows)),
+    ):
+        if number:
+            raise CountMismatchError(
+                f"{number} rows of {data_set.name} {window} have NULL in {column}, which is the data set's {what}. "
+                "Nothing was committed.",
+                hint=f"Give every row a value, or read {column} as NOT NULL, so that such lines are quarantined.",
+            )
     outside = sorted(str(name) for name in made if name not in window.partitions)
     if outside:
         raise CountMismatchError(

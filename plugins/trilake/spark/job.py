@@ -39,7 +39,7 @@ from trilake.spark.postgres import Written, write_postgres
 from trilake.spark.publish import publish
 from trilake.spark.result import write_result
 from trilake.spark.session import build_session
-from trilake.spark.tables import create_curated, create_quarantine
+from trilake.spark.tables import check_curated, create_curated, create_quarantine
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
@@ -248,14 +248,22 @@ class Job:
         self._tell("postgres", {table: vars(written)})
         return written
 
-    def commit(self, curated: DataFrame, batch: Batch | None = None) -> Commit:
+    def commit(self, curated: DataFrame, batch: Batch | None = None, *, replace_columns: Sequence[str] = ()) -> Commit:
         """Replaces the window's partitions of the job's Iceberg table by `curated`, in one snapshot.
 
         Refused rows of all reads go to the quarantine tables first. Two tables cannot commit together, but both are
         replaced by partition. So if a run dies in between, the next run corrects it (`trilake.spark.locks`).
 
+        The rows must have the table's columns and types. A new column is added. A type is widened if Iceberg can widen
+        it (int to bigint, float to double, a decimal to more digits); the result names it in ``columns_changed``.
+
         :param batch: the batch that `curated` was made from, row for row. With it, every row is accounted for.
-        :raises CountMismatchError: rows were lost or added. Nothing was committed.
+        :param replace_columns: columns of the table that have another type in `curated`, or that it does not have. The
+            table drops them, and adds those of `curated` again. Partitions of other windows have NULL there until
+            their windows run again.
+        :raises CountMismatchError: rows were lost or added, or have no date or shard key. Nothing was committed.
+        :raises trilake.spark.evolution.ColumnChangedError: a value could change, or a column of the table is missing.
+            Nothing was committed.
         :raises trilake.spark.inputs.InputError: an input changed, or a line is too long. Either nothing was committed,
             or the error names the snapshot: run the window again to replace it.
         :raises trilake.spark.locks.OvertakenError: another run has committed first. Nothing was committed.
@@ -263,6 +271,7 @@ class Job:
         data_set = self.data_set
         if data_set.grain is None or data_set.date is None:
             raise ConfigurationError(f"Data set {data_set.name} has no grain: write it whole, without a job.")
+        check_curated(self.spark, data_set, curated.schema, replaced=replace_columns)
         curated = curated.persist()
         counts = count_rows(data_set, self.window, curated, batch)
         if self.dry_run:
@@ -274,7 +283,7 @@ class Job:
                 count.check(f"{data_set.name} {partition}")
         self._check_inputs(self._batches)
         with partition_lock(self.endpoints, data_set, self.window, self.run_id, self._base):
-            commit = self._replace(curated, counts)
+            commit = self._replace(curated, counts, replace_columns)
         if self._seen:
             self._arrivals.committed(self._pinned, self._seen, self.run_id)
         self._base = commit.snapshot_id
@@ -290,14 +299,17 @@ class Job:
         self._tell("counts", {name: vars(count) for name, count in counts.items()})
         return commit
 
-    def _replace(self, curated: DataFrame, counts: Mapping[str, Counts]) -> Commit:
+    def _replace(self, curated: DataFrame, counts: Mapping[str, Counts], replaced: Sequence[str]) -> Commit:
         from pyspark.sql import functions as F
 
         token = uuid.uuid4().hex
         for read in self._batches:
             self._quarantine(read, token)
         shards = len(self.endpoints.clickhouse.shards)
-        create_curated(self.spark, self.data_set, curated.schema, shards=shards)
+        changes = create_curated(self.spark, self.data_set, curated.schema, shards=shards, replaced=replaced)
+        if changes:
+            self._told["columns_changed"] = [change.text for change in changes]
+            log.warning("Changed %s: %s", self.data_set.curated, "; ".join(change.text for change in changes))
         date = F.col(str(self.data_set.date))
         replace(
             curated,

@@ -1,11 +1,14 @@
-"""The tables that jobs write in the lake: made when they are first needed, widened by columns that are new."""
+"""The tables that jobs write in the lake. They are created when a job first needs them, and changed only in ways that
+keep every value."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from trilake.lake import DataSet
 from trilake.lake.catalog import CATALOG
+from trilake.spark import evolution
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -28,20 +31,39 @@ _QUARANTINE_COLUMNS = (
 )
 
 
-def create_curated(spark: SparkSession, data_set: DataSet, schema: StructType, *, shards: int) -> None:
-    """Make the data set's table, or give it the columns that are new."""
+def check_curated(
+    spark: SparkSession, data_set: DataSet, schema: StructType, *, replaced: Collection[str] = ()
+) -> list[evolution.Change]:
+    """What the data set's table needs before rows of this schema can be written to it.
+
+    :param replaced: columns that may lose their values, see `trilake.spark.evolution`.
+    :raises trilake.spark.evolution.ColumnChangedError: a value could change.
+    """
+    name = f"{CATALOG}.{data_set.curated}"
+    if not spark.catalog.tableExists(name):
+        evolution.check_types(schema, data_set.curated)
+        return []
+    kept = [name for name in (data_set.date, data_set.shard_by) if name]
+    return evolution.changes(schema, spark.table(name).schema, name=data_set.curated, replaced=replaced, kept=kept)
+
+
+def create_curated(
+    spark: SparkSession, data_set: DataSet, schema: StructType, *, shards: int, replaced: Collection[str] = ()
+) -> list[evolution.Change]:
+    """Create the data set's table, or change it so that rows of this schema can be written. Returns the changes.
+
+    :raises trilake.spark.evolution.ColumnChangedError: see `check_curated`.
+    """
     required = (data_set.date, data_set.shard_by)
+    changes = check_curated(spark, data_set, schema, replaced=replaced)
     columns = ", ".join(
         f"`{field.name}` {field.dataType.simpleString()}{' NOT NULL' if field.name in required else ''}"
         for field in schema.fields
     )
     layout = f"{data_set.grain}s(`{data_set.date}`), bucket({shards}, `{data_set.shard_by}`)"
     name = _create(spark, data_set.curated, columns, layout)
-    known = set(spark.table(name).columns)
-    new = [field for field in schema.fields if field.name not in known]
-    if new:
-        added = ", ".join(f"`{field.name}` {field.dataType.simpleString()}" for field in new)
-        spark.sql(f"ALTER TABLE {name} ADD COLUMNS ({added})")
+    evolution.apply(spark, name, changes)
+    return changes
 
 
 def create_quarantine(spark: SparkSession, table: str) -> None:
