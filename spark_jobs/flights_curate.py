@@ -81,6 +81,6 @@ def main(arguments: Sequence[str]) -> None:
     with Job(arguments) as job:
         # year, month and day are New York's, time_hour is UTC. The partition follows from year and month.
         day = F.make_date("row.year", "row.month", "row.day")
-        flights = job.read(FLIGHTS_CSV, date=day)
-        weather = job.read(WEATHER_CSV, WEATHER, date=day)
+        flights = job.read(FLIGHTS_CSV, date=day, missing="NA")
+        weather = job.read(WEATHER_CSV, WEATHER, date=day, missing="NA")
         job.commit(curate(flights.rows, weather.rows, job.table(PLANES)), flights)

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import (
+    BinaryType,
+    BooleanType,
     DataType,
     DateType,
     DecimalType,
@@ -61,18 +63,19 @@ def outcome(parsed: DataFrame) -> list[tuple[str, object]]:
     ("raw", "expected"),
     [
         ("1,apple,2.5", (1, "apple", 2.5)),
-        ("1,NA,NA", (1, None, None)),
+        ("1,NA,", (1, "NA", None)),
+        ('1,"",', (1, "", None)),
         ('1,"a, b",2', (1, "a, b", 2.0)),
         ('1,"say ""hi""",2', (1, 'say "hi"', 2.0)),
         ("1,ä€,2", (1, "ä€", 2.0)),
         ("1,apple", "field count"),
         ("1,apple,2,3", "field count"),
         ("", "empty line"),
-        ("x,apple,2", "type"),
-        ("1,apple,two", "type"),
-        ("1.5,apple,2", "type"),
-        ("99999999999,apple,2", "type"),
-        ("NA,apple,2", "missing id"),
+        ("x,apple,2", "type of id: x is not int"),
+        ("1,apple,two", "type of price: two is not double"),
+        ("1.5,apple,2", "type of id: 1.5 is not int"),
+        ("99999999999,apple,2", "type of id: 99999999999 is not int"),
+        (",apple,2", "missing id"),
         ('1,"apple,2', "unbalanced quote"),
     ],
 )
@@ -97,7 +100,6 @@ def test_what_a_csv_writer_wrote_is_read(spark: SparkSession, seed: int) -> None
     rows = [
         (random.randint(-(2**31), 2**31 - 1), text, random.uniform(-1, 1) * 10.0 ** random.randint(-300, 300))
         for text in texts
-        if text != "NA"
     ]
     with io.StringIO() as written:
         csv.writer(written, lineterminator="\n").writerows(rows)
@@ -119,7 +121,7 @@ def test_any_line_is_there_once_as_a_row_that_says_the_same_or_refused(spark: Sp
         assert (reason is None) != (row is None), line
         if row is not None:
             (values,) = csv.reader([line.replace("\r", "\x01")])
-            missing = [None if value in ("", "NA") else value for value in values]
+            missing = [value or None for value in values]
             assert [value and value.replace("\r", "\x01") for value in (row["a"] or None, row["b"] or None)] == missing
 
 
@@ -156,9 +158,37 @@ def test_any_line_is_there_once_as_a_row_that_says_the_same_or_refused(spark: Sp
         (IntegerType(), {"+1": 1, "-1": -1, "007": 7}, (" 1", "1 ", "1.0", "1e1", "0x1", "1d", "1_0")),
         (
             TimestampNTZType(),
-            {"2013-01-05T10:00:00": dt.datetime(2013, 1, 5, 10)},
-            ("2013", "2013-01-05", "2013-01-05T10:00:00Z"),
+            {
+                "2013-01-05T10:00:00": dt.datetime(2013, 1, 5, 10),
+                "2013-01-05 10:00": dt.datetime(2013, 1, 5, 10),
+                "2013-01-05 10:00:00.1234560": dt.datetime(2013, 1, 5, 10, 0, 0, 123456),
+                "0001-01-01T00:00:00.000001": dt.datetime(1, 1, 1, 0, 0, 0, 1),
+            },
+            ("2013", "2013-01-05", "2013-01-05T10:00:00Z", "2013-01-05 10:00:00.1234567", "2013-01-05 24:00:00"),
         ),
+        (
+            TimestampType(),
+            {
+                text: dt.datetime(2013, 1, 5, 10, 0, 0, micros)
+                for text, micros in {
+                    "2013-01-05T10:00:00Z": 0,
+                    "2013-01-05 10:00:00+00": 0,
+                    "2013-01-05 11:00:00+01": 0,
+                    "2013-01-05T15:30:00+05:30": 0,
+                    "2013-01-05T15:30:00+0530": 0,
+                    "2013-01-04T23:00:00.25-11:00": 250_000,
+                    "2013-01-05T10:00Z": 0,
+                    "2013-01-05 10:00:00.123456 +00": 123_456,
+                }.items()
+            },
+            (
+                *("2013-01-05T10:00:00", "2013-01-05T10:00:60Z", "2013-02-30T10:00:00Z", "1357380000"),
+                *("2013-01-05T10:00:00.0000001Z", "2013-01-05T10:00:00+99:00", "2013-01-05T10:00:00 Europe/Berlin"),
+            ),
+        ),
+        (BooleanType(), {"true": True, "FALSE": False, "t": True, "f": False}, ("1", "0", "yes", " t", "T rue")),
+        (BinaryType(), {"\\x": bytearray(), "\\x00Ff": bytearray(b"\x00\xff")}, ("00ff", "\\x0", "\\xzz", "abc")),
+        (DateType(), {"0001-01-01": dt.date(1, 1, 1), "9999-12-31": dt.date(9999, 12, 31)}, ("2013-1-5", "2013-02-30")),
     ],
     ids=lambda value: value.simpleString() if isinstance(value, DataType) else "",
 )
@@ -168,10 +198,10 @@ def test_a_column_holds_what_the_text_says_or_the_line_is_refused(
     schema = StructType([StructField("text", StringType()), StructField("value", kind)])
     lines = {f"{number},{text}": text for number, text in enumerate([*said, *refused, "NA", ""])}
     found = {
-        lines[row["raw"]]: row["reason"] or repr(row["row"]["value"])
-        for row in parse_lines(lines_of(spark, *lines), schema).collect()
+        lines[row["raw"]]: (row["reason"] or repr(row["row"]["value"])).partition(": ")[0]
+        for row in parse_lines(lines_of(spark, *lines), schema, missing="NA").collect()
     }
-    expected = {text: repr(value) for text, value in said.items()} | dict.fromkeys(refused, "type")
+    expected = {text: repr(value) for text, value in said.items()} | dict.fromkeys(refused, "type of value")
     assert found == {**expected, "NA": "None", "": "None"}
 
 
@@ -186,7 +216,7 @@ def test_a_text_that_would_be_read_otherwise_or_spoil_its_neighbours_is_refused(
         'a"b"c,d': ('a"b"c', "d"),
         '"a\0""\0",b': ('a\0"\0', "b"),
         'a,"\0"': ("a", "\0"),
-        '"NA",""': (None, ""),
+        '"NA",""': ("NA", ""),
     }
     assert outcome(parse_lines(lines_of(spark, *expected), schema)) == sorted(expected.items())
 
@@ -213,7 +243,8 @@ def test_the_header_of_each_file_is_dropped_and_a_second_one_is_refused(spark: S
     header = "id,name,price"
     lines = lines_of(spark, header, "1,a,1", header, header).unionByName(lines_of(spark, header, "2,b,2", file="b.csv"))
     parsed = parse_lines(lines, SCHEMA)
-    assert outcome(parsed) == [("1,a,1", (1, "a", 1.0)), ("2,b,2", (2, "b", 2.0)), (header, "type"), (header, "type")]
+    refused = "type of id: id is not int"
+    assert outcome(parsed) == [("1,a,1", (1, "a", 1.0)), ("2,b,2", (2, "b", 2.0)), (header, refused), (header, refused)]
 
 
 def test_times_are_read_as_utc(spark: SparkSession) -> None:
@@ -226,7 +257,9 @@ def test_times_are_read_as_utc(spark: SparkSession) -> None:
 @pytest.mark.parametrize("text", ["2013", "2013-01", "2013-1-5", "2013-01-05 10:00", "2013-01-05Tx", "12013-01-05"])
 def test_what_only_begins_as_a_date_is_none(spark: SparkSession, text: str) -> None:
     schema = StructType([StructField("id", IntegerType()), StructField("day", DateType())])
-    assert outcome(parse_lines(lines_of(spark, f"1,{text}"), schema)) == [(f"1,{text}", "type")]
+    assert outcome(parse_lines(lines_of(spark, f"1,{text}"), schema)) == [
+        (f"1,{text}", f"type of day: {text} is not date")
+    ]
 
 
 def test_what_is_read_of_a_row_does_not_change_what_is_refused(spark: SparkSession) -> None:
@@ -236,10 +269,10 @@ def test_what_is_read_of_a_row_does_not_change_what_is_refused(spark: SparkSessi
 
 
 def test_refuse_keeps_earlier_reasons_and_takes_an_unknown_condition_for_no(spark: SparkSession) -> None:
-    parsed = parse_lines(lines_of(spark, "1,a,1", "2,a,NA", "3,a,3", "bad"), SCHEMA)
+    parsed = parse_lines(lines_of(spark, "1,a,1", "2,a,", "3,a,3", "bad"), SCHEMA)
     assert outcome(refuse(parsed, F.col("row.price") > 2, "too dear")) == [
         ("1,a,1", (1, "a", 1.0)),
-        ("2,a,NA", (2, "a", None)),
+        ("2,a,", (2, "a", None)),
         ("3,a,3", "too dear"),
         ("bad", "field count"),
     ]

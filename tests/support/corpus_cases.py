@@ -76,7 +76,7 @@ def cases() -> Iterator[tuple[str, Case]]:
                 )
             },
             (1,),
-            {"type": 8},
+            {"type of k": 2, "type of d": 3, "type of price": 3},
         ),
     )
     yield (
@@ -84,12 +84,12 @@ def cases() -> Iterator[tuple[str, Case]]:
         Case(
             {
                 "a.csv": csv(
-                    *("2147483648,2013-01-05,a,1", "NA,2013-01-05,a,1", "1,NA,a,1", "2,2013-01-05,NA,NA"),
+                    *("2147483648,2013-01-05,a,1", ",2013-01-05,a,1", "1,,a,1", "2,2013-01-05,,"),
                     *("3,2013-01-05,a,1e400", "4,2013-01-05,a,1e-400"),
                 )
             },
             (2,),
-            {"type": 3, "missing k": 1, "missing d": 1},
+            {"type of k": 1, "type of price": 2, "missing k": 1, "missing d": 1},
         ),
     )
     yield (
@@ -158,7 +158,7 @@ def cases() -> Iterator[tuple[str, Case]]:
         "rows of another month",
         Case({"a.csv": csv(good(1), "2,2013-02-01,a,1", "3,2012-12-31,a,1")}, (1,), {"outside_window": 2}, held=True),
     )
-    yield "a header in the middle", Case({"a.csv": csv(good(1), HEADER, good(2))}, (1, 2), {"type": 1})
+    yield "a header in the middle", Case({"a.csv": csv(good(1), HEADER, good(2))}, (1, 2), {"type of k": 1})
     yield (
         "an object that changes while it is read",
         Case(

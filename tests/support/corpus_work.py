@@ -113,7 +113,7 @@ def run(spark: Any, case: Case) -> Any:
             [row.k for row in rows if str(row.d).startswith(corpus_cases.NEXT_MONTH)],
             [row.raw for row in lines if row.partition == corpus_cases.NEXT_MONTH],
         ]
-        told["reasons"] = Counter(row.reason for row in refused)
+        told["reasons"] = Counter(row.reason.partition(": ")[0] for row in refused)
         told["kept"] = [[row.file.removeprefix(data_set.raw_key(corpus_cases.MONTH)), row.raw] for row in refused]
     with connect(endpoints.oltp) as connection, connection.cursor() as cursor:
         cursor.execute(f"DROP SCHEMA {data_set.name} CASCADE")

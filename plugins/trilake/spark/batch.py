@@ -44,12 +44,14 @@ def read_batch(
     fields: StructType,
     *,
     date: Column | None = None,
+    missing: str = "",
     sample: Callable[[DataFrame, str], DataFrame] = lambda lines, _: lines,
 ) -> Batch:
     """Reads the pinned files once. Lines and good rows stay in Spark's memory or on its disks.
 
     :param fields: schema of a line; a value that is not nullable is required.
     :param date: expression for a row's date; default: the date column of `data_set`.
+    :param missing: a text that stands for a missing value.
     :param sample: takes the lines and the header, returns the lines that a dry run works on.
     """
     from pyspark.sql import functions as F
@@ -67,14 +69,14 @@ def read_batch(
         .select(key.alias("file"), line.alias("raw"), (F.octet_length("value") + 1).alias("size"))
         .withColumn("partition", F.split_part("file", F.lit("/"), F.lit(2)))
     )
-    parsed = parse_lines(sample(lines, header), fields)
+    parsed = parse_lines(sample(lines, header), fields, missing=missing)
     if date is None and data_set.date in fields.fieldNames():
         date = F.col(f"{ROW}.{data_set.date}")
     if date is not None:
         # A partition is recomputed from its own prefix alone: a row that belongs to another one would vanish with
         # that one's next run.
         outside = F.coalesce(partition_of(data_set, date) != F.col("partition"), F.lit(True))
-        parsed = refuse(parsed, outside, "outside_window")
+        parsed = refuse(parsed, outside, "outside_window", date)
     parsed = parsed.persist()
     # the partition keeps two files' equal lines of different partitions apart
     distinct = (

@@ -8,16 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from trilake.spark.text_values import convert
+
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
     from pyspark.sql.types import DataType, StructType
-
-# The text that stands for a missing value in a source.
-MISSING = "NA"
-TIMESTAMP_FORMAT = "yyyy-MM-dd'T'HH:mm:ssX"
-# Without one Spark takes the beginning of a text for a date: "2013", or what has a blank and anything else behind it.
-DATE_FORMAT = "yyyy-MM-dd"
-TIMESTAMP_NTZ_FORMAT = "yyyy-MM-dd'T'HH:mm:ss"
 
 ROW = "row"
 REASON = "reason"
@@ -30,10 +25,8 @@ _END = "\uffff"
 _TEXT_BEHIND_QUOTED = f"(?<![^,]){_END}+[^,{_END}]"
 # Spark's parser drops it from the first line that it sees, and from no other.
 _BYTE_ORDER_MARK = "\ufeff"
-# Java takes more for a number: with blanks around it, a "d" or an "f" behind it, or hexadecimal digits.
-_NUMBER = r"\A[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?\z"
-_NO_ZERO = "^[^eE]*[1-9]"
-_NOT_FINITE = ("NaN", "Inf", "-Inf", "Infinity", "-Infinity")
+# A reason shows so much of a value.
+_SHOWN_LETTERS = 100
 
 
 def header_of(schema: StructType) -> str:
@@ -50,12 +43,13 @@ def without_end(line: Column) -> Column:
     return F.when(F.is_valid_utf8(line), F.regexp_replace(line, "\r\\z", "")).otherwise(line)
 
 
-def parse_lines(lines: DataFrame, schema: StructType) -> DataFrame:
+def parse_lines(lines: DataFrame, schema: StructType, *, missing: str = "") -> DataFrame:
     """Parse comma-separated lines.
 
     :param lines: columns ``file``, ``partition``, ``raw`` (a line without its end) and ``size`` (bytes, with its end);
         header lines among them.
     :param schema: of a line. A field that is not nullable may not be missing.
+    :param missing: a text that stands for a missing value, besides the empty field without quotes.
     :return: ``file``, ``partition``, ``raw``, ``size``, and either ``row`` (a struct of the schema) or ``reason``. The
         first header line of each file is gone; another one is refused like any bad line.
     """
@@ -75,42 +69,38 @@ def parse_lines(lines: DataFrame, schema: StructType) -> DataFrame:
     )
     body = lines.where(~is_header | F.col("raw").isNull()).unionByName(repeated)
 
-    # of these Spark makes what they do not say, and the text is gone then
-    numbers = {field.name: field.dataType for field in schema.fields if isinstance(field.dataType, T.FractionalType)}
-    types = ", ".join(
-        f"`{field.name}` {'string' if field.name in numbers else field.dataType.simpleString()}"
-        for field in schema.fields
-    )
+    # Every field is read as text first. Spark's own conversions accept texts that say something else, or nothing.
+    names = schema.fieldNames()
+    columns = ", ".join(f"`{name.replace('`', '``')}` string" for name in names)
     options = {
         "mode": "PERMISSIVE",
         "columnNameOfCorruptRecord": _CORRUPT,
         "escape": '"',  # a quote within quotes is written twice (RFC 4180), not behind a backslash
         "charToEscapeQuoteEscaping": _END,  # the zero, if nothing is said: it would vanish before a quote
-        "nullValue": MISSING,
-        "timestampFormat": TIMESTAMP_FORMAT,
-        "timestampNTZFormat": TIMESTAMP_NTZ_FORMAT,
-        "dateFormat": DATE_FORMAT,
+        # an empty field without quotes; with the empty text here, "" would be NULL too
+        "nullValue": missing or _END,
         "maxCharsPerColumn": "-1",
     }
     text = F.when(F.col("_text_reason").isNull(), F.col("raw"))
     parsed = body.withColumn("_text_reason", _reason_of_text(len(schema))).withColumn(
-        "_parsed", F.from_csv(text, f"{types}, `{_CORRUPT}` string", options)
+        "_parsed", F.from_csv(text, f"{columns}, `{_CORRUPT}` string", options)
     )
-    told = {name: F.col("_parsed").getField(name) for name in schema.fieldNames()}
-    values = told
-    if numbers:
-        # in a step of its own: it is asked for twice, and made once
-        parsed = parsed.withColumn("_numbers", F.struct(*(told[n].try_cast(t).alias(n) for n, t in numbers.items())))
-        values = told | {name: F.col("_numbers").getField(name) for name in numbers}
+    texts = {name: F.col("_parsed").getField(name) for name in names}
+    typed = {field.name: field.dataType for field in schema.fields if not isinstance(field.dataType, T.StringType)}
+    values = texts
+    if typed:
+        # a separate step, because each value is used twice
+        parsed = parsed.withColumn("_typed", F.struct(*(convert(texts[n], kind).alias(n) for n, kind in typed.items())))
+        values = texts | {name: F.col("_typed").getField(name) for name in typed}
     reason = F.coalesce(
         F.col("_text_reason"),
-        F.when(F.col("_parsed").getField(_CORRUPT).isNotNull(), F.lit("type")),
+        F.when(F.col("_parsed").getField(_CORRUPT).isNotNull(), F.lit("not CSV")),
         *(
-            F.when(told[name].isNotNull() & ~_says(told[name], values[name], kind), F.lit("type"))
-            for name, kind in numbers.items()
+            F.when(texts[name].isNotNull() & values[name].isNull(), _type_reason(name, kind, texts[name]))
+            for name, kind in typed.items()
         ),
         *(
-            F.when(told[field.name].isNull(), F.lit(f"missing {field.name}"))
+            F.when(texts[field.name].isNull(), F.lit(f"missing {field.name}"))
             for field in schema.fields
             if not field.nullable
         ),
@@ -123,33 +113,34 @@ def parse_lines(lines: DataFrame, schema: StructType) -> DataFrame:
     )
 
 
-def refuse(parsed: DataFrame, condition: Column, reason: str) -> DataFrame:
-    """Refuse the rows that meet `condition` (over ``row.…`` and ``partition``) and were good so far."""
+def refuse(parsed: DataFrame, condition: Column, reason: str, value: Column | None = None) -> DataFrame:
+    """Refuse the rows that meet `condition` (over ``row.…`` and ``partition``) and were good so far.
+
+    :param value: an expression over the same columns; the reason names it.
+    """
     from pyspark.sql import functions as F
 
     bad = F.col(REASON).isNull() & F.coalesce(condition, F.lit(False))
+    named = F.lit(reason)
+    if value is not None:
+        named = F.concat(named, F.lit(": "), F.coalesce(value.cast("string"), F.lit("NULL")))
     # both at once: the condition is over the row, and the row goes
-    return parsed.withColumns(
-        {ROW: F.when(~bad, F.col(ROW)), REASON: F.when(bad, F.lit(reason)).otherwise(F.col(REASON))}
-    )
+    return parsed.withColumns({ROW: F.when(~bad, F.col(ROW)), REASON: F.when(bad, named).otherwise(F.col(REASON))})
 
 
-def _says(text: Column, number: Column, kind: DataType) -> Column:
-    """Whether a text says the number with a fraction that a cast has made of it.
-
-    A ``float`` or ``double`` is the nearest one: of what is too large for it, or too small to be more than zero, none.
-    A ``decimal`` is the very number; it is written without an exponent.
-    """
+def _type_reason(name: str, kind: DataType, text: Column) -> Column:
     from pyspark.sql import functions as F
-    from pyspark.sql import types as T
 
-    if isinstance(kind, T.DecimalType):
-        fraction = rf"\.[0-9]{{0,{kind.scale}}}0*"
-        return number.isNotNull() & text.rlike(rf"\A[-+]?(?:[0-9]+(?:{fraction})?|{fraction})\z")
-    infinite = F.abs(number) == float("inf")
-    return F.when(infinite | F.isnan(number), text.isin(*_NOT_FINITE)).otherwise(
-        number.isNotNull() & text.rlike(_NUMBER) & ((number != 0) | ~text.rlike(_NO_ZERO))
+    return F.concat(
+        F.lit(f"type of {name}: "), F.left(text, F.lit(_SHOWN_LETTERS)), F.lit(f" is not {kind.simpleString()}")
     )
+
+
+def kind_of(reason: Column) -> Column:
+    """A reason without the value that it names, for counting."""
+    from pyspark.sql import functions as F
+
+    return F.split_part(reason, F.lit(": "), F.lit(1))
 
 
 def _reason_of_text(fields: int) -> Column:

@@ -12,7 +12,7 @@ from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trilake.spark.delimited import REASON
+from trilake.spark.delimited import REASON, kind_of
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -86,7 +86,7 @@ def _refused(batches: Sequence[Batch]) -> list[dict[str, Any]]:
         DataFrame.unionByName,
         (
             batch.parsed.where(F.col(REASON).isNotNull()).select(
-                F.lit(batch.data_set.name).alias("data_set"), REASON, "file", "raw"
+                F.lit(batch.data_set.name).alias("data_set"), kind_of(F.col(REASON)).alias(REASON), "file", "raw"
             )
             for batch in batches
         ),

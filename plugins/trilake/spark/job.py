@@ -31,7 +31,7 @@ from trilake.spark import inputs
 from trilake.spark.batch import Batch, read_batch
 from trilake.spark.clickhouse import ClickHouseReader
 from trilake.spark.counts import Counts, count_rows, totals
-from trilake.spark.delimited import REASON, header_of
+from trilake.spark.delimited import REASON, header_of, kind_of
 from trilake.spark.dry_run import DryRun, DryRunEnded
 from trilake.spark.locks import job_lock, partition_lock
 from trilake.spark.overwrite import current_snapshot, replace, snapshot_of
@@ -119,7 +119,14 @@ class Job:
 
     # --- reading
 
-    def read(self, schema: StructType | str, data_set: DataSet | None = None, *, date: Column | None = None) -> Batch:
+    def read(
+        self,
+        schema: StructType | str,
+        data_set: DataSet | None = None,
+        *,
+        date: Column | None = None,
+        missing: str = "",
+    ) -> Batch:
         """Reads the raw CSV files of a data set in this run's window. Separates good and refused rows, drops
         duplicates.
 
@@ -127,6 +134,9 @@ class Job:
             column that is NOT NULL is refused.
         :param data_set: default: the job's own.
         :param date: expression for a row's date, if the date is not a column of the schema.
+        :param missing: a text that stands for a missing value in this source, such as ``NA``. An empty field without
+            quotes is always NULL.
+        :raises ConfigurationError: a CSV file cannot hold a type of the schema.
         :raises trilake.spark.inputs.InputError: a partition has no file, or a file has a different header.
         """
         from pyspark.sql.types import StructType
@@ -141,9 +151,9 @@ class Job:
         inputs.check_header(self._s3, pinned, header_of(fields))
         if self.dry_run and data_set == self.data_set:
             sample = partial(self.dry_run.sample, partitions=self.window.partitions)
-            batch = read_batch(self.spark, data_set, pinned, fields, date=date, sample=sample)
+            batch = read_batch(self.spark, data_set, pinned, fields, date=date, missing=missing, sample=sample)
         else:
-            batch = read_batch(self.spark, data_set, pinned, fields, date=date)
+            batch = read_batch(self.spark, data_set, pinned, fields, date=date, missing=missing)
         self._batches.append(batch)
         self._unsettled.append(batch)
         return batch
@@ -350,7 +360,8 @@ class Job:
 
         self._check_inputs(self._unsettled)
         for read in self._unsettled:
-            rows = read.parsed.where(F.col(REASON).isNotNull()).groupBy(REASON).count().orderBy(REASON).collect()
+            kind = kind_of(F.col(REASON)).alias(REASON)
+            rows = read.parsed.where(F.col(REASON).isNotNull()).groupBy(kind).count().orderBy(REASON).collect()
             if rows:
                 raise inputs.InputError(
                     f"Lines of {read.data_set.name} {self.window} were refused and are not in quarantine yet: "

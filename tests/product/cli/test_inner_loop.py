@@ -33,8 +33,8 @@ MONTH = "2013-02"
 # Two good rows, one of them twice; three lines that are refused for three reasons.
 CSV = """id,happened_at,amount,note
 1,2013-02-01T00:00:00Z,1.5,first
-2,2013-02-28T23:59:59Z,NA,NA
-2,2013-02-28T23:59:59Z,NA,NA
+2,2013-02-28T23:59:59Z,,
+2,2013-02-28T23:59:59Z,,
 3,2013-03-01T00:00:00Z,1,too late
 x,2013-02-01T00:00:00Z,1,no number
 4,2013-02-01T00:00:00Z,1
@@ -113,10 +113,10 @@ def test_a_dry_run_tells_what_became_of_every_line_and_leaves_nothing(platform: 
     refused = {one["reason"]: one for one in told["refused"]}
     assert {reason: one["rows"] for reason, one in refused.items()} == {
         "outside_window": 1,
-        "type": 1,
+        "type of id": 1,
         "field count": 1,
     }
-    assert refused["type"]["examples"] == [
+    assert refused["type of id"]["examples"] == [
         {"file": f"{NAME}/{MONTH}/parcels.csv", "raw": "x,2013-02-01T00:00:00Z,1,no number"}
     ]
     assert told["columns"]["happened_on"] == "date"

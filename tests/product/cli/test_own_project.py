@@ -22,8 +22,8 @@ DAY = "2026-02-01"
 # Two rows, one of them twice, and a line that is refused.
 CSV = """id,happened_at,amount,note
 1,2026-02-01T00:00:00Z,1.5,first
-2,2026-02-01T23:59:59Z,NA,NA
-2,2026-02-01T23:59:59Z,NA,NA
+2,2026-02-01T23:59:59Z,,
+2,2026-02-01T23:59:59Z,,
 x,2026-02-01T00:00:00Z,1,no number
 """
 # the whole test, installation and start of a platform included, on a machine that is busy
