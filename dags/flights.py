@@ -33,6 +33,7 @@ with DAG(
     params={
         "start": Param(None, type=["null", "string"], description="first month, such as 2013-01"),
         "end": Param(None, type=["null", "string"], description="last month; by default the first"),
+        "force": Param(False, type="boolean", description="commit although many lines were refused"),
     },
     default_args={"retries": 3, "retry_delay": timedelta(seconds=20)},
     tags=[Tag.FLIGHTS],

@@ -40,7 +40,7 @@ def run_careless(spark: Any) -> Any:
 def careless(spark: Any, work: Callable[[Any], Any]) -> Any:
     """What the commit said of a job that works on good rows as it should not, and the keys in the lake afterwards."""
     endpoints = Endpoints.from_environment()
-    data_set = DataSet(f"t_{secrets.token_hex(4)}", grain="month", date="d", shard_by="k")
+    data_set = DataSet(f"t_{secrets.token_hex(4)}", grain="month", date="d", shard_by="k", max_refused=1.0)
     _hold(spark, data_set)
     key = data_set.raw_key(corpus_cases.MONTH, "a.csv")
     s3.client(endpoints.s3).put_object(
@@ -69,7 +69,7 @@ def run(spark: Any, case: Case) -> Any:
     """What came of it: the error, or counts and rows as they lie in the lake; and in PostgreSQL, without a commit."""
     endpoints = Endpoints.from_environment()
     store = s3.client(endpoints.s3)
-    data_set = DataSet(f"t_{secrets.token_hex(4)}", grain="month", date="d", shard_by="k")
+    data_set = DataSet(f"t_{secrets.token_hex(4)}", grain="month", date="d", shard_by="k", max_refused=1.0)
 
     def put(item: tuple[str, bytes]) -> None:
         store.upload_fileobj(io.BytesIO(item[1]), RAW_BUCKET, data_set.raw_key(corpus_cases.MONTH, item[0]))

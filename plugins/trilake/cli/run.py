@@ -21,6 +21,7 @@ from trilake.lake import DataSet, Window
 from trilake.platform.embedded import dry_run, local_table
 from trilake.platform.embedded.home import Home
 from trilake.platform.embedded.local_table import Column, Difference
+from trilake.spark.counts import TooManyRefusedError, check_refused
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
@@ -132,6 +133,10 @@ def _examine(
         except CountMismatchError as e:
             trouble.append(str(e))
     columns = local_table.table_columns(sql_folder, data_set.table)
+    try:
+        check_refused(data_set, result.counts)
+    except TooManyRefusedError as e:
+        trouble.append(e.message)
     trouble += local_table.misfits(result.columns, data_set.table, sql_folder)
     trouble += [
         f"{name}: {rows:,} rows have no value, and the table's type has no NULL"

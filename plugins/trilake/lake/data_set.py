@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 
 from trilake.errors import ConfigurationError
 from trilake.lake.window import Grain, Window
@@ -51,12 +51,16 @@ class DataSet:
         None: a small dimension table. It is replaced as a whole, and every shard holds a full copy.
     :param date: the column (a date) that decides a row's partition. Required with a grain.
     :param shard_by: the column (not null) whose Iceberg bucket decides a row's shard. Required with a grain.
+    :param max_refused: the largest share of a partition's lines that a job may refuse, from 0 to 1. With more, the job
+        commits nothing and the table stays as it is. None: 5 %, or 20 lines if that is more, and never all lines.
     """
 
     name: str
     grain: Grain | None = None
     date: str | None = None
     shard_by: str | None = None
+    # not compared: it says how the data set is made, and not which one it is
+    max_refused: float | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -70,6 +74,11 @@ class DataSet:
             raise ConfigurationError(
                 f"Data set {self.name}: grain, date and shard_by belong together.",
                 hint="Give all three, or none for a dimension table.",
+            )
+        if self.max_refused is not None and not 0 <= self.max_refused <= 1:
+            raise ConfigurationError(
+                f"Data set {self.name}: max_refused is {self.max_refused}, which is not a share.",
+                hint="Use a number from 0 (no line may be refused) to 1 (all may be).",
             )
 
     # --- objects in S3
@@ -130,15 +139,23 @@ class DataSet:
         return Window.parse(self.grain, start, end)
 
     def to_json(self) -> str:
-        """For a job's argument; `from_json` reads it back."""
-        return json.dumps({k: v for k, v in asdict(self).items() if v is not None}, sort_keys=True)
+        """For a job's argument; `from_json` reads it back.
+
+        Fields with their default are left out, so a job version that does not know a field can read it.
+        """
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return json.dumps({name: value for name, value in values.items() if value is not None}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> DataSet:
-        """:raises ConfigurationError: it is not what `to_json` writes."""
+        """Fields that this version does not know are ignored: a newer operator may have written them.
+
+        :raises ConfigurationError: it is not what `to_json` writes.
+        """
+        known = {item.name for item in fields(cls)}
         try:
-            return cls(**json.loads(text))
-        except (ValueError, TypeError):
+            return cls(**{name: value for name, value in json.loads(text).items() if name in known})
+        except (ValueError, TypeError, AttributeError):
             raise ConfigurationError(
                 f"{text[:200]!r} does not describe a data set.", hint='Give JSON such as {"name": "airlines"}.'
             ) from None

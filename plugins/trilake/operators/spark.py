@@ -87,7 +87,9 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
     is killed only deletes the application that it owns.
 
     :param job: the module's name.
-    :param data_set: what the job makes; with a grain, the task works on a window of its partitions.
+    :param data_set: what the job makes; with a grain, the task works on a window of its partitions. A run with
+        the param ``"force": true`` commits although many lines were refused (`DataSet.max_refused`). The snapshot names
+        the user.
     :param arguments: further arguments for the job. Everyone who may read the application can read them: never put a
         secret here.
     :param profile: small, medium or large, see `trilake.spark.application.PROFILES`.
@@ -337,6 +339,9 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
             if self.data_set.grain is not None:
                 partitions = self.window(context).partitions
                 arguments += ["--start", partitions[0], "--end", partitions[-1]]
+                if context["params"].get("force"):
+                    user = getattr(context["dag_run"], "triggering_user_name", None)
+                    arguments += ["--accept-refused", user or "a run without a user"]
         return arguments + [str(argument) for argument in self.arguments]
 
     def _inputs(self, arguments: Sequence[str]) -> str:

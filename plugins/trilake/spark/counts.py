@@ -6,13 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from trilake.errors import CountMismatchError
+from trilake.errors import CountMismatchError, TrilakeError
 from trilake.lake import DataSet, Window
 from trilake.spark.batch import Batch, partition_of
 from trilake.spark.delimited import REASON
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
+
+
+# Without max_refused: a partition may have this share of refused lines, or this many.
+_REFUSED_SHARE, _REFUSED_LINES = 0.05, 20
+
+
+class TooManyRefusedError(TrilakeError):
+    """So many lines were refused that the rest may not replace what the table holds. The table was not changed."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,32 @@ class Counts:
                 f"{self.duplicates} exact duplicates make {self.curated + self.quarantined + self.duplicates}.",
                 hint="The job's transformation has to keep every row: no inner join, no filter.",
             )
+
+    def too_many_refused(self, limit: float | None) -> bool:
+        """Whether a job must not replace a partition with what is left.
+
+        :param limit: see `DataSet.max_refused`.
+        """
+        if limit is not None:
+            return self.quarantined > limit * self.rows_in
+        share = self.quarantined > _REFUSED_SHARE * self.rows_in and self.quarantined > _REFUSED_LINES
+        return share or 0 < self.quarantined == self.rows_in
+
+
+def check_refused(data_set: DataSet, counts: Mapping[str, Counts]) -> None:
+    """:raises TooManyRefusedError: names the partitions with more refused lines than the data set allows."""
+    wrong = [
+        f"{name} ({count.quarantined} of {count.rows_in})"
+        for name, count in counts.items()
+        if count.too_many_refused(data_set.max_refused)
+    ]
+    if wrong:
+        raise TooManyRefusedError(
+            f"{data_set.name}: too many lines were refused in {', '.join(wrong)}. They are in {data_set.quarantine} "
+            f"with their reasons; {data_set.curated} was not changed.",
+            hint="Ask the source for correct files, or change the job's schema. To commit what is left, run the DAG "
+            'with the param "force": true, or set max_refused in the data set.',
+        )
 
 
 def count_rows(data_set: DataSet, window: Window, curated: DataFrame, batch: Batch | None) -> dict[str, Counts]:

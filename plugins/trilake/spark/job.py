@@ -30,7 +30,7 @@ from trilake.lake.catalog import CATALOG, COUNTS_PROPERTY, load_table, open_cata
 from trilake.spark import inputs
 from trilake.spark.batch import Batch, read_batch
 from trilake.spark.clickhouse import ClickHouseReader
-from trilake.spark.counts import Counts, count_rows, totals
+from trilake.spark.counts import Counts, TooManyRefusedError, check_refused, count_rows, totals
 from trilake.spark.delimited import REASON, header_of, kind_of
 from trilake.spark.dry_run import DryRun, DryRunEnded
 from trilake.spark.locks import job_lock, partition_lock
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 INPUTS_PROPERTY = "trilake.inputs"
+FORCED_PROPERTY = "trilake.forced_by"
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Job:
         self.window: Window = self.data_set.window(options.start, options.end or None)
         self.run_id: str = options.run
         self._result: str = options.result
+        self._forced_by: str = options.accept_refused
         self.dry_run = DryRun(options.dry_run, options.limit) if options.dry_run else None
         self.endpoints = endpoints or Endpoints.from_environment()
         self._own_session = spark is None
@@ -271,6 +273,8 @@ class Job:
         :param replace_columns: columns of the table that have another type in `curated`, or that it does not have. The
             table drops them, and adds those of `curated` again. Partitions of other windows have NULL there until
             their windows run again.
+        :raises trilake.spark.counts.TooManyRefusedError: more lines were refused than the data set allows. They are in
+            the quarantine table; the job's own table was not changed.
         :raises CountMismatchError: rows were lost or added, or have no date or shard key. Nothing was committed.
         :raises trilake.spark.evolution.ColumnChangedError: a value could change, or a column of the table is missing.
             Nothing was committed.
@@ -293,6 +297,14 @@ class Job:
                 count.check(f"{data_set.name} {partition}")
         self._check_inputs(self._batches)
         with partition_lock(self.endpoints, data_set, self.window, self.run_id, self._base):
+            try:
+                check_refused(data_set, counts)
+            except TooManyRefusedError as e:
+                if not self._forced_by:
+                    self._quarantine_all()
+                    raise
+                log.warning("Committed because %s forces it: %s", self._forced_by, e.message)
+                self._told["forced_by"] = self._forced_by
             commit = self._replace(curated, counts, replace_columns)
         if self._seen:
             self._arrivals.committed(self._pinned, self._seen, self.run_id)
@@ -312,9 +324,7 @@ class Job:
     def _replace(self, curated: DataFrame, counts: Mapping[str, Counts], replaced: Sequence[str]) -> Commit:
         from pyspark.sql import functions as F
 
-        token = uuid.uuid4().hex
-        for read in self._batches:
-            self._quarantine(read, token)
+        token = self._quarantine_all()
         shards = len(self.endpoints.clickhouse.shards)
         changes = create_curated(self.spark, self.data_set, curated.schema, shards=shards, replaced=replaced)
         if changes:
@@ -332,6 +342,7 @@ class Job:
             properties={
                 COUNTS_PROPERTY: json.dumps({name: vars(count) for name, count in counts.items()}),
                 INPUTS_PROPERTY: inputs.digest(item for read in self._batches for item in read.inputs),
+                **({FORCED_PROPERTY: self._forced_by} if "forced_by" in self._told else {}),
             },
         )
         commit = self._verify(token, counts)
@@ -368,6 +379,13 @@ class Job:
                     f"{', '.join(f'{row[0]} ({row[1]})' for row in rows)}.",
                     hint="Nothing was written. Call commit first, which quarantines them; or fix the files.",
                 )
+
+    def _quarantine_all(self) -> str:
+        """Write the refused lines of all reads to the quarantine tables. Returns the token of their snapshots."""
+        token = uuid.uuid4().hex
+        for read in self._batches:
+            self._quarantine(read, token)
+        return token
 
     def _quarantine(self, batch: Batch, token: str) -> None:
         from pyspark.sql import functions as F
@@ -435,6 +453,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--end", default="", help="the last partition; by default the first")
     parser.add_argument("--run", default="by hand", help="the run that the snapshot's properties name, such as DAG/RUN")
     parser.add_argument("--result", default="", help="s3:// address for what was committed, as JSON")
+    parser.add_argument("--accept-refused", default="", help="who forces a commit although many lines were refused")
     parser.add_argument("--dry-run", default="", help="commit nothing: leave what would be committed in this folder")
     parser.add_argument("--limit", type=int, default=0, help="of a dry run: lines of each partition; 0: all")
     return parser
