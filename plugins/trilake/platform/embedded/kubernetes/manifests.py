@@ -62,7 +62,7 @@ _METADATA = ("name", "generateName", "namespace", "labels", "annotations", "owne
 
 
 def admit(document: Any, *, namespace: str, strict: bool) -> tuple[dict[str, Any], list[str]]:
-    """Validate an application. Returns its stored form (with defaults, no unknown fields or nulls) and the unknown fields.
+    """Validate an application. Returns its stored form (with defaults, without unknown fields) and the unknown fields.
 
     :param strict: refuse unknown fields (the request's ``fieldValidation=Strict``).
     :raises StatusError: 400 the document is not a SparkApplication; 422 it is invalid, and the causes name the fields.
