@@ -66,8 +66,8 @@ class AirflowApi:
         """
         deadline = time.monotonic() + NOTICE_S
         while True:
-            known = {dag["dag_id"] for dag in self._call("GET", "/api/v2/dags", params={"limit": 1000})["dags"]}
-            missing = [dag_id for dag_id in dag_ids if dag_id not in known]
+            parsed_dags = {dag["dag_id"] for dag in self._call("GET", "/api/v2/dags", params={"limit": 1000})["dags"]}
+            missing = [dag_id for dag_id in dag_ids if dag_id not in parsed_dags]
             if not missing:
                 return
             for broken in self._call("GET", "/api/v2/importErrors")["import_errors"]:

@@ -186,21 +186,21 @@ class Home:
     def _remembered(self, file: str, names: tuple[str, ...], make: Callable[[str, dict[str, T]], T]) -> dict[str, T]:
         path = self.config(file)
         try:
-            known: dict[str, T] = json.loads(path.read_text())
-            if not isinstance(known, dict):
+            stored: dict[str, T] = json.loads(path.read_text())
+            if not isinstance(stored, dict):
                 raise ValueError
         except FileNotFoundError:
-            known = {}
+            stored = {}
         except (OSError, ValueError):
             raise ConfigurationError(
                 f"{path} cannot be read or is damaged.",
                 hint="Restore it from a backup: the services' data cannot be opened without it.",
             ) from None
-        if missing := [name for name in names if name not in known]:
+        if missing := [name for name in names if name not in stored]:
             for name in missing:
-                known[name] = make(name, known)
-            write_private(path, json.dumps(known, indent=2) + "\n")
-        return known
+                stored[name] = make(name, stored)
+            write_private(path, json.dumps(stored, indent=2) + "\n")
+        return stored
 
     def environment(self) -> dict[str, str]:
         """The variables of ``connections.env``.

@@ -163,7 +163,7 @@ def found_by_check(check: str, rows: Sequence[Mapping[str, Any]], table: str, sq
     :param rows: values by column. A missing column gets the default of the DDL.
     :raises ConfigurationError: there is no such table or check.
     """
-    checks = {known.name: known for known in read_checks(sql_folder, table)}
+    checks = {table_check.name: table_check for table_check in read_checks(sql_folder, table)}
     if check not in checks:
         raise ConfigurationError(
             f"The table {table} has no check {check}.", hint=f"Its checks are: {', '.join(checks) or 'none'}."
@@ -172,8 +172,8 @@ def found_by_check(check: str, rows: Sequence[Mapping[str, Any]], table: str, sq
         name = engine.create(sql_folder, table)
         for row in rows:
             engine.run(f"INSERT INTO {name} FORMAT JSONEachRow {json.dumps(row)}")
-        (found,) = engine.rows(f"SELECT ({checks[check].on(name)}) AS rows")
-    return int(found["rows"])
+        (answer,) = engine.rows(f"SELECT ({checks[check].on(name)}) AS rows")
+    return int(answer["rows"])
 
 
 class _Engine:

@@ -180,19 +180,19 @@ class _Start:
             steps["airflow-database"] = (self._migrate_airflow, ("postgres",))
             steps["airflow"] = (self._start_airflow, ("airflow-database",))
         self._missing = set(services)
-        done: dict[str, Future[None]] = {}
+        futures: dict[str, Future[None]] = {}
 
         def after(needed: tuple[str, ...], work: Callable[[], None]) -> None:
             for name in needed:
-                done[name].result()
+                futures[name].result()
             if not self._failed.is_set():
                 work()
 
         with ThreadPoolExecutor(len(steps)) as pool:
             for name, (work, needed) in steps.items():
-                done[name] = pool.submit(after, needed, work)
+                futures[name] = pool.submit(after, needed, work)
             try:
-                ended, _ = wait(done.values(), return_when=FIRST_EXCEPTION)
+                ended, _ = wait(futures.values(), return_when=FIRST_EXCEPTION)
             finally:
                 self._failed.set()  # after an error or an interrupt, this stops the waiting threads
             errors = [error for future in ended if (error := future.exception())]

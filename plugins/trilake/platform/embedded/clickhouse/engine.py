@@ -84,7 +84,7 @@ class Connection:
     """A connection to the engine. Only one thread may use it at a time."""
 
     def __init__(self, opened: Any) -> None:
-        self._opened = opened  # keep the reference: without one, chDB closes the connection, and it never answers
+        self._opened = opened  # keep a reference: else chDB closes the connection, and a closed one never answers
         self._raw = opened._conn
         self._dirty = False
         self.streams = True
@@ -217,16 +217,16 @@ class Connection:
     def _insert_stream(self, sql: bytes | None, format_: str, data: Iterable[bytes], summary: Summary) -> None:
         with self._engine_errors():
             handle = self._raw.send_insert(sql, format_)
-        done = False
+        finished = False
         try:
             for piece in data:
                 with self._engine_errors():
                     self._raw.insert_append(handle, piece)
             with self._engine_errors():
                 result = self._raw.insert_done(handle)
-            done = True
+            finished = True
         finally:
-            if not done:
+            if not finished:
                 with contextlib.suppress(RuntimeError):
                     self._raw.insert_cancel(handle)
         summary.add(result)

@@ -66,8 +66,8 @@ class ClusterConfiguration:
             ) from None
         if not isinstance(document, dict):
             raise ConfigurationError(f"{path} is not a JSON object.", hint="`trilake up` writes it.")
-        known = {f.name for f in fields(cls)}
-        if unknown := sorted(document.keys() - known):
+        setting_names = {f.name for f in fields(cls)}
+        if unknown := sorted(document.keys() - setting_names):
             raise ConfigurationError(f"{path} has unknown settings: {', '.join(unknown)}.")
         missing = sorted({"port", "data", "token", "spark_home", "python"} - document.keys())
         if missing:

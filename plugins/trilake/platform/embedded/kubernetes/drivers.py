@@ -107,7 +107,7 @@ class Driver:
             return
         leader = int(process["pid"])
         if process["boot"] != (identity(os.getpid()) or {}).get("boot"):
-            return  # the machine was restarted: the process is gone, and its id may belong to another one
+            return  # the machine was restarted: the process has ended, and its id may belong to another one
         if (current := identity(leader)) is not None and current != process:
             return  # the id was reused, so the session is empty: an id is not reused while its session has members
         until = time.monotonic() + grace_seconds
