@@ -1,4 +1,4 @@
-"""A DB-API connection that gives each statement a query id, and does not treat percent signs as doubled."""
+"""A DB-API connection that gives each statement a query id, and leaves percent signs in statements unchanged."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ class ApplicationState(StrEnum):
 
     @property
     def over(self) -> bool:
-        """Whether the state is final. It is, because our applications are never restarted."""
+        """Whether the state is final. This holds for applications that are never restarted, such as Trilake's."""
         return self in (ApplicationState.COMPLETED, ApplicationState.FAILED, ApplicationState.SUBMISSION_FAILED)
 
     @property

@@ -84,7 +84,7 @@ def read_batch(
 
 
 def partition_of(data_set: DataSet, date: Column) -> Column:
-    """The name of the partition that a date lies in, such as ``2013-02``."""
+    """The name of the partition of a date, such as ``2013-02``."""
     from pyspark.sql import functions as F
 
     return F.date_format(date, "yyyy-MM" if data_set.grain == "month" else "yyyy-MM-dd")

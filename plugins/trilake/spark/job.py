@@ -55,7 +55,7 @@ INPUTS_PROPERTY = "trilake.inputs"
 
 @dataclass(frozen=True)
 class Commit:
-    """A commit. The job writes it to ``--result`` for the submitter."""
+    """The result of a commit. The job writes it to ``--result`` for the submitter."""
 
     table: str
     snapshot_id: int

@@ -153,12 +153,12 @@ def remove_abandoned(endpoint: PostgresEndpoint, schema: str | None = None) -> l
             (schema.strip('"') if schema else None, f"^{STAGING}[0-9a-f]{{{2 * _ATTEMPT_BYTES}}}$"),
         )
         removed = []
-        for its_schema, name in cursor.fetchall():
-            staging = f"{listed([its_schema])}.{name}"
+        for table_schema, name in cursor.fetchall():
+            staging = f"{listed([table_schema])}.{name}"
             with try_lock(endpoint, LockSpace.MART_STAGING, name.removeprefix(STAGING)) as free:
                 # Look again: the writer may have ended since the query and dropped the table itself.
                 if free and _exists(connection, staging) and _drop(connection, staging):
-                    removed.append(f"{its_schema}.{name}")
+                    removed.append(f"{table_schema}.{name}")
     if removed:
         log.warning("Removed the staging tables of killed writers in PostgreSQL: %s", ", ".join(removed))
     return removed
