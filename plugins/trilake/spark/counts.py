@@ -1,4 +1,4 @@
-"""Where every row went: what came in is what came out plus what is accounted for."""
+"""Accounts for every row: rows in = rows curated + rows quarantined + exact duplicates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Counts:
-    """Rows of one partition. What went in is what came out plus what is accounted for."""
+    """Numbers of rows of one partition. `rows_in` must be the sum of the others."""
 
     rows_in: int = 0
     curated: int = 0
@@ -25,32 +25,32 @@ class Counts:
     duplicates: int = 0
 
     def check(self, where: str) -> None:
-        """:raises CountMismatchError: the sum does not hold."""
+        """:raises CountMismatchError: `rows_in` is not the sum of the others."""
         if self.rows_in != self.curated + self.quarantined + self.duplicates:
             raise CountMismatchError(
                 f"{where}: {self.rows_in} rows came in; {self.curated} curated, {self.quarantined} quarantined and "
                 f"{self.duplicates} exact duplicates make {self.curated + self.quarantined + self.duplicates}.",
-                hint="The job's transformation has to keep every row: no inner join, no filter.",
+                hint="The job's transformation must keep every row: use no inner join and no filter.",
             )
 
 
 def count_rows(data_set: DataSet, window: Window, curated: DataFrame, batch: Batch | None) -> dict[str, Counts]:
-    """By partition, each figure from its own source: lines, refused lines, copies, and the rows to be written.
+    """Counts by partition. Lines, refused lines, copies and the rows to write are counted independently.
 
-    :param batch: what `curated` was made of; None: nothing is known but what was made.
-    :raises CountMismatchError: rows lie outside of the window.
+    :param batch: the batch that `curated` was made from. None: only the rows of `curated` can be counted.
+    :raises CountMismatchError: rows are outside of the window.
     """
     from pyspark.sql import functions as F
 
     by_date = partition_of(data_set, F.col(str(data_set.date)))
-    made = {row[0]: row[1] for row in curated.groupBy(by_date).count().collect()}
-    outside = sorted(str(name) for name in made if name not in window.partitions)
+    curated_rows = {row[0]: row[1] for row in curated.groupBy(by_date).count().collect()}
+    outside = sorted(str(name) for name in curated_rows if name not in window.partitions)
     if outside:
         raise CountMismatchError(
             f"The job made rows of {data_set.name} outside of its window {window}: {', '.join(outside[:5])}."
         )
     if batch is None:
-        return {name: Counts(made.get(name, 0), made.get(name, 0)) for name in window}
+        return {name: Counts(curated_rows.get(name, 0), curated_rows.get(name, 0)) for name in window}
     lines = {
         row["partition"]: row
         for row in batch.parsed.groupBy("partition")
@@ -64,7 +64,7 @@ def count_rows(data_set: DataSet, window: Window, curated: DataFrame, batch: Bat
     return {
         name: Counts(
             rows_in=lines[name]["lines"] if name in lines else 0,
-            curated=made.get(name, 0),
+            curated=curated_rows.get(name, 0),
             quarantined=lines[name]["refused"] if name in lines else 0,
             duplicates=copies.get(name, 0),
         )
@@ -73,6 +73,6 @@ def count_rows(data_set: DataSet, window: Window, curated: DataFrame, batch: Bat
 
 
 def totals(counts: Mapping[str, Counts]) -> str:
-    """Of all partitions, in one line."""
+    """The sums over all partitions, in one line."""
     rows = [vars(count) for count in counts.values()]
     return ", ".join(f"{name} {sum(row[name] for row in rows)}" for name in vars(Counts()))

@@ -1,7 +1,7 @@
-"""Delimited text, line by line: every line becomes a row, or is refused with a reason. None is lost on the way.
+"""Parses delimited text line by line. Every line becomes a row, or is refused with a reason. No line is lost.
 
-Spark's own CSV reader takes a row with too few or too many fields for a good one, and what it calls corrupt depends on
-the columns that are read. So lines are read as text, their fields are counted first, and only then are they parsed.
+Spark's own CSV reader accepts a row with too few or too many fields. Which rows it calls corrupt depends on the columns
+that are read. So this module reads lines as text, counts their fields first, and parses them afterwards.
 """
 
 from __future__ import annotations
@@ -12,59 +12,59 @@ if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
     from pyspark.sql.types import DataType, StructType
 
-# The text that stands for a missing value in a source.
+# The text of a missing value in a source.
 MISSING = "NA"
 TIMESTAMP_FORMAT = "yyyy-MM-dd'T'HH:mm:ssX"
-# Without one Spark takes the beginning of a text for a date: "2013", or what has a blank and anything else behind it.
+# Without a format Spark accepts "2013" as a date, and also a date that is followed by a space and any other text.
 DATE_FORMAT = "yyyy-MM-dd"
 TIMESTAMP_NTZ_FORMAT = "yyyy-MM-dd'T'HH:mm:ss"
 
 ROW = "row"
 REASON = "reason"
 _CORRUPT = "_corrupt"
-# A value with quotes within is several of these. No alternatives in it: Java's stack would grow with the text.
+# A value that contains quotes matches several of these. No alternation here: Java's stack would grow with the text.
 _QUOTED = '"[^"]*"'
-# No character (Unicode keeps it free), and Spark's parser takes it for the end of the text: what is behind it would
-# become the beginning of the next line. Lines with it are refused, so it may stand for something here.
+# Unicode assigns no character to this code point. Spark's parser takes it as the end of the text: what follows it would
+# become the beginning of the next line. Lines that contain it are refused, so it can be used as a placeholder here.
 _END = "\uffff"
 _TEXT_BEHIND_QUOTED = f"(?<![^,]){_END}+[^,{_END}]"
-# Spark's parser drops it from the first line that it sees, and from no other.
+# Spark's parser removes it only from the first line that it reads.
 _BYTE_ORDER_MARK = "\ufeff"
-# Java takes more for a number: with blanks around it, a "d" or an "f" behind it, or hexadecimal digits.
+# Java accepts more as a number: spaces around it, a "d" or "f" after it, hexadecimal digits.
 _NUMBER = r"\A[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?\z"
-_NO_ZERO = "^[^eE]*[1-9]"
+_NONZERO = "^[^eE]*[1-9]"
 _NOT_FINITE = ("NaN", "Inf", "-Inf", "Infinity", "-Infinity")
 
 
 def header_of(schema: StructType) -> str:
-    """The first line that a file of this schema has."""
+    """The first line of a file with this schema."""
     return ",".join(schema.fieldNames())
 
 
 def without_end(line: Column) -> Column:
-    """A line of a file whose lines end as on Windows, without the end's first half: one, and at the very end alone."""
+    """A line without the carriage return of a Windows line end. Only one is removed, and only at the end."""
     from pyspark.sql import functions as F
 
-    # not "$", which is also before what Java takes for a line's end. And a regular expression makes text of bytes that
-    # are none: those are left for `parse_lines` to refuse.
+    # Not "$": it also matches before other characters that Java takes as a line end. A regular expression also turns
+    # bytes that are not UTF-8 into text, so such lines stay unchanged, and `parse_lines` refuses them.
     return F.when(F.is_valid_utf8(line), F.regexp_replace(line, "\r\\z", "")).otherwise(line)
 
 
 def parse_lines(lines: DataFrame, schema: StructType) -> DataFrame:
     """Parse comma-separated lines.
 
-    :param lines: columns ``file``, ``partition``, ``raw`` (a line without its end) and ``size`` (bytes, with its end);
-        header lines among them.
-    :param schema: of a line. A field that is not nullable may not be missing.
+    :param lines: columns ``file``, ``partition``, ``raw`` (a line without its end) and ``size`` (bytes, with its end).
+        Header lines are included.
+    :param schema: schema of a line. A field that is not nullable is required.
     :return: ``file``, ``partition``, ``raw``, ``size``, and either ``row`` (a struct of the schema) or ``reason``. The
-        first header line of each file is gone; another one is refused like any bad line.
+        first header line of each file is removed. A second one is refused like any bad line.
     """
     from pyspark.sql import functions as F
     from pyspark.sql import types as T
 
     header = header_of(schema)
     is_header = F.col("raw") == F.lit(header)
-    # as often as it stands there, less one
+    # all header lines of a file except the first
     repeated = (
         lines.where(is_header)
         .groupBy("file", "partition", "raw")
@@ -75,7 +75,7 @@ def parse_lines(lines: DataFrame, schema: StructType) -> DataFrame:
     )
     body = lines.where(~is_header | F.col("raw").isNull()).unionByName(repeated)
 
-    # of these Spark makes what they do not say, and the text is gone then
+    # Spark's parser converts some texts to a wrong number and drops the text. So it reads these columns as strings.
     numbers = {field.name: field.dataType for field in schema.fields if isinstance(field.dataType, T.FractionalType)}
     types = ", ".join(
         f"`{field.name}` {'string' if field.name in numbers else field.dataType.simpleString()}"
@@ -85,7 +85,7 @@ def parse_lines(lines: DataFrame, schema: StructType) -> DataFrame:
         "mode": "PERMISSIVE",
         "columnNameOfCorruptRecord": _CORRUPT,
         "escape": '"',  # a quote within quotes is written twice (RFC 4180), not behind a backslash
-        "charToEscapeQuoteEscaping": _END,  # the zero, if nothing is said: it would vanish before a quote
+        "charToEscapeQuoteEscaping": _END,  # the default is the NUL character, which would be dropped before a quote
         "nullValue": MISSING,
         "timestampFormat": TIMESTAMP_FORMAT,
         "timestampNTZFormat": TIMESTAMP_NTZ_FORMAT,
@@ -96,21 +96,21 @@ def parse_lines(lines: DataFrame, schema: StructType) -> DataFrame:
     parsed = body.withColumn("_text_reason", _reason_of_text(len(schema))).withColumn(
         "_parsed", F.from_csv(text, f"{types}, `{_CORRUPT}` string", options)
     )
-    told = {name: F.col("_parsed").getField(name) for name in schema.fieldNames()}
-    values = told
+    texts = {name: F.col("_parsed").getField(name) for name in schema.fieldNames()}
+    values = texts
     if numbers:
-        # in a step of its own: it is asked for twice, and made once
-        parsed = parsed.withColumn("_numbers", F.struct(*(told[n].try_cast(t).alias(n) for n, t in numbers.items())))
-        values = told | {name: F.col("_numbers").getField(name) for name in numbers}
+        # a separate column, because it is used twice and should be computed once
+        parsed = parsed.withColumn("_numbers", F.struct(*(texts[n].try_cast(t).alias(n) for n, t in numbers.items())))
+        values = texts | {name: F.col("_numbers").getField(name) for name in numbers}
     reason = F.coalesce(
         F.col("_text_reason"),
         F.when(F.col("_parsed").getField(_CORRUPT).isNotNull(), F.lit("type")),
         *(
-            F.when(told[name].isNotNull() & ~_says(told[name], values[name], kind), F.lit("type"))
+            F.when(texts[name].isNotNull() & ~_is_exact(texts[name], values[name], kind), F.lit("type"))
             for name, kind in numbers.items()
         ),
         *(
-            F.when(told[field.name].isNull(), F.lit(f"missing {field.name}"))
+            F.when(texts[field.name].isNull(), F.lit(f"missing {field.name}"))
             for field in schema.fields
             if not field.nullable
         ),
@@ -124,21 +124,21 @@ def parse_lines(lines: DataFrame, schema: StructType) -> DataFrame:
 
 
 def refuse(parsed: DataFrame, condition: Column, reason: str) -> DataFrame:
-    """Refuse the rows that meet `condition` (over ``row.…`` and ``partition``) and were good so far."""
+    """Refuse the rows that were good so far and meet `condition` (over ``row.…`` and ``partition``)."""
     from pyspark.sql import functions as F
 
     bad = F.col(REASON).isNull() & F.coalesce(condition, F.lit(False))
-    # both at once: the condition is over the row, and the row goes
+    # both columns in one step: the condition reads the row, and this step removes the row
     return parsed.withColumns(
         {ROW: F.when(~bad, F.col(ROW)), REASON: F.when(bad, F.lit(reason)).otherwise(F.col(REASON))}
     )
 
 
-def _says(text: Column, number: Column, kind: DataType) -> Column:
-    """Whether a text says the number with a fraction that a cast has made of it.
+def _is_exact(text: Column, number: Column, kind: DataType) -> Column:
+    """Whether a number with a fraction is a correct value of the text that it was cast from.
 
-    A ``float`` or ``double`` is the nearest one: of what is too large for it, or too small to be more than zero, none.
-    A ``decimal`` is the very number; it is written without an exponent.
+    A ``float`` or ``double`` must be the nearest value. A text that is too large for the type, or that is not zero and
+    becomes zero, is not accepted. A ``decimal`` must be exactly the number in the text, which has no exponent.
     """
     from pyspark.sql import functions as F
     from pyspark.sql import types as T
@@ -148,16 +148,16 @@ def _says(text: Column, number: Column, kind: DataType) -> Column:
         return number.isNotNull() & text.rlike(rf"\A[-+]?(?:[0-9]+(?:{fraction})?|{fraction})\z")
     infinite = F.abs(number) == float("inf")
     return F.when(infinite | F.isnan(number), text.isin(*_NOT_FINITE)).otherwise(
-        number.isNotNull() & text.rlike(_NUMBER) & ((number != 0) | ~text.rlike(_NO_ZERO))
+        number.isNotNull() & text.rlike(_NUMBER) & ((number != 0) | ~text.rlike(_NONZERO))
     )
 
 
 def _reason_of_text(fields: int) -> Column:
-    """Why the line cannot be parsed at all, from its text alone; null if it can."""
+    """Why a line cannot be parsed, judged by its text; null if it can be parsed."""
     from pyspark.sql import functions as F
 
     raw = F.col("raw")
-    # few lines have a quote, and a regular expression costs more than all else here
+    # Few lines have a quote, and the regular expression is the slowest step here.
     quotes = F.contains(raw, F.lit('"'))
     bare = F.when(quotes, F.regexp_replace(raw, _QUOTED, _END)).otherwise(raw)
     return (

@@ -1,4 +1,4 @@
-"""The tables that jobs write in the lake: made when they are first needed, widened by columns that are new."""
+"""The lake tables that jobs write. A job creates a missing table, and adds missing columns."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
     from pyspark.sql.types import StructType
 
-# Format 2 with copy-on-write only (a publication pulls plain files); rows are brought together by partition before they
-# are written, so that a partition is one file and not one per task.
+# Format 2, with copy-on-write only, because a publication reads data files without delete files. Rows are shuffled by
+# partition before they are written, so that a partition has one file and not one for each task.
 _PROPERTIES = {
     "format-version": "2",
     "write.distribution-mode": "hash",
@@ -29,7 +29,7 @@ _QUARANTINE_COLUMNS = (
 
 
 def create_curated(spark: SparkSession, data_set: DataSet, schema: StructType, *, shards: int) -> None:
-    """Make the data set's table, or give it the columns that are new."""
+    """Creates the data set's table, or adds the columns that it does not have yet."""
     required = (data_set.date, data_set.shard_by)
     columns = ", ".join(
         f"`{field.name}` {field.dataType.simpleString()}{' NOT NULL' if field.name in required else ''}"
@@ -37,8 +37,8 @@ def create_curated(spark: SparkSession, data_set: DataSet, schema: StructType, *
     )
     layout = f"{data_set.grain}s(`{data_set.date}`), bucket({shards}, `{data_set.shard_by}`)"
     name = _create(spark, data_set.curated, columns, layout)
-    known = set(spark.table(name).columns)
-    new = [field for field in schema.fields if field.name not in known]
+    existing = set(spark.table(name).columns)
+    new = [field for field in schema.fields if field.name not in existing]
     if new:
         added = ", ".join(f"`{field.name}` {field.dataType.simpleString()}" for field in new)
         spark.sql(f"ALTER TABLE {name} ADD COLUMNS ({added})")
@@ -50,7 +50,7 @@ def create_quarantine(spark: SparkSession, table: str) -> None:
 
 
 def _create(spark: SparkSession, table: str, columns: str, layout: str) -> str:
-    """Gives Spark's name of the table; one that is there stays as it is."""
+    """Creates the table if it does not exist. Returns Spark's name of it."""
     name = f"{CATALOG}.{table}"
     properties = ", ".join(f"'{key}' = '{value}'" for key, value in _PROPERTIES.items())
     spark.sql(f"CREATE NAMESPACE IF NOT EXISTS {name.rsplit('.', 1)[0]}")
