@@ -60,7 +60,7 @@ test: $(STAMP) ## Run the quick tests that need neither Docker nor Kubernetes
 	@$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not nightly" $(PYTEST)
 
 .PHONY: test-slow
-test-slow: $(STAMP) ## Run the slow tests of promises: the demo on the whole platform, jobs in Spark sessions
+test-slow: $(STAMP) ## Run the slow tests of guarantees: the demo on the whole platform, jobs in Spark sessions
 	@$(BIN)/python -m pytest -m "slow and not nightly" $(PYTEST)
 
 .PHONY: test-nightly

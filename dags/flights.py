@@ -1,9 +1,12 @@
 """
 # Flights
 
-Takes a month of flights from the source to the readers. The raw CSV is in S3; Spark curates it into the Iceberg table
-`curated.flights`; ClickHouse publishes it as `analytics.flights`; PostgreSQL has the counts by carrier as
-`marts.carrier_month`.
+Processes a month of flights, from the source to the readers:
+
+- The raw CSV files are copied to S3.
+- Spark curates them into the Iceberg table `curated.flights`.
+- ClickHouse publishes the table as `analytics.flights`.
+- PostgreSQL gets the counts by carrier in `marts.carrier_month`.
 
 Runs on the first day of a month for the month before. For another window, trigger it with `start` and `end`: one Spark
 application recomputes all months of the window. Each published month is one asset event.

@@ -2,7 +2,7 @@
 # Flights from a producer
 
 Starts when a producer has added or changed files below `s3://raw/flights/<month>/`, and no more files have arrived for
-a minute. Each month with such files, however old, is recomputed from all of its files and published.
+a minute. Each month with such files, also an old one, is recomputed from all its files and published.
 
 For months without new files, trigger it with `start` and `end`.
 
@@ -28,7 +28,7 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     params={
-        "start": Param(None, type=["null", "string"], description="first month, such as 2013-01; default: what is due"),
+        "start": Param(None, type=["null", "string"], description="first month, such as 2013-01; default: due months"),
         "end": Param(None, type=["null", "string"], description="last month; by default the first"),
     },
     default_args={"retries": 3, "retry_delay": timedelta(seconds=20)},

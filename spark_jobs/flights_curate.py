@@ -53,9 +53,9 @@ WEATHER_CSV = StructType(
 
 
 def curate(flights: DataFrame, weather: DataFrame, planes: DataFrame) -> DataFrame:
-    """Keeps every flight, also without weather or plane."""
+    """Adds weather and plane to the flights. It keeps a flight whose weather or plane is missing."""
     hourly = weather.dropDuplicates(["origin", "time_hour"])
-    known = planes.dropDuplicates(["tailnum"]).withColumnRenamed("year", "plane_year")
+    by_tailnum = planes.dropDuplicates(["tailnum"]).withColumnRenamed("year", "plane_year")
     return (
         flights.withColumn("flight_date", F.make_date("year", "month", "day"))
         .withColumn("cancelled", F.col("dep_time").isNull())
@@ -65,7 +65,7 @@ def curate(flights: DataFrame, weather: DataFrame, planes: DataFrame) -> DataFra
             how="left",
         )
         .join(
-            F.broadcast(known.select("tailnum", "plane_year", "manufacturer", "model", "seats")),
+            F.broadcast(by_tailnum.select("tailnum", "plane_year", "manufacturer", "model", "seats")),
             on="tailnum",
             how="left",
         )
@@ -79,7 +79,7 @@ def curate(flights: DataFrame, weather: DataFrame, planes: DataFrame) -> DataFra
 
 def main(arguments: Sequence[str]) -> None:
     with Job(arguments) as job:
-        # year, month and day are New York's, time_hour is UTC. The partition follows from year and month.
+        # year, month and day are in New York's time, time_hour is in UTC. year and month give the partition.
         day = F.make_date("row.year", "row.month", "row.day")
         flights = job.read(FLIGHTS_CSV, date=day, missing="NA")
         weather = job.read(WEATHER_CSV, WEATHER, date=day, missing="NA")

@@ -1,7 +1,7 @@
 #!/bin/bash
-# What Spark on Kubernetes calls an image with: `driver <spark-submit's arguments>` in the driver's pod, `executor` in an
-# executor's, whose settings come in SPARK_* variables (org.apache.spark.deploy.k8s, BasicExecutorFeatureStep).
-# Anything else is run as it stands. tini passes signals on and reaps what Python workers leave.
+# Spark on Kubernetes runs the image with `driver <spark-submit's arguments>` in the driver's pod and with `executor` in an
+# executor's pod. An executor's settings are in SPARK_* variables (org.apache.spark.deploy.k8s, BasicExecutorFeatureStep).
+# Any other command is run as it is. tini forwards signals and reaps the processes that Python workers leave.
 set -euo pipefail
 
 case "${1:-}" in
@@ -12,7 +12,7 @@ case "${1:-}" in
       --conf "spark.executorEnv.SPARK_DRIVER_POD_IP=$SPARK_DRIVER_BIND_ADDRESS" "$@"
     ;;
   executor)
-    # SPARK_JAVA_OPT_0, _1, ...: one option each, which may hold spaces
+    # SPARK_JAVA_OPT_0, _1, ...: one option in each, which may contain spaces
     options=()
     for ((number = 0; ; number++)); do
       name=SPARK_JAVA_OPT_$number

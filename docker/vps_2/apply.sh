@@ -1,20 +1,22 @@
 #!/bin/sh
-# Puts an overlay of k8s/ on vps_2's Kubernetes, waits until spark-operator takes applications, and writes the kubeconfig
-# that Airflow gets: the token of its account and the cluster's certificate, nothing of the administrator's.
+# Applies an overlay of k8s/ to vps_2's Kubernetes, waits until spark-operator accepts applications, and writes Airflow's
+# kubeconfig: the token of its account and the cluster's certificate, without any credentials of the administrator.
 #
 #   apply.sh OVERLAY KUBECONFIG_OF_AIRFLOW SERVER
 #
-# KUBECONFIG names the administrator's; OWNER (uid:gid) is whose the written file becomes. Repeatable at any time.
+# KUBECONFIG is the administrator's file. OWNER (uid:gid) becomes the owner of the written file. The script can be run
+# again at any time.
 set -eu
 overlay=$1 written=$2 server=$3
 
-# Until it goes well, or until there is no more point: what was said last is then shown.
+# try WHAT COMMAND...: repeat a command until it succeeds, for at most PATIENCE_S seconds (by default 300). After that,
+# print WHAT and the last output, and exit.
 try() {
   what=$1 deadline=$(($(date +%s) + ${PATIENCE_S:-300}))
   shift
-  until said=$("$@" 2>&1); do
+  until output=$("$@" 2>&1); do
     if [ "$(date +%s)" -ge "$deadline" ]; then
-      echo "$what, even after ${PATIENCE_S:-300} s: $said" >&2
+      echo "$what, even after ${PATIENCE_S:-300} s: $output" >&2
       exit 1
     fi
     sleep 2
@@ -22,7 +24,7 @@ try() {
 }
 
 # spark-operator's webhook refuses everything while it is down
-takes_applications() {
+accepts_applications() {
   kubectl --namespace spark create --dry-run=server --filename - <<'APPLICATION'
 apiVersion: sparkoperator.k8s.io/v1beta2
 kind: SparkApplication
@@ -49,11 +51,11 @@ of_token() {
 try "The Kubernetes API does not answer" kubectl get --raw /readyz
 try "$overlay was not accepted" kubectl apply --kustomize "$overlay"
 echo "applied $overlay"
-try "spark-operator does not take applications" takes_applications
-echo "spark-operator takes applications"
-try "Kubernetes has made no token for the account airflow" has_token
+try "spark-operator does not accept applications" accepts_applications
+echo "spark-operator accepts applications"
+try "Kubernetes has not made a token for the account airflow" has_token
 
-# asked for before anything is written: in the file's text a kubectl that fails would go unnoticed
+# These are read before the file is written: a kubectl that fails inside the file's text would not stop the script.
 token=$(of_token '(.data.token | base64decode)')
 authority=$(of_token '(index .data "ca.crt")')
 [ -n "$token" ] && [ -n "$authority" ] || { echo "Kubernetes gave no token for the account airflow" >&2; exit 1; }

@@ -1,11 +1,11 @@
-"""The offline bundle: images and charts for Kubernetes on vps_2, a host that has no way out and cannot fetch them.
+"""The offline bundle: images and charts for Kubernetes on vps_2, which cannot reach the internet.
 
 Writes, below one folder, what k3s reads when it starts: ``agent/images/`` (k3s's own images, and images of this
 machine's Docker by name, which Docker pulls if it does not have them) and ``server/manifests/`` (spark-operator's chart
 with our values, or prepared manifests). In the replica the two parts of the folder are k3s's volumes. For a real vps_2
 the bundle is made on vps_1 and copied (docs/operations/vps_2.md). Needs only Python's standard library.
 
-Each file appears complete, under its own name, or not at all. A file that is there already is not made again.
+Each file appears complete, under its own name, or not at all. A file that exists is not made again.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
 SOCKET = "/var/run/docker.sock"
-# No way of Docker's takes longer between two bytes, but for a pull on a slow line.
+# The longest wait for the next bytes of an answer. Only a pull over a slow connection needs longer.
 SILENCE_S = 600
 CHUNK = 1 << 20
 
 K3S = "https://github.com/k3s-io/k3s/releases/download/{version}"
 K3S_VERSION = "v1.36.4+k3s1"
-# Tag v2.5.2 of kubeflow's spark-operator; the digest is of the chart's files, so it holds however they come packed.
+# Tag v2.5.2 of kubeflow's spark-operator; the digest is over the chart's files, not the archive.
 CHART = "https://github.com/kubeflow/spark-operator/archive/43afb8bbd32463037d8fb6e414e252c69081882b.tar.gz"
 CHART_FOLDER = "charts/spark-operator-chart"
 CHART_SHA256 = "51ebe19443d7e61d1f10411268f6c21adc4b7a5445a86f247d9f728361e1a515"
@@ -44,7 +44,7 @@ CHART_VERSION = "2.5.2"
 
 
 class OfflineBundleError(Exception):
-    """What could not be had, and what to do about it: one line."""
+    """Something could not be fetched. The message is one line."""
 
 
 # --- images
@@ -64,7 +64,7 @@ class _Docker(http.client.HTTPConnection):
             self.sock.connect(self._path)
         except OSError as e:
             raise OfflineBundleError(
-                f"Docker does not answer at {self._path} ({e.strerror}): DOCKER_SOCKET names its socket."
+                f"Docker does not answer at {self._path} ({e.strerror}). Set DOCKER_SOCKET to its socket."
             ) from None
 
 
@@ -74,7 +74,7 @@ def _ask(docker: str, method: str, path: str) -> http.client.HTTPResponse:
     return connection.getresponse()
 
 
-def _said(answer: http.client.HTTPResponse) -> str:
+def _reason(answer: http.client.HTTPResponse) -> str:
     try:
         return str(json.loads(answer.read())["message"])
     except (ValueError, LookupError):
@@ -82,13 +82,13 @@ def _said(answer: http.client.HTTPResponse) -> str:
 
 
 def image_id(docker: str, name: str) -> str:
-    """Digest of the image that Docker has under this name, pulled first if it has none."""
+    """Digest of the image that Docker has under this name. If there is none, it is pulled first."""
     for attempt in ("look", "pull"):
         with closing(_ask(docker, "GET", f"/images/{name}/json")) as answer:
             if answer.status == http.client.OK:
                 return str(json.loads(answer.read())["Id"]).removeprefix("sha256:")
             if answer.status != http.client.NOT_FOUND or attempt == "pull":
-                raise OfflineBundleError(f"Docker does not tell about the image {name}: {_said(answer)}")
+                raise OfflineBundleError(f"Docker cannot inspect the image {name}: {_reason(answer)}")
         _pull(docker, name)
     raise AssertionError(name)
 
@@ -99,38 +99,38 @@ def _pull(docker: str, name: str) -> None:
     path = f"/images/create?fromImage={quote(repository, safe='')}&tag={quote(tag, safe='')}"
     with closing(_ask(docker, "POST", path)) as answer:
         if answer.status != http.client.OK:
-            raise OfflineBundleError(f"The image {name} is not here and cannot be pulled: {_said(answer)}")
-        for line in answer:  # a pull that fails half-way says so here, under a good status
+            raise OfflineBundleError(f"The image {name} is not here and cannot be pulled: {_reason(answer)}")
+        for line in answer:  # a pull that fails half-way has status 200 and reports the error here
             if error := json.loads(line or b"{}").get("error"):
                 raise OfflineBundleError(f"The image {name} is not here and cannot be pulled: {error}")
 
 
 def save_images(docker: str, names: Iterable[str], folder: Path) -> None:
-    """Put each image into a tar of its own, named by it and its digest; take away what was there of other digests."""
+    """Save each image to a tar, named by the image and its digest. Remove all other tars of Docker's images."""
     wanted = set()
     for name in names:
         digest = image_id(docker, name)
         file = folder / f"docker-{re.sub(r'[^A-Za-z0-9.-]', '_', name)}-{digest[:16]}.tar"
         wanted.add(file.name)
         if file.exists():
-            print(f"{name}: there already", flush=True)
+            print(f"{name}: already there", flush=True)
             continue
         with closing(_ask(docker, "GET", f"/images/{name}/get")) as answer:
             if answer.status != http.client.OK:
-                raise OfflineBundleError(f"Docker does not give the image {name}: {_said(answer)}")
+                raise OfflineBundleError(f"Docker cannot export the image {name}: {_reason(answer)}")
             _write(file, iter(lambda: answer.read(CHUNK), b""))
         print(f"{name}: {file.stat().st_size / 1e6:.0f} MB", flush=True)
-    for other in folder.glob("docker-*.tar"):
-        if other.name not in wanted:
-            other.unlink()
+    for stale in folder.glob("docker-*.tar"):
+        if stale.name not in wanted:
+            stale.unlink()
 
 
 def save_images_of_k3s(version: str, folder: Path) -> None:
-    """The images that k3s itself runs (CoreDNS, pause, Helm), as its release has them."""
+    """Save the images that k3s itself runs (CoreDNS, pause, Helm), from its release."""
     machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
     file = folder / f"k3s-airgap-images-{machine}-{version}.tar.zst"
     if file.exists():
-        print(f"k3s {version}: there already", flush=True)
+        print(f"k3s {version}: already there", flush=True)
         return
     address = K3S.format(version=quote(version, safe=""))
     lines = _read(f"{address}/sha256sum-{machine}.txt").decode().splitlines()
@@ -145,7 +145,7 @@ def save_images_of_k3s(version: str, folder: Path) -> None:
 
 
 def chart_digest(files: Iterable[tuple[str, bytes]]) -> str:
-    """Of a chart's files, whatever their order: SHA-256 over `<sha256>  <path>` lines, sorted by path."""
+    """Digest of a chart's files in any order: SHA-256 over `<sha256>  <path>` lines, sorted by path."""
     lines = (f"{hashlib.sha256(content).hexdigest()}  {path}\n" for path, content in sorted(files))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -159,30 +159,32 @@ def _files_of_chart(archive: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def images_of_manifests(contents: Iterable[bytes]) -> set[str]:
-    """What the containers of these manifests run."""
+    """The images that the containers of these manifests run."""
     return {
         name.decode() for content in contents for name in re.findall(rb'^\s*(?:- )?image: "?([^\s"]+)', content, re.M)
     }
 
 
 def image_of_chart(values: bytes) -> str:
-    """What the chart's own values say: its registry, repository and, by its version, tag."""
+    """The chart's image: registry and repository from its own values. The tag is the chart's version."""
     block = re.search(r"^image:\n((?:[ #].*\n|\n)*)", values.decode(), re.M)
-    found = dict(re.findall(r"^  (registry|repository): *(\S+)", block[1] if block else "", re.M))
+    image = dict(re.findall(r"^  (registry|repository): *(\S+)", block[1] if block else "", re.M))
     try:
-        return f"{found['registry']}/{found['repository']}:{CHART_VERSION}"
+        return f"{image['registry']}/{image['repository']}:{CHART_VERSION}"
     except KeyError as e:
-        raise OfflineBundleError(f"spark-operator's chart does not say its image's {e.args[0]}.") from None
+        raise OfflineBundleError(f"The values of spark-operator's chart have no {e.args[0]} for its image.") from None
 
 
 def helm_chart(archive: bytes, values: str) -> tuple[str, str]:
-    """spark-operator for k3s's Helm controller, the chart inside; and the image that it runs.
+    """A document for k3s's Helm controller with spark-operator's chart inside, and the image that the chart runs.
 
     :raises OfflineBundleError: the chart's files are not those of its version.
     """
     files = list(_files_of_chart(archive))
-    if (found := chart_digest(files)) != CHART_SHA256:
-        raise OfflineBundleError(f"{CHART} is not spark-operator's chart {CHART_VERSION}: digest {found} of its files.")
+    if (digest := chart_digest(files)) != CHART_SHA256:
+        raise OfflineBundleError(
+            f"{CHART} is not spark-operator's chart {CHART_VERSION}: its files have the digest {digest}."
+        )
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as tar:
         for path, content in files:
@@ -201,16 +203,16 @@ def helm_chart(archive: bytes, values: str) -> tuple[str, str]:
             "valuesContent": values,
         },
     }
-    return json.dumps(document) + "\n", image_of_chart(dict(files)["values.yaml"])  # which is YAML too
+    return json.dumps(document) + "\n", image_of_chart(dict(files)["values.yaml"])  # JSON is valid YAML
 
 
 def place_manifests(ready: Path | None, values: Path, folder: Path) -> set[str]:
-    """Put spark-operator's manifests where k3s applies them: those of `ready`, or the chart where that has none.
+    """Write spark-operator's manifests to k3s's folder: those of `ready`, or the chart if `ready` has none.
 
-    :return: the images that they run.
+    :return: the images that the manifests run.
     """
-    found = sorted(ready.rglob("*.yaml")) if ready else []
-    contents = {f"spark-operator-{file.name}": file.read_bytes() for file in found}
+    files = sorted(ready.rglob("*.yaml")) if ready else []
+    contents = {f"spark-operator-{file.name}": file.read_bytes() for file in files}
     images = images_of_manifests(contents.values())
     if not contents:
         chart, image = helm_chart(_read(CHART), values.read_text())
@@ -219,9 +221,9 @@ def place_manifests(ready: Path | None, values: Path, folder: Path) -> set[str]:
         if not (folder / name).exists() or (folder / name).read_bytes() != content:
             _write(folder / name, [content])
         print(f"spark-operator: {name}", flush=True)
-    for other in folder.glob("spark-operator-*.yaml"):
-        if other.name not in contents:
-            other.unlink()
+    for stale in folder.glob("spark-operator-*.yaml"):
+        if stale.name not in contents:
+            stale.unlink()
     return images
 
 
@@ -229,7 +231,7 @@ def place_manifests(ready: Path | None, values: Path, folder: Path) -> set[str]:
 
 
 def _write(file: Path, chunks: Iterable[bytes], sha256: str = "") -> None:
-    """The whole file, or none: it gets its name when all of it is on disk and has the digest."""
+    """Write the complete file or nothing: it gets its name when all of it is on disk and the digest is right."""
     part = file.with_name(f".{file.name}.part")
     digest = hashlib.sha256()
     with part.open("wb") as written:
@@ -240,7 +242,7 @@ def _write(file: Path, chunks: Iterable[bytes], sha256: str = "") -> None:
         os.fsync(written.fileno())
     if sha256 and digest.hexdigest() != sha256:
         part.unlink()
-        raise OfflineBundleError(f"{file.name} has the digest {digest.hexdigest()}, not {sha256}: try again.")
+        raise OfflineBundleError(f"{file.name} has the digest {digest.hexdigest()}, not {sha256}. Run this again.")
     part.rename(file)
 
 
@@ -259,23 +261,25 @@ def _read(address: str) -> bytes:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("images", nargs="*", help="Docker's images, name:tag; spark-operator's is brought besides")
+    parser.add_argument(
+        "images", nargs="*", help="names of Docker's images, name:tag; spark-operator's image is always added"
+    )
     parser.add_argument("--into", type=Path, required=True, help="folder; on vps_2 it is /var/lib/rancher/k3s")
     parser.add_argument("--values", type=Path, required=True, help="k8s/spark_operator/values.yaml")
-    parser.add_argument("--manifests", type=Path, help="folder of manifests to take in place of spark-operator's chart")
-    parser.add_argument("--k3s", default=K3S_VERSION, help="version of k3s's own images; none: it brings them")
+    parser.add_argument("--manifests", type=Path, help="folder of manifests to use instead of spark-operator's chart")
+    parser.add_argument("--k3s", default=K3S_VERSION, help="version of k3s's own images; none: k3s has them already")
     parser.add_argument("--docker", default=os.environ.get("DOCKER_SOCKET", SOCKET), help="Docker's socket")
-    told = parser.parse_args(arguments)
-    images, manifests = told.into / "agent/images", told.into / "server/manifests"
+    options = parser.parse_args(arguments)
+    images, manifests = options.into / "agent/images", options.into / "server/manifests"
     for folder in (images, manifests):
         folder.mkdir(parents=True, exist_ok=True)
-        for part in folder.glob(".*.part"):  # of one that was killed
+        for part in folder.glob(".*.part"):  # left by a process that was killed
             part.unlink()
     try:
-        operators = place_manifests(told.manifests, told.values, manifests)
-        save_images(told.docker, [*told.images, *sorted(operators)], images)
-        if told.k3s != "none":
-            save_images_of_k3s(told.k3s, images)
+        operators = place_manifests(options.manifests, options.values, manifests)
+        save_images(options.docker, [*options.images, *sorted(operators)], images)
+        if options.k3s != "none":
+            save_images_of_k3s(options.k3s, images)
     except (OfflineBundleError, OSError, http.client.HTTPException) as e:
         sys.exit(f"offline_bundle: {e}")
 

@@ -1,6 +1,6 @@
 """The assets that connect DAGs: a data set's raw files, and its table in ClickHouse.
 
-Each event is one partition. An event of `arrivals` names no partition: the run looks for those that are due.
+Each event stands for one partition. Only an event of `arrivals` names none: the run claims the partitions that are due.
 """
 
 from __future__ import annotations

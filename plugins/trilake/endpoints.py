@@ -316,8 +316,8 @@ class ClickHouseEndpoint:
         )
 
     def for_questions(self) -> ClickHouseEndpoint:
-        """The same endpoint with a short timeout, for statements that are answered at once. So a stalled host is an
-        error soon.
+        """The same endpoint with a short timeout, for statements that a server answers at once. So a host that does not
+        answer becomes an error soon.
         """
         seconds = min(float(self.options.get("send_receive_timeout") or QUESTION_TIMEOUT_S), QUESTION_TIMEOUT_S)
         return replace(self, options={**self.options, "send_receive_timeout": seconds})

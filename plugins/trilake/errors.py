@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-# The code that raises an error does not know whether the reader uses a laptop or a host.
+# The hint names both places, because the code that raises an error does not know whether it runs on a laptop or a host.
 IS_IT_UP = "Is it up? `trilake status` shows it on a laptop, `docker compose ps` on its host."
 
 
 class TrilakeError(Exception):
-    """Something failed. The error names it, and the next step.
+    """Base class of Trilake's errors. An error names the thing that failed, and the next step.
 
     :param message: one line that names the thing (host, table, partition, run id). Never a secret.
-    :param hint: what the reader can do about it, as a full sentence; empty if the message says it all.
+    :param hint: what the reader can do about it, in full sentences; empty if the message is enough.
     """
 
     def __init__(self, message: str, *, hint: str = "") -> None:
@@ -31,8 +31,8 @@ class UnreachableError(TrilakeError):
 
 
 class RefusedError(UnreachableError):
-    """A service refused our credentials. Another try does not help."""
+    """A service refused the credentials or a permission. Another try does not help."""
 
 
 class CountMismatchError(TrilakeError):
-    """The rows that came out, plus those that are accounted for, are not the rows that went in."""
+    """Numbers of rows do not match: rows were lost or added on the way."""

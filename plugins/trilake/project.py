@@ -1,4 +1,4 @@
-"""A team's project: the folder with ``dags/``, ``spark_jobs/`` and ``sql/``, and how it is found.
+"""Finds a team's project: the folder with ``dags/``, ``spark_jobs/`` and ``sql/``.
 
 A folder is a project if its ``pyproject.toml`` has a table ``[tool.trilake]``. A deployed bundle of DAGs has no such
 file. There ``sql/`` is found from the path of the DAG's file: it is beside ``dags/``.
@@ -46,7 +46,7 @@ def find_project(start: Path | None = None, environ: Mapping[str, str] = os.envi
 def is_project(folder: Path) -> bool:
     """Whether the folder has a ``pyproject.toml`` with a table ``[tool.trilake]``.
 
-    :raises ConfigurationError: the file is there and cannot be read.
+    :raises ConfigurationError: the file exists, but cannot be read.
     """
     return _table(folder) is not None
 

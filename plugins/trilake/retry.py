@@ -1,8 +1,8 @@
 """A task's first request to a service waits while that service restarts.
 
 A refused connection fails in milliseconds. Without this wait, all tries of a task can be over before a server is back.
-A failure later, in the middle of the work, is left to the task's next try. The clients of S3 and Kubernetes wait by
-themselves. A command that a person types does not wait.
+A later failure, in the middle of the work, fails the try, and the task's next try repeats the work. The clients of S3
+and Kubernetes wait by themselves. A command that a person types does not wait.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _POLL_S = 1.0
 
 
 def retry_while_unreachable(connect: Callable[[], T], seconds: float | None = None) -> T:
-    """Call `connect` until the service answers, for at most `seconds` (by default `RESTART_S`). Gives its result.
+    """Call `connect` until the service answers, for at most `seconds` (by default `RESTART_S`). Returns its result.
 
     :raises UnreachableError: the service does not answer in that time.
     :raises RefusedError: the service refused the credentials. This is raised at once.

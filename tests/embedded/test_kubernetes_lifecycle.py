@@ -36,7 +36,7 @@ def pod(server: KubernetesServer, name: str) -> dict[str, Any]:
 
 
 def driver_process(server: KubernetesServer, name: str) -> int:
-    """The process id of an application's keeper."""
+    """The process id of an application's watcher."""
     uid = server.get(name)["metadata"]["uid"]
     (path,) = (server.folder / "data" / "applications" / uid).glob("attempt-*/process.json")
     return int(json.loads(path.read_text())["pid"])
@@ -173,7 +173,7 @@ def test_deletion_ends_every_process_and_leaves_nothing(shared: KubernetesServer
     await_true(lambda: shared.driver_log("doomed") == "up\n")
     uid, session = shared.get("doomed")["metadata"]["uid"], driver_process(shared, "doomed")
 
-    assert len(session_members(session)) == 3, "keeper, driver and its child"
+    assert len(session_members(session)) == 3, "watcher, driver and its child"
     assert shared.request("DELETE", shared.applications("doomed")).json()["status"] == "Success"
     assert shared.request("GET", shared.applications("doomed")).status_code == 404
     assert pod(shared, "doomed")["metadata"]["deletionTimestamp"], "its pod is there until the driver has ended"
@@ -303,7 +303,7 @@ def test_a_killed_server_goes_on_deleting(server: KubernetesServer) -> None:
     assert list((server.folder / "data" / "applications").iterdir()) == []
 
 
-def test_a_driver_that_lost_its_keeper_is_a_failure_and_leaves_no_process(server: KubernetesServer) -> None:
+def test_a_driver_that_lost_its_watcher_is_a_failure_and_leaves_no_process(server: KubernetesServer) -> None:
     server.create("orphan", "spawn", "print", "up", "sleep", "600")
     await_true(lambda: server.driver_log("orphan") == "up\n")
     process = driver_process(server, "orphan")
@@ -314,7 +314,7 @@ def test_a_driver_that_lost_its_keeper_is_a_failure_and_leaves_no_process(server
 
 
 def test_what_could_not_be_written_down_is_when_there_is_room_again(tmp_path: Path) -> None:
-    """A driver ends while neither its keeper nor the server can write of it, as on a full disk."""
+    """A driver ends while neither its watcher nor the server can write of it, as on a full disk."""
     with kubernetes_server(tmp_path, max_running=1) as server:
         name = "unheard"
         gate = tmp_path / "gate"

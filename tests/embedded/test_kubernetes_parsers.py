@@ -185,7 +185,7 @@ def test_a_line_without_an_end_does_not_fill_memory(tmp_path: Path) -> None:
     assert read_log(tmp_path, LogQuery(tail_lines=1)) == b"next\n"
 
 
-def test_of_two_keepers_of_one_attempt_one_runs(tmp_path: Path) -> None:
+def test_of_two_watchers_of_one_attempt_one_runs(tmp_path: Path) -> None:
     """As when a server is killed between starting one and hearing of it, and the next starts another."""
     command = [
         sys.executable,
@@ -198,8 +198,8 @@ def test_of_two_keepers_of_one_attempt_one_runs(tmp_path: Path) -> None:
         "-c",
         "echo ran; sleep 1",
     ]
-    keepers = [subprocess.Popen(command, start_new_session=True) for _ in range(4)]
-    assert [keeper.wait(20) for keeper in keepers] == [0] * 4
+    watchers = [subprocess.Popen(command, start_new_session=True) for _ in range(4)]
+    assert [watcher.wait(20) for watcher in watchers] == [0] * 4
     assert read_log(tmp_path, LogQuery()) == b"ran\n"
     assert json.loads((tmp_path / "exit.json").read_text())["exit_code"] == 0
 

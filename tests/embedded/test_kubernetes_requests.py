@@ -382,7 +382,7 @@ def test_what_the_server_cannot_start_with_is_one_line(server: KubernetesServer,
         cases = {
             "cannot be listened on: Address already in use": blocked,
             "lacks token": {key: value for key, value in good.items() if key != "token"},
-            "settings that nobody knows: prot": {**good, "prot": 1},
+            "unknown settings: prot": {**good, "prot": 1},
             "Not a directory": {**good, "port": 0, "data": str(tmp_path / "file")},
         }
         for message, document in cases.items():

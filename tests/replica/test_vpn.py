@@ -354,7 +354,7 @@ def test_a_delivery_that_was_killed_after_the_file_is_completed(network: Network
     network.vpn.add(name, "agent", file)
 
     assert person(network, name)["delivered"] is True
-    with pytest.raises(VpnError, match="has a profile since"):
+    with pytest.raises(VpnError, match="has had a profile since"):
         network.vpn.add(name, "agent", tmp_path / "another.ovpn")
 
 

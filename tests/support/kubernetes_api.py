@@ -165,7 +165,7 @@ class KubernetesServer:
         return self.request("GET", self.pods(f"{name}-driver") + "/log", params=parameters).text
 
     def processes(self) -> list[int]:
-        """Every process whose command line names this server's data: keepers and drivers."""
+        """Every process whose command line names this server's data: watchers and drivers."""
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and (not self.process or int(entry.name) != self.process.pid):

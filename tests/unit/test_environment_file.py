@@ -139,7 +139,7 @@ def test_a_process_is_given_settings_and_connections_only_where_its_container_ha
     ("name", "wrong", "says"),
     [
         ("AIRFLOW_FERNET_KEY", "c2hvcnQ=", "AIRFLOW_FERNET_KEY is not a Fernet key"),
-        ("OLTP_PASSWORD", "p@ss:word/with#signs", "OLTP_PASSWORD may have letters, digits"),
+        ("OLTP_PASSWORD", "p@ss:word/with#signs", "OLTP_PASSWORD may have only letters, digits"),
         ("S3_ROOT_SECRET", "hunter2", "S3_ROOT_SECRET is shorter than 16 characters"),
         ("VPS_1_ADDRESS", "vps-1", "VPS_1_ADDRESS is not an IPv4 address"),
     ],

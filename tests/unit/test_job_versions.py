@@ -167,7 +167,7 @@ def test_a_version_has_the_tables_checks_of_its_time(s3: Any, project: Path, mon
     assert job_checks("airlines") == ()
     monkeypatch.delenv("TRILAKE_JOBS_ZIP")
     monkeypatch.delenv("TRILAKE_PROJECT")
-    with pytest.raises(ConfigurationError, match="checks of orders are not to be found"):
+    with pytest.raises(ConfigurationError, match="checks of orders cannot be found"):
         job_checks("orders")
 
 
@@ -230,7 +230,7 @@ def test_changed_code_is_not_run(
     [
         (["--version", "0" * 16, "--job", "greet"], 3, "Was this version pushed"),
         (["--version", "{version}", "--job", "absent"], 3, "has no job absent"),
-        (["--version", "{version}", "--job", "calendar"], 3, "has no job calendar: that is another module"),
+        (["--version", "{version}", "--job", "calendar"], 3, "has no job calendar. That name is another module"),
         (["--version", "latest", "--job", "greet"], 2, "is not a version"),
         (["--version", "{version}", "--job", "../greet"], 2, "is not a job"),
     ],

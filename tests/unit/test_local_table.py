@@ -147,5 +147,5 @@ def test_nothing_published_leaves_every_row_to_the_run(sql: Path, tmp_path: Path
 def test_a_check_is_run_on_rows_that_it_is_given(sql: Path) -> None:
     assert found_by_check("once", [{"id": 1}, {"id": 2}], "t", sql) == 0
     assert found_by_check("once", [{"id": 1}, {"id": 1}], "t", sql) == 1
-    with pytest.raises(ConfigurationError, match=r"has no check twice. There are once"):
+    with pytest.raises(ConfigurationError, match=r"has no check twice. Its checks are: once"):
         found_by_check("twice", [], "t", sql)

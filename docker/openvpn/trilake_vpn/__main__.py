@@ -14,7 +14,7 @@ from trilake_vpn import pki, server, sessions
 def revoke(name: str) -> dict[str, Any]:
     """End a profile, and its session if it has one."""
     person = pki.revoke(name)
-    # also when the profile was revoked before: that process may have been killed before it ended the session
+    # This also runs if the profile was revoked before: that process may have been killed before it ended the session.
     sessions.cut()
     return person
 
@@ -31,19 +31,19 @@ def main() -> int:
     for command in ("delivered", "revoke"):
         commands.add_parser(command).add_argument("name")
     commands.add_parser("renew-crl").add_argument("--days", type=int, default=pki.CRL_DAYS)
-    given = parser.parse_args()
+    options = parser.parse_args()
     os.umask(0o077)
     remote = f"{os.environ.get('VPN_PUBLIC_ADDRESS') or '127.0.0.1'}:{os.environ.get('VPN_PUBLIC_PORT') or 1194}"
     try:
-        match given.command:
+        match options.command:
             case "serve":
                 return server.serve()
             case "add":
-                answer: Any = pki.add(given.name, given.role, given.remote or remote)
+                answer: Any = pki.add(options.name, options.role, options.remote or remote)
             case "renew-crl":
-                answer = pki.renew_crl(given.days)
+                answer = pki.renew_crl(options.days)
             case "delivered" | "revoke":
-                answer = {"delivered": pki.delivered, "revoke": revoke}[given.command](given.name)
+                answer = {"delivered": pki.delivered, "revoke": revoke}[options.command](options.name)
             case command:
                 answer = {"check": server.check, "init": pki.init, "list": sessions.people}[command]()
     except (pki.VpnError, OSError) as e:

@@ -26,7 +26,7 @@ from typing import Any
 PKI = Path("/pki")
 CURRENT = PKI / "current"
 SERVER = "vps-1"
-# Third number of a role's addresses: VPN_NETWORK is a /16. docker/host/firewall knows the same.
+# Third number of a role's addresses: VPN_NETWORK is a /16. docker/host/firewall uses the same numbers.
 ROLES = {"admin": 1, "engineer": 2, "agent": 3}
 NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 
@@ -36,7 +36,7 @@ CRL_DAYS = 30
 
 
 class VpnError(Exception):
-    """What is wrong, and the next step."""
+    """A request failed. The message says why and gives the next step."""
 
 
 def now() -> datetime:
@@ -85,16 +85,16 @@ class State:
 
 
 def run(*command: str, **environment: str) -> str:
-    """What a program printed.
+    """Run a program and return what it printed.
 
-    :raises VpnError: it failed; with the end of what it printed.
+    :raises VpnError: the program failed. The message has the end of its output.
     """
     settings = {"EASYRSA_BATCH": "1", "EASYRSA_ALGO": "ec", "EASYRSA_CURVE": "secp384r1", "EASYRSA_DIGEST": "sha384"}
     settings = {**os.environ, **settings, **environment}
     done = subprocess.run(command, env=settings, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
-        words = " ".join((done.stdout + done.stderr).split())[-400:]
-        raise VpnError(f"{Path(command[0]).name} {command[1]} failed: {words}")
+        output = " ".join((done.stdout + done.stderr).split())[-400:]
+        raise VpnError(f"{Path(command[0]).name} {command[1]} failed: {output}")
     return done.stdout
 
 
@@ -184,23 +184,23 @@ def vpn_network() -> ipaddress.IPv4Network:
 
 def init() -> dict[str, Any]:
     """Make the PKI, if there is none."""
-    made = False
+    created = False
     PKI.chmod(0o711)
     if not CURRENT.exists():
         with change() as state:
-            if not (state.folder / "ca.crt").exists():  # else another process was first
-                _make(state)
-                made = True
+            if not (state.folder / "ca.crt").exists():  # otherwise another process was faster
+                _make_pki(state)
+                created = True
     with current() as state:
-        shown = run("openssl", "x509", "-in", str(state.folder / "ca.crt"), "-noout", "-fingerprint", "-sha256")
+        output = run("openssl", "x509", "-in", str(state.folder / "ca.crt"), "-noout", "-fingerprint", "-sha256")
         return {
-            "made": made,
-            "fingerprint": shown.strip().partition("=")[2],
+            "made": created,
+            "fingerprint": output.strip().partition("=")[2],
             "crl_expires_at": state.crl_expires().isoformat(),
         }
 
 
-def _make(state: State) -> None:
+def _make_pki(state: State) -> None:
     state.easyrsa("init-pki")
     state.easyrsa("build-ca", "nopass", EASYRSA_REQ_CN="Trilake VPN", EASYRSA_CA_EXPIRE=str(CA_DAYS))
     state.easyrsa("build-server-full", SERVER, "nopass", EASYRSA_CERT_EXPIRE=str(SERVER_DAYS))
@@ -211,7 +211,7 @@ def _make(state: State) -> None:
 
 
 def add(name: str, role: str, remote: str) -> dict[str, Any]:
-    """A new profile, or again the one that has not been delivered yet."""
+    """Make a profile. If the name has one that is not delivered yet, return that one again."""
     if not NAME.fullmatch(name):
         raise VpnError(
             f"{name!r} is not a valid name for a profile. "
@@ -226,11 +226,13 @@ def add(name: str, role: str, remote: str) -> dict[str, Any]:
             person = state.find(name) or _issue(state, name, role)
     if person["delivered"]:
         raise VpnError(
-            f"{name} has a profile since {person['created_at']}, and its key is not kept here: "
-            f"`trilake vpn revoke {name}`, then add the name again."
+            f"{name} has had a profile since {person['created_at']}. Its key is not kept here. "
+            f"Run `trilake vpn revoke {name}`, then add the name again."
         )
     if person["role"] != role:
-        raise VpnError(f"{name} was added as {person['role']}: add it so, or `trilake vpn revoke {name}` first.")
+        raise VpnError(
+            f"{name} was added with the role {person['role']}. Use this role, or run `trilake vpn revoke {name}` first."
+        )
     with current() as state:
         return {**person, "profile": _profile(state, person["cn"], remote)}
 
@@ -290,7 +292,7 @@ verb 3
 
 
 def delivered(name: str) -> dict[str, Any]:
-    """The person has the profile: remove its keys from here."""
+    """Record that the person has the profile, and remove its keys from here."""
     with change() as state:
         person = state.find(name)
         if person is None:
@@ -303,7 +305,7 @@ def delivered(name: str) -> dict[str, Any]:
 
 
 def revoke(name: str) -> dict[str, Any]:
-    """End a profile: it is on the revocation list from now on. Its session, if it has one, goes on."""
+    """Revoke a profile: put it on the revocation list. An open session of it continues."""
     with current() as state:
         known = [person for person in state.people if person["name"] == name]
         revoked = state.find(name)
@@ -312,7 +314,7 @@ def revoke(name: str) -> dict[str, Any]:
     if revoked is not None:
         with change() as state:
             revoked = state.find(name)
-            if revoked is not None:  # else another process was first
+            if revoked is not None:  # otherwise another process was faster
                 _revoke(state, revoked)
     return revoked or known[-1]
 
@@ -327,7 +329,7 @@ def _revoke(state: State, person: dict[str, Any]) -> None:
 
 
 def renew_crl(days: int = CRL_DAYS) -> dict[str, Any]:
-    """Renew the revocation list; it is valid for so many days."""
+    """Renew the revocation list. It is valid for `days` days."""
     with change() as state:
         if not (state.folder / "ca.crt").exists():
             raise VpnError("There is no PKI yet. `trilake vpn init` makes one.")

@@ -15,14 +15,15 @@ from trilake_vpn import pki, sessions
 
 # Without a valid revocation list nobody can connect: it is renewed when less than half of its time is left.
 CRL_LEFT_DAYS = 15
-# How long a session can go on that should have been ended: its handshake was in progress when its profile was revoked.
+# Seconds between two checks for sessions to end. If a profile is revoked during a handshake, its session still starts,
+# and continues until the next check.
 WATCH_SECONDS = 2
-# Renewing is tried again after this time if it fails.
+# If a renewal fails, it is tried again after this many seconds.
 RENEW_SECONDS = 60
 
 
 def configuration() -> str:
-    """OpenVPN's configuration. The server gives up its rights after it has read the keys, hence persist-*."""
+    """OpenVPN's configuration. The server drops its rights after it has read the keys, so it needs persist-*."""
     network = pki.vpn_network()
     routes = "".join(f'push "route {os.environ[f"VPS_{n}_ADDRESS"]} 255.255.255.255"\n' for n in (1, 2, 3))
     return f"""port 1194
@@ -66,8 +67,9 @@ def serve() -> int:
 
     Meanwhile end the sessions of profiles that are not valid, and renew the revocation list when it is due.
     """
-    made = pki.init()
-    print(f"vpn: certificate authority {made['fingerprint']}, {'new' if made['made'] else 'as before'}", flush=True)
+    authority = pki.init()
+    label = "new" if authority["made"] else "not changed"
+    print(f"vpn: certificate authority {authority['fingerprint']}, {label}", flush=True)
     sessions.RUN.mkdir(parents=True, exist_ok=True)
     file = sessions.RUN / "server.conf"
     file.write_text(configuration())
@@ -88,12 +90,12 @@ def serve() -> int:
         except subprocess.TimeoutExpired:
             pass
         try:
-            if ending:  # by a command: OpenVPN runs as nobody now, and this process may not send it signals
+            if ending:  # by a command: OpenVPN runs as nobody now, and this process cannot send it signals
                 with sessions.management() as ask:
                     ask("signal SIGTERM")
                 continue
             for cn in sessions.cut():
-                print(f"vpn: {cn} is not valid: its session is ended", flush=True)
+                print(f"vpn: {cn} is not valid. Its session was ended.", flush=True)
             if (name := pki.CURRENT.resolve().name) != looked_at or time.monotonic() > look_again:
                 looked_at, look_again = name, time.monotonic() + RENEW_SECONDS
                 pki.tidy()
@@ -101,14 +103,14 @@ def serve() -> int:
                     left = state.crl_expires() - pki.now()
                 if left < timedelta(days=CRL_LEFT_DAYS):
                     print(f"vpn: revocation list renewed, until {pki.renew_crl()['crl_expires_at']}", flush=True)
-        except (OSError, pki.VpnError) as e:  # the server goes on; the next round tries again
+        except (OSError, pki.VpnError) as e:  # the server keeps running, and the next round tries again
             print(f"vpn: {e}", file=sys.stderr, flush=True)
 
 
 def check() -> dict[str, Any]:
-    """The server accepts connections and its revocation list is valid.
+    """Check that the server accepts connections and that its revocation list is valid.
 
-    :raises VpnError: it does not, or it is not.
+    :raises VpnError: it accepts no connections, or the list has expired.
     """
     with sessions.management() as ask:
         answer = next(iter(ask("state")), "no answer")

@@ -1,4 +1,4 @@
-"""The sessions of the VPN's server: who is connected, and ending those whose profile is not valid."""
+"""The sessions of the VPN's server: lists who is connected, and ends those whose profile is not valid."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def connected() -> dict[str, str]:
 
 
 def cut() -> list[str]:
-    """End every session whose profile is not valid; returns their common names."""
+    """End every session whose profile is not valid, and return their common names."""
     try:
         with management() as ask:
             # read before the profiles: a profile that is added in between must not look invalid

@@ -65,15 +65,15 @@ def current_context() -> Context | None:
 
 
 class InsertFailedError(ClickHouseError):
-    """A block of rows was sent and not acknowledged. The table has all of its rows or none.
+    """A block of rows was sent, but ClickHouse did not confirm it. The table has all of its rows or none.
 
-    :ivar sent: rows of the blocks before it, which are in the table.
+    :ivar sent: number of rows of the earlier blocks, which are in the table.
     """
 
     def __init__(self, table: str, sent: int, error: TrilakeError, *, safe: bool) -> None:
         hint = "Run it again: rows that are in the table are not inserted twice."
         if not safe:
-            hint = f"{error.hint} Check the table before you run it again: rows that it has would be inserted twice."
+            hint = f"{error.hint} Check the table before you run it again: its rows would be inserted a second time."
         message = f"{table}: {sent} rows were inserted, then a block failed: {error.message}"
         super().__init__(message, code=getattr(error, "code", 0), hint=hint.strip())
         self.sent = sent
@@ -85,8 +85,8 @@ class ClickHouseHook(OfficialClickHouseHook):
     The operators, sensors and checks of common.sql get this hook through the connection type. They use the first host,
     where the database ``analytics`` has the tables over all shards. `cluster` connects to every shard.
 
-    Every statement has a query id and a ``log_comment`` (dag, task, run, map index, try, as JSON). It may not take
-    longer than its task has left (``max_execution_time`` from ``execution_timeout``).
+    Every statement has a query id and a ``log_comment`` (dag, task, run, map index, try, as JSON). Its time limit
+    (``max_execution_time``) is the time that its task has left of ``execution_timeout``.
 
     :param database: overrides the database of the connection; `SQLExecuteQueryOperator(database=...)` sets it too.
     :param session_settings: server settings, as a mapping or a JSON string of an object.
@@ -191,7 +191,7 @@ class ClickHouseHook(OfficialClickHouseHook):
         return kwargs
 
     def _limits(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """The server's time limit: the smaller of the task's and the settings', so that a query ends with its task."""
+        """The server's time limit: the shorter of the task's and the settings' limit. So a query ends with its task."""
         remaining = remaining_seconds(self.context)
         limit = int(float(settings.get("max_execution_time") or 0))
         if remaining is None:
@@ -207,9 +207,9 @@ class ClickHouseHook(OfficialClickHouseHook):
         return joined([*words, uuid.uuid4().hex])
 
     def identify(self, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The settings of a statement: a new query id, and a time limit of what the task has left."""
-        given = dict(settings or {})
-        return {"query_id": self.new_query_id(), **given, **self._limits({**self.session_settings, **given})}
+        """The settings of a statement: those of `settings`, a new query id, and the task's remaining time as limit."""
+        own = dict(settings or {})
+        return {"query_id": self.new_query_id(), **own, **self._limits({**self.session_settings, **own})}
 
     def get_conn(self) -> IdentifiedConnection:
         return IdentifiedConnection(self.get_client(), self.identify, self.where)
@@ -222,7 +222,7 @@ class ClickHouseHook(OfficialClickHouseHook):
 
         def connect() -> Client:
             try:
-                return _sending_inserts_once(super(ClickHouseHook, self).get_client())
+                return _without_insert_retries(super(ClickHouseHook, self).get_client())
             except Exception as e:
                 raise error_of(self.where, e) from None
 
@@ -241,7 +241,7 @@ class ClickHouseHook(OfficialClickHouseHook):
 
     def _run_command(self, cur: Any, sql_statement: str, parameters: Any) -> None:
         logs, self.log_sql = self.log_sql, False
-        if logs:  # without the parameters, which may be secrets; the official hook logs them
+        if logs:  # the official hook logs the parameters too, which may be secrets
             self.log.info("Running statement: %s", sql_statement)
         try:
             super()._run_command(cur, sql_statement, parameters)
@@ -401,7 +401,7 @@ class ClickHouseHook(OfficialClickHouseHook):
         yield from self._stream("query_arrow_stream", sql, parameters)
 
     def _stream(self, method: str, sql: str, parameters: Mapping[str, Any] | None) -> Iterator[Any]:
-        settings, left = self.identify(), False
+        settings, closed = self.identify(), False
         try:
             with (
                 self.client() as client,
@@ -411,16 +411,16 @@ class ClickHouseHook(OfficialClickHouseHook):
                     yield from stream
                 except GeneratorExit:
                     # On close, the client reads a response to its end. Killing the query ends the response.
-                    left = True
+                    closed = True
                     self.kill(settings["query_id"])
                     raise
         except Exception:
-            if not left:
+            if not closed:
                 raise
 
 
 def _insert_with(table: str, columns: Sequence[str]) -> Callable[[Client, Any, dict[str, Any]], None]:
-    """Returns a function that sends blocks; it asks for the table's columns once. No columns given: all of them."""
+    """A function that sends blocks. It reads the table's columns once. Without `columns` it sends all columns."""
     insert: InsertContext | None = None
 
     def send(client: Client, block: Any, settings: dict[str, Any]) -> None:
@@ -434,28 +434,30 @@ def _insert_with(table: str, columns: Sequence[str]) -> Callable[[Client, Any, d
     return send
 
 
-def _sending_inserts_once(client: Client) -> Client:
-    """The driver (1.12) repeats an INSERT when its connection is reset, and has no option against that. The server may
-    already have the rows, and would insert them twice."""
+def _without_insert_retries(client: Client) -> Client:
+    """Stops the driver from repeating an INSERT when its connection is reset. The driver (1.12) has no option for this.
 
-    def once(send: Callable[..., Any]) -> Callable[..., Any]:
-        def sent(*arguments: Any) -> Any:
+    The server may already have the rows, and would insert them twice.
+    """
+
+    def without_retries(send: Callable[..., Any]) -> Callable[..., Any]:
+        def send_once(*arguments: Any) -> Any:
             return send(*(replace(a, retryable=False) if hasattr(a, "retryable") else a for a in arguments))
 
-        return sent
+        return send_once
 
     backend = client._backend  # type: ignore[attr-defined]
     for name in ("execute_data_insert", "execute_raw_insert"):
-        setattr(backend, name, once(getattr(backend, name)))
+        setattr(backend, name, without_retries(getattr(backend, name)))
     return client
 
 
-# In the URL these are before the question mark, or handled separately.
+# The URL has these before the question mark, or they are handled separately.
 _IN_ADDRESS = ("username", "password", "database", "settings")
 
 
 def _json_object(name: str, value: Mapping[str, Any] | str | None) -> dict[str, Any]:
-    """:raises ConfigurationError: the text is not a JSON object. The error does not show it: it may hold a secret."""
+    """:raises ConfigurationError: the text is not a JSON object. It is not shown, because it may contain a secret."""
     if isinstance(value, str):
         try:
             value = json.loads(value) if value.strip() else {}
@@ -472,11 +474,11 @@ def _arrow_blocks(data: Any, block_rows: int) -> Iterator[pyarrow.Table]:
     if isinstance(data, pa.Table):
         yield from (data.slice(start, block_rows) for start in range(0, data.num_rows, block_rows))
         return
-    gathered: list[pyarrow.RecordBatch] = []
+    batches: list[pyarrow.RecordBatch] = []
     for batch in data:
-        gathered.append(batch)
-        if sum(part.num_rows for part in gathered) >= block_rows:
-            yield pa.Table.from_batches(gathered)
-            gathered = []
-    if any(part.num_rows for part in gathered):
-        yield pa.Table.from_batches(gathered)
+        batches.append(batch)
+        if sum(part.num_rows for part in batches) >= block_rows:
+            yield pa.Table.from_batches(batches)
+            batches = []
+    if any(part.num_rows for part in batches):
+        yield pa.Table.from_batches(batches)

@@ -1,4 +1,4 @@
-"""A DB-API connection whose statements have identities, and whose percent signs stay as they were written."""
+"""A DB-API connection that gives each statement a query id, and leaves percent signs in statements unchanged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Identify = Callable[[Any], dict[str, Any]]
 
 class IdentifiedConnection(ClickHouseConnection):
     """
-    :param identify: makes a statement's settings, its ``query_id`` among them, of those that it is given.
+    :param identify: takes a statement's settings and returns them with a ``query_id``.
     :param where: the host, for errors.
     """
 
@@ -35,7 +35,7 @@ class IdentifiedConnection(ClickHouseConnection):
 
 @cache
 def _cursor_class() -> type[Any]:
-    # made when it is first used: the client's package is not imported with the hook
+    # The class is created on first use, so that importing the hook does not import the client's package.
     from clickhouse_connect.dbapi.cursor import Cursor
 
     class IdentifiedCursor(Cursor):
@@ -51,7 +51,7 @@ def _cursor_class() -> type[Any]:
             settings: dict[str, Any] | None = None,
             query_formats: dict[str, str] | None = None,
             *,
-            # without parameters nothing is formatted, so that nobody has doubled a percent sign
+            # Callers that have no parameters do not double their percent signs.
             pyformat_encoded: bool = False,
         ) -> None:
             try:
@@ -63,7 +63,7 @@ def _cursor_class() -> type[Any]:
                     pyformat_encoded=pyformat_encoded,
                 )
             except Exception as e:
-                # `from None`: the client's error may carry the statement and its parameters
+                # `from None`: the client's error may contain the statement and its parameters
                 raise error_of(self._where, e) from None
 
     return IdentifiedCursor

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class LakeHook(BaseHook):
-    """Opens what a task needs of the lake.
+    """Opens the services of the lake for a task.
 
     :param s3_conn_id: the object store, a connection of type ``aws`` with an endpoint_url.
     :param lake_conn_id: database ``lake``, a connection of type ``postgres``.
@@ -44,17 +44,17 @@ class LakeHook(BaseHook):
         return s3.client(self.s3_endpoint)
 
     def catalog(self) -> SqlCatalog:
-        """The Iceberg catalog; close it when done."""
+        """The Iceberg catalog. Close it after use. Waits until the catalog's database answers."""
         lake, s3_endpoint = self.lake_endpoint, self.s3_endpoint
         return retry_while_unreachable(lambda: open_catalog(lake, s3_endpoint))
 
     def ledger(self) -> Ledger:
-        """The ledger of publications, when it answers."""
+        """The ledger of publications. Waits until it answers."""
         await_answer(self.lake_endpoint)
         return Ledger(self.lake_endpoint)
 
     def arrivals(self, data_set: DataSet, *, settle_seconds: float = SETTLE_SECONDS) -> Arrivals:
-        """The ledger of arrivals, when it answers.
+        """The ledger of arrivals. Waits until it answers.
 
         :raises ConfigurationError: the data set has no grain.
         """

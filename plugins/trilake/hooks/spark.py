@@ -23,19 +23,19 @@ from trilake.spark.application import API_GROUP, API_VERSION, NAMESPACE, PLURAL,
 
 DRIVER_CONTAINER = "spark-kubernetes-driver"
 
-# The token of the try that may delete the application. An adopted application gets the token of its adopter.
+# The token of the try that may delete the application. A try that adopts an application writes its own token.
 OWNER = "trilake/owner"
 # Digest of an application's inputs; an application with the same inputs can be adopted.
 INPUTS = "trilake/inputs"
 # How far the driver's log was copied to the task's log: the time of the last line.
 LOG_READ = "trilake/log-read"
-# On every pod of an application; the operator puts it there.
+# The Spark operator sets this label on every pod of an application.
 _APPLICATION_LABEL = f"{API_GROUP}/app-name"
 
 # A pod has 30 s to stop, and the Spark operator needs some more. If it takes longer, a person must look at it.
 GONE_SECONDS = 120.0
 _GONE_POLL_SECONDS = 0.5
-# Enough for an API server that is being restarted; about 15 s in all.
+# About 15 s in total, which is enough for a restart of the API server.
 _ATTEMPTS = 6
 _CHUNK = 64 * 1024
 _TAIL_LINES = 30
@@ -45,10 +45,10 @@ _RAW_TAIL_LINES = 1000
 _TRANSIENT = (429, 500, 502, 503, 504)
 _LOG_LINE = re.compile(r"(?P<time>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d)) (?P<text>.*)", re.DOTALL)
 
-# What an error need not say: where in Java it came from, what was logged besides, what Kubernetes said a second time.
+# Parts that are left out of an error: Java's stack frames, log lines, and Kubernetes' second copy of its message.
 _FRAME = re.compile(r"\s+(at [^\s(]+\(.*\)|\.\.\. \d+ more)$")
 _LOGGED = re.compile(r"\d\d/\d\d/\d\d [\d:]+ (INFO|WARN) |Using Spark's default log4j profile|Setting Spark log level")
-_SAID_AGAIN = re.compile(r"\. Received status: Status\(.*")
+_REPEATED = re.compile(r"\. Received status: Status\(.*")
 
 Result = TypeVar("Result")
 
@@ -70,7 +70,7 @@ class KubernetesError(TrilakeError):
 
 
 def refusal(error: ApiException) -> str:
-    """Why the API server, a quota or a webhook refused, without the headers and the rest of the answer."""
+    """Why the API server, a quota or a webhook refused a request: the message without the rest of the response."""
     try:
         return str(json.loads(error.body or "")["message"])
     except (TypeError, ValueError, KeyError):
@@ -87,8 +87,8 @@ def is_transient(error: BaseException) -> bool:
 class SparkApplicationHook(AsyncKubernetesHook):
     """Creates, finds, adopts, reads and deletes SparkApplications. It repeats requests after transient errors.
 
-    :param kubernetes_conn_id: its extra has the namespace, unless `namespace` is set.
-    :param connection_extras: the extra fields of the connection, if already read; then Airflow is not asked for them.
+    :param kubernetes_conn_id: the connection. Its extra has the namespace, unless `namespace` is set.
+    :param connection_extras: the extra fields of the connection, if already read. Then they are not read from Airflow.
     """
 
     def __init__(
@@ -102,11 +102,14 @@ class SparkApplicationHook(AsyncKubernetesHook):
         self._namespace = namespace
 
     async def find_namespace(self) -> str:
-        """Where the applications are."""
+        """The namespace of the applications."""
         return str(self._namespace or await self._get_field("namespace") or NAMESPACE)  # type: ignore[no-untyped-call]
 
     async def _ask(self, request: Callable[[Any], Awaitable[Result]]) -> Result:
-        """:raises UnreachableError: the API server does not answer, also when asked again."""
+        """Sends a request, and repeats it after transient errors.
+
+        :raises UnreachableError: the API server does not answer, also after `_ATTEMPTS` attempts.
+        """
         retrying = tenacity.AsyncRetrying(
             stop=tenacity.stop_after_attempt(_ATTEMPTS),
             wait=tenacity.wait_exponential_jitter(multiplier=0.5, max=8),
@@ -150,8 +153,8 @@ class SparkApplicationHook(AsyncKubernetesHook):
 
     async def find(self, selector: str) -> list[dict[str, Any]]:
         """The applications whose labels `selector` selects."""
-        found: list[dict[str, Any]] = (await self._of_applications("list", label_selector=selector))["items"]
-        return found
+        applications: list[dict[str, Any]] = (await self._of_applications("list", label_selector=selector))["items"]
+        return applications
 
     async def create(self, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
         """Creates the application. Returns None if another application has its name.
@@ -169,9 +172,9 @@ class SparkApplicationHook(AsyncKubernetesHook):
                     f"Kubernetes refuses SparkApplication {name}: {refusal(e)}.",
                     hint=f"Check the namespace's quota and the permissions of connection {self.conn_id}.",
                 ) from None
-            found = await self.get(name)
-            if found and _annotation(found, OWNER) == _annotation(manifest, OWNER):
-                return found
+            existing = await self.get(name)
+            if existing and _annotation(existing, OWNER) == _annotation(manifest, OWNER):
+                return existing
             return None
         return created
 
@@ -219,7 +222,10 @@ class SparkApplicationHook(AsyncKubernetesHook):
                 if e.status not in (404, 409):
                     raise
             if time.monotonic() > until:
-                raise TrilakeError(f"SparkApplication {name} changes too often to be deleted.", hint="Try again.")
+                raise TrilakeError(
+                    f"SparkApplication {name} could not be deleted, because it changed at every attempt.",
+                    hint="Try again.",
+                )
         if wait:
             await self._await_nothing(lambda: self._left_of(name), until)
         return True
@@ -230,7 +236,7 @@ class SparkApplicationHook(AsyncKubernetesHook):
         :raises TrilakeError: a pod still runs after `seconds`.
         """
 
-        async def unfinished_deletions() -> list[str]:
+        async def running_pods() -> list[str]:
             return [
                 pod.metadata.name
                 for pod in await self.pods(selector)
@@ -238,7 +244,7 @@ class SparkApplicationHook(AsyncKubernetesHook):
                 and pod.metadata.labels.get(_APPLICATION_LABEL) != others_than
             ]
 
-        await self._await_nothing(unfinished_deletions, time.monotonic() + seconds)
+        await self._await_nothing(running_pods, time.monotonic() + seconds)
 
     async def _left_of(self, name: str) -> list[str]:
         application = [f"SparkApplication {name}"] if await self.get(name) is not None else []
@@ -249,7 +255,7 @@ class SparkApplicationHook(AsyncKubernetesHook):
             if time.monotonic() > until:
                 raise TrilakeError(
                     f"Deleted, but still there: {', '.join(left)}.",
-                    hint="Run `kubectl describe` on them. A node that does not answer keeps its pods.",
+                    hint="Run `kubectl describe` on them. Pods of a node that does not answer stay.",
                 )
             await asyncio.sleep(_GONE_POLL_SECONDS)
 
@@ -265,20 +271,20 @@ class SparkApplicationHook(AsyncKubernetesHook):
         return list((await self._ask(request)).items)
 
     async def pod_problems(self, name: str) -> list[str]:
-        """Why pods do not start or have ended, as Kubernetes says it: waiting and ended containers, warnings."""
-        namespace, found = await self.find_namespace(), []
+        """Why pods do not start or have ended, in the words of Kubernetes: waiting and ended containers, warnings."""
+        namespace, problems = await self.find_namespace(), []
         for pod in await self.pods(f"{_APPLICATION_LABEL}={name}"):
             for status in pod.status.container_statuses or ():
                 waiting, ended = status.state.waiting, status.state.terminated
                 if waiting and waiting.reason not in ("ContainerCreating", "PodInitializing"):
-                    found.append(f"{pod.metadata.name}: {waiting.reason}: {waiting.message or ''}".rstrip(": "))
+                    problems.append(f"{pod.metadata.name}: {waiting.reason}: {waiting.message or ''}".rstrip(": "))
                 if ended and ended.exit_code:
-                    found.append(f"{pod.metadata.name}: {ended.reason}, exit code {ended.exit_code}")
-            if pod.status.phase == "Failed" and pod.status.reason:  # of the pod itself: Evicted, NodeLost
-                found.append(f"{pod.metadata.name}: {pod.status.reason}: {pod.status.message or ''}".rstrip(": "))
+                    problems.append(f"{pod.metadata.name}: {ended.reason}, exit code {ended.exit_code}")
+            if pod.status.phase == "Failed" and pod.status.reason:  # reasons of the pod itself: Evicted, NodeLost
+                problems.append(f"{pod.metadata.name}: {pod.status.reason}: {pod.status.message or ''}".rstrip(": "))
             if pod.status.phase == "Pending":
-                found += await self._warnings(namespace, pod.metadata.name)
-        return list(dict.fromkeys(found))
+                problems += await self._warnings(namespace, pod.metadata.name)
+        return list(dict.fromkeys(problems))
 
     async def _warnings(self, namespace: str, pod: str) -> list[str]:
         async def request(connection: Any) -> Any:
@@ -291,37 +297,37 @@ class SparkApplicationHook(AsyncKubernetesHook):
     # --- the driver's log
 
     async def log_lines(self, pod: str, after: str = "") -> AsyncIterator[tuple[str, str]]:
-        """Time and text of the lines that came after the line of time `after`; nothing while there is no log.
+        """Time and text of the lines that are later than the time `after`. Nothing if there is no log yet.
 
-        A line that is not finished is left for the next time.
+        An incomplete last line is not returned; a later call returns it.
         """
         namespace = await self.find_namespace()
-        asked = [("container", DRIVER_CONTAINER), ("timestamps", "true"), *([("sinceTime", after)] if after else [])]
+        query = [("container", DRIVER_CONTAINER), ("timestamps", "true"), *([("sinceTime", after)] if after else [])]
         async with self.get_conn() as connection:
-            # The client's own method has no sinceTime; by seconds, two clocks would decide what is read twice.
+            # The client's own method only has sinceSeconds. That depends on both machines' clocks.
             answer = await connection.call_api(
                 "/api/v1/namespaces/{namespace}/pods/{name}/log",
                 "GET",
                 path_params={"namespace": namespace, "name": pod},
-                query_params=asked,
+                query_params=query,
                 auth_settings=["BearerToken"],
                 _preload_content=False,
                 _return_http_data_only=True,
             )
             if answer.status in (400, 404):
-                return  # it has no container yet, or no longer
+                return  # the pod has no container yet, or no longer
             if answer.status >= 400:
                 raise ApiException(status=answer.status, reason=answer.reason)
-            rest = b""
+            incomplete = b""
             async for chunk in answer.content.iter_chunked(_CHUNK):
-                *lines, rest = (rest + chunk).split(b"\n")
+                *lines, incomplete = (incomplete + chunk).split(b"\n")
                 for line in lines:
                     match = _LOG_LINE.match(line.decode(errors="replace"))
                     if match and match["time"] > after:
                         yield match["time"], match["text"]
 
     async def last_lines(self, pod: str) -> list[str]:
-        """The last lines of the driver's log, if there are any, without Java's stack frames."""
+        """The last lines of the driver's log without Java's stack frames. Empty if there is no log."""
         namespace = await self.find_namespace()
 
         async def request(connection: Any) -> str:
@@ -335,12 +341,12 @@ class SparkApplicationHook(AsyncKubernetesHook):
 
 
 def newest(applications: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Of each task instance the application that was made last, and every one that no task has made; by name."""
-    found: dict[str, Mapping[str, Any]] = {}
-    for application in sorted(applications, key=lambda one: str(one["metadata"].get("creationTimestamp") or "")):
+    """The latest application of each task instance, and all applications that no task has created; sorted by name."""
+    latest: dict[str, Mapping[str, Any]] = {}
+    for application in sorted(applications, key=lambda a: str(a["metadata"].get("creationTimestamp") or "")):
         metadata = application["metadata"]
-        found[(metadata.get("labels") or {}).get(INSTANCE_LABEL) or metadata["name"]] = application
-    return sorted(found.values(), key=lambda one: str(one["metadata"]["name"]))
+        latest[(metadata.get("labels") or {}).get(INSTANCE_LABEL) or metadata["name"]] = application
+    return sorted(latest.values(), key=lambda a: str(a["metadata"]["name"]))
 
 
 def log_read(application: Mapping[str, Any]) -> str:
@@ -349,20 +355,22 @@ def log_read(application: Mapping[str, Any]) -> str:
 
 
 def driver_pod(application: Mapping[str, Any]) -> str:
-    """The name of the driver's pod; empty while there is none."""
+    """The name of the driver's pod; empty if it does not exist yet."""
     status = application.get("status") or {}
     return str((status.get("driverInfo") or {}).get("podName") or "")
 
 
 def error_message(application: Mapping[str, Any]) -> str:
-    """Why it failed, as the operator says it; of all of spark-submit's output, which it may hold, the errors."""
+    """Why an application failed, from the operator's message. The message may have all of spark-submit's output; only
+    the errors are returned.
+    """
     state = (application.get("status") or {}).get("applicationState") or {}
-    said: list[str] = []
+    errors: list[str] = []
     for line in without_frames(str(state.get("errorMessage") or "")):
-        text = _SAID_AGAIN.sub("", line)
-        if not _LOGGED.match(text) and not any(text.removeprefix("Caused by: ") in before for before in said):
-            said.append(text)
-    return "\n".join(said)
+        text = _REPEATED.sub("", line)
+        if not _LOGGED.match(text) and not any(text.removeprefix("Caused by: ") in before for before in errors):
+            errors.append(text)
+    return "\n".join(errors)
 
 
 def without_frames(text: str) -> list[str]:
@@ -371,7 +379,7 @@ def without_frames(text: str) -> list[str]:
 
 
 def is_adoptable(application: Mapping[str, Any], name: str, inputs: str) -> bool:
-    """Whether it is the one that was asked for, at work or done, and not on its way out."""
+    """Whether the application has this name and these inputs, and has not failed and is not being deleted."""
     metadata = application["metadata"]
     return bool(
         metadata["name"] == name

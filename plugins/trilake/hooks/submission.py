@@ -1,8 +1,8 @@
-"""What a task has asked another system for, kept so that its next try finds it.
+"""Records a task's request to another system, so that the task's next try finds it.
 
-A try writes its submission down before it asks. So a later try knows what to look for, whether or not the request
-arrived. Each submission has an owner: a random token. A try that takes a submission over writes its own token. From
-then on the earlier try sees that the submission is no longer its own, and leaves it alone.
+A try writes its submission before it sends the request. So a later try knows what to look for, whether or not the
+request arrived. Each submission has an owner: a random token. A try that takes a submission over writes its own token.
+From then on the earlier try sees that it is no longer the owner, and does not touch the submission.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-# A signal may have come while Airflow was asked for the same record: then this answer may never come.
+# A signal may have interrupted another request to Airflow. Then the answer to this one may never come.
 STORE_SECONDS = 5.0
 
 
@@ -23,9 +23,9 @@ STORE_SECONDS = 5.0
 class Submission:
     """One request of a task instance.
 
-    :param number: counts the task instance's submissions, over its tries, from 1.
-    :param owner: the token of the try that may end it.
-    :param inputs: digest of what was asked for.
+    :param number: number of the submission, counted from 1 over all tries of the task instance.
+    :param owner: the token of the try that may end the submission.
+    :param inputs: digest of the request's inputs.
     """
 
     number: int
@@ -40,9 +40,9 @@ S = TypeVar("S", bound=Submission)
 
 
 class SubmissionStore(Generic[S]):
-    """The task instance's place for its submission. It outlives tries, workers and schedulers.
+    """Stores the submission of a task instance. It survives the end of tries, workers and schedulers.
 
-    :param key: in Airflow's task state store.
+    :param key: the key in Airflow's task state store.
     :param kind: the submission's class.
     """
 
@@ -52,28 +52,28 @@ class SubmissionStore(Generic[S]):
         self._kind = kind
 
     def read(self) -> S | None:
-        """What was written last. None: nothing was, or this Airflow keeps nothing."""
+        """The submission that was written last. None: there is none, or this Airflow has no task state store."""
         record = self._store.get(self._key) if self._store is not None else None
         if not isinstance(record, dict):
             return None
-        # fields that another version of this package has written are left out
-        known = {field.name for field in fields(self._kind)}
-        return self._kind(**{name: value for name, value in record.items() if name in known})
+        # Ignore fields that only another version of this package knows.
+        names = {field.name for field in fields(self._kind)}
+        return self._kind(**{name: value for name, value in record.items() if name in names})
 
     def write(self, submission: S) -> None:
-        """Replace it."""
+        """Replaces the stored submission."""
         if self._store is not None:
             self._store.set(self._key, submission.to_dict())
 
     def is_current(self, submission: S) -> bool:
-        """Whether no later try has taken over. True as well if Airflow does not answer within `STORE_SECONDS`."""
+        """Whether no later try has taken over. Also True if Airflow does not answer within `STORE_SECONDS`."""
         if self._store is None:
             return True
         pool = ThreadPoolExecutor(1)
         try:
-            kept = pool.submit(self.read).result(STORE_SECONDS)
+            stored = pool.submit(self.read).result(STORE_SECONDS)
         except Exception:
             return True
         finally:
             pool.shutdown(wait=False)
-        return kept is not None and kept.owner == submission.owner
+        return stored is not None and stored.owner == submission.owner

@@ -1,4 +1,4 @@
-"""One task instance of Airflow: what queries, applications, objects and runs are named after."""
+"""One task instance of Airflow. Queries, applications, objects and runs get their names from it."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from trilake.spark.application import application_name, instance_digest
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-# On a SparkApplication and its pods: stands for the task instance, whatever its try.
+# A label of a SparkApplication and its pods. It identifies the task instance and is the same for all its tries.
 INSTANCE_LABEL = "trilake/instance"
 _UNSAFE = re.compile(r"[^\w.:+-]+", re.ASCII)
 
 
 @dataclass(frozen=True)
 class TaskInstance:
-    """A task of a run, over all its tries.
+    """A task of a run. All its tries have the same names.
 
     :param map_index: -1 for a task that is not mapped.
-    :param try_number: of the try that asks. It counts in `log_comment` only.
+    :param try_number: number of the current try. Only `log_comment` uses it.
     """
 
     dag_id: str
@@ -34,7 +34,7 @@ class TaskInstance:
 
     @classmethod
     def of(cls, context: Context) -> TaskInstance:
-        """The one that runs in a context."""
+        """The task instance of a context."""
         ti = context["ti"]
         map_index = ti.map_index if ti.map_index is not None else -1
         run_id = str(context.get("run_id") or ti.run_id)
@@ -42,7 +42,7 @@ class TaskInstance:
 
     @property
     def run(self) -> str:
-        """Names the run among those of all DAGs: a run id is unique within its DAG. Neither part has a slash in it."""
+        """The run's name, unique over all DAGs, because a run id is unique within its DAG. Neither part has a slash."""
         return f"{self.dag_id}/{self.run_id}"
 
     @property
@@ -52,11 +52,11 @@ class TaskInstance:
 
     @property
     def digest(self) -> str:
-        """Ten hexadecimal digits that stand for the task instance."""
+        """Ten hexadecimal digits that identify the task instance."""
         return instance_digest(**self._ids)
 
     def log_comment(self) -> dict[str, Any]:
-        """What the query log keeps of a task's statements."""
+        """The ``log_comment`` of a task's statements in the query log."""
         return {
             "dag": self.dag_id,
             "task": self.task_id,
@@ -90,10 +90,10 @@ class TaskInstance:
 
 
 def joined(words: Sequence[str]) -> str:
-    """Words with colons between them, in letters that a query id can have."""
+    """The words with colons between them. Characters that a query id cannot have become underscores."""
     return _UNSAFE.sub("_", ":".join(words))
 
 
 def as_comment(values: dict[str, Any]) -> str:
-    """A ``log_comment`` as ClickHouse gets it."""
+    """A ``log_comment`` as the text that ClickHouse gets."""
     return json.dumps(values, sort_keys=True)

@@ -1,1 +1,1 @@
-"""What runs the platform: embedded (on one machine, without Docker) and hosts (the three hosts and their replica)."""
+"""Code that runs the platform: embedded (one machine, without Docker) and hosts (the three hosts and their replica)."""

@@ -1,4 +1,4 @@
-"""Airflow's REST API, as far as the command line needs it."""
+"""A client for the parts of Airflow's REST API that the command line needs."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ TIMEOUT_S = 30
 # A machine that is busy with Spark can leave the API server without CPU for longer than one timeout.
 BUSY_S = 120
 FINAL_STATES = frozenset({"success", "failed"})
-# How long the scheduler may take to notice a DAG or to make a run that is due.
+# How long Airflow may take to notice a DAG or to create a run that is due.
 NOTICE_S = 60
 
 
 class AirflowError(TrilakeError):
-    """What Airflow refused, or what went wrong in it."""
+    """Airflow refused a request, or cannot import a DAG."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task of a run, as it stands."""
+    """One task of a run, in its current state."""
 
     dag_id: str
     task_id: str
@@ -40,9 +40,9 @@ class Task:
 
 
 class AirflowApi:
-    """A logged-in client; a context manager.
+    """A logged-in client. It is a context manager.
 
-    :param url: of the UI, such as ``http://127.0.0.1:8080``.
+    :param url: the address of the UI, such as ``http://127.0.0.1:8080``.
     """
 
     def __init__(self, url: str, user: str, password: str) -> None:
@@ -66,13 +66,13 @@ class AirflowApi:
         """
         deadline = time.monotonic() + NOTICE_S
         while True:
-            known = {dag["dag_id"] for dag in self._call("GET", "/api/v2/dags", params={"limit": 1000})["dags"]}
-            missing = [dag_id for dag_id in dag_ids if dag_id not in known]
+            parsed_dags = {dag["dag_id"] for dag in self._call("GET", "/api/v2/dags", params={"limit": 1000})["dags"]}
+            missing = [dag_id for dag_id in dag_ids if dag_id not in parsed_dags]
             if not missing:
                 return
             for broken in self._call("GET", "/api/v2/importErrors")["import_errors"]:
-                last = broken["stack_trace"].strip().splitlines()[-1]
-                raise AirflowError(f"{broken['filename']} cannot be imported: {last}")
+                last_line = broken["stack_trace"].strip().splitlines()[-1]
+                raise AirflowError(f"{broken['filename']} cannot be imported: {last_line}")
             if time.monotonic() > deadline:
                 raise AirflowError(
                     f"Airflow does not know {', '.join(missing)} after {NOTICE_S} s.",
@@ -82,25 +82,25 @@ class AirflowApi:
 
     def unpause(self, dag_id: str) -> bool:
         """Let a DAG run. True if it was paused until now."""
-        was: bool = self._call("GET", f"/api/v2/dags/{dag_id}")["is_paused"]
-        if was:
+        was_paused: bool = self._call("GET", f"/api/v2/dags/{dag_id}")["is_paused"]
+        if was_paused:
             self._call("PATCH", f"/api/v2/dags/{dag_id}", json={"is_paused": False})
-        return was
+        return was_paused
 
     def trigger(self, dag_id: str, conf: Mapping[str, Any] | None = None) -> str:
-        """Start a run; gives its id."""
+        """Start a run and return its id."""
         body = {"logical_date": None, "conf": dict(conf or {})}
         return str(self._call("POST", f"/api/v2/dags/{dag_id}/dagRuns", json=body)["dag_run_id"])
 
     def runs(self, dag_id: str, since: datetime) -> list[dict[str, Any]]:
         """The runs that were queued since then, oldest first."""
-        listed = self._call("GET", f"/api/v2/dags/{dag_id}/dagRuns", params={"order_by": "-run_after", "limit": 50})
-        found = [run for run in listed["dag_runs"] if _at_or_after(run["queued_at"], since)]
-        return sorted(found, key=lambda run: str(run["queued_at"]))
+        answer = self._call("GET", f"/api/v2/dags/{dag_id}/dagRuns", params={"order_by": "-run_after", "limit": 50})
+        recent = [run for run in answer["dag_runs"] if _at_or_after(run["queued_at"], since)]
+        return sorted(recent, key=lambda run: str(run["queued_at"]))
 
     def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
-        found: dict[str, Any] = self._call("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}")
-        return found
+        dag_run: dict[str, Any] = self._call("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}")
+        return dag_run
 
     def tasks(self, dag_id: str, run_id: str) -> list[Task]:
         """The tasks of a run, in the order they were started."""
@@ -131,7 +131,7 @@ class AirflowApi:
                 answer: httpx.Response = self._client.request(method, path, **arguments)
                 break
             except httpx.HTTPError as e:
-                # only a request that changes nothing is repeated
+                # only a read is repeated: the server may already have processed a write
                 if method == "GET" and isinstance(e, httpx.ReadTimeout) and time.monotonic() < until:
                     log.warning("Airflow at %s has not answered for %s s. Trying again.", self.url, TIMEOUT_S)
                     continue
@@ -150,7 +150,7 @@ def _at_or_after(moment: str | None, since: datetime) -> bool:
 
 
 def _text(entry: Any) -> str:
-    """A structured log line as a person reads it: what happened and, of an error, what kind and why."""
+    """A structured log line as text: the event, then the type and message of each error."""
     if not isinstance(entry, dict):
         return str(entry)
     lines = [str(entry.get("event", ""))]
@@ -159,7 +159,7 @@ def _text(entry: Any) -> str:
 
 
 def _seconds(task: Mapping[str, Any]) -> float:
-    """How long it took, or has been at it. A deferred task's own `duration` leaves out what it waited for."""
+    """Seconds that the task took, or has run so far. Airflow's `duration` leaves out the time a task was deferred."""
     if not task["start_date"]:
         return 0.0
     start = datetime.fromisoformat(task["start_date"])

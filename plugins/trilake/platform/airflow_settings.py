@@ -1,4 +1,4 @@
-"""Airflow's settings that are the same wherever it runs, by section. The places add their own to them."""
+"""Airflow settings that are the same on every platform, by section. Each platform adds its own settings."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Mapping
 
 Settings = Mapping[str, Mapping[str, object]]
 
-# Section -> name -> value. One machine of two cores, which the tasks share with servers.
+# Section -> name -> value. They suit one machine with two cores, which tasks and servers share.
 COMMON: Settings = {
     "core": {
         "load_examples": False,
         "executor": "LocalExecutor",
-        # a task is a process of 150 MB, and Spark and ClickHouse want the two cores too
+        # each task is a process of 150 MB, and Spark and ClickHouse also need the two cores
         "parallelism": 4,
         "max_active_tasks_per_dag": 4,
         "default_timezone": "utc",
-        # two cores that Spark keeps busy: what is slow is not broken
+        # Spark can keep both cores busy, so a correct DAG file may be slow to import
         "dagbag_import_timeout": 120,
     },
     "workers": {"execution_api_timeout": 30},
@@ -35,13 +35,13 @@ COMMON: Settings = {
         "scheduler_idle_sleep_time": 0.5,
     },
     "dag_processor": {
-        # a changed file is parsed at once, one that is not rarely: two cores
+        # to save CPU, a changed file is parsed at once and an unchanged file only once a minute
         "refresh_interval": 10,
         "bundle_refresh_check_interval": 5,
         "min_file_process_interval": 60,
         "file_parsing_sort_mode": "modified_time",
         "parsing_processes": 2,
-        # longer than dagbag_import_timeout: a file that takes that long is named with its reason, not just gone
+        # longer than dagbag_import_timeout: a slow file then gives an import error with its name and the reason
         "dag_file_processor_timeout": 180,
     },
     "usage_data_collection": {"enabled": False},
@@ -49,7 +49,7 @@ COMMON: Settings = {
 
 
 def environment(own: Settings) -> dict[str, str]:
-    """The common settings and a place's own as environment variables, ``AIRFLOW__<SECTION>__<NAME>``."""
+    """The common settings and `own` as environment variables, ``AIRFLOW__<SECTION>__<NAME>``."""
     return {
         f"AIRFLOW__{section.upper()}__{name.upper()}": str(value)
         for section in {**COMMON, **own}

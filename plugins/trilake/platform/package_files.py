@@ -7,18 +7,18 @@ from pathlib import Path
 
 from trilake.errors import ConfigurationError
 
-# What to do where a package of the lock is missing.
-INSTALL = "Install what the lock says: `pip install -r $(python -m trilake.platform.requirements)`."
+# The hint of errors about a missing package of the lock.
+INSTALL = "Install the packages of the lock: `pip install -r $(python -m trilake.platform.requirements)`."
 
 
 def package_file(*parts: str) -> Path:
-    """A file or folder of the installed package, such as ``spark/image/run_job.py``. Other programs are given its path.
+    """The path of a file or folder of the installed package, such as ``spark/image/run_job.py``. Other programs get it.
 
-    :raises ConfigurationError: it is not there.
+    :raises ConfigurationError: it is missing.
     """
     path = Path(str(files("trilake").joinpath(*parts)))
     if not path.exists():
         raise ConfigurationError(
-            f"The installed package trilake is not whole: {path} is missing.", hint="Install it again."
+            f"The installed package trilake is incomplete: {path} is missing.", hint="Install it again."
         )
     return path

@@ -1,4 +1,4 @@
-"""Files of secrets: readable by their owner only from the first byte, and complete or not there at all."""
+"""Files with secrets. Only their owner can ever read them, and a file either is complete or does not exist."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def replace_private(path: Path, content: str | bytes) -> None:
 
 
 def write_private(path: Path, text: str) -> bool:
-    """As `replace_private`, unless the file has this text and mode already. False: it had."""
+    """Call `replace_private`, unless the file already has this text and mode. False: the file was not changed."""
     try:
         if path.read_text() == text and stat.S_IMODE(path.stat().st_mode) == 0o600:
             return False
@@ -45,8 +45,8 @@ def write_private(path: Path, text: str) -> bool:
 
 
 def write_once(path: Path, text: str) -> bool:
-    """Write a file with mode 600, unless it exists. False: it existed, and is unchanged."""
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*"):  # of a process that was killed
+    """Write a file with mode 600, unless it exists. False: it existed and was not changed."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*"):  # left by a process that was killed
         if leftover.suffix[1:].isdecimal() and not Path("/proc", leftover.suffix[1:]).exists():
             leftover.unlink()
     fresh = path.with_name(f".{path.name}.{os.getpid()}")

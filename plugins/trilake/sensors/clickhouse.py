@@ -22,7 +22,7 @@ from trilake.triggers.publication import PartitionsPublishedTrigger
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-# The trigger ends the wait and names what is missing. Airflow's own limit comes later; it only applies if it does not.
+# The trigger ends the wait and names the missing partitions. Airflow's own timeout comes later, as a fallback.
 _TRIGGER_SLACK = timedelta(minutes=5)
 _LISTED = 5
 
@@ -65,7 +65,7 @@ class ClickHousePartitionSensor(WindowedOperator, BaseSensorOperator):
         self.deferrable = deferrable
         self.lake_conn_id = lake_conn_id
         self._missing: dict[str, str] = {}
-        self._asked: dict[str, Any] | None = None
+        self._arguments: dict[str, Any] | None = None
 
     def execute(self, context: Context) -> None:
         """:raises NotPublishedError: partitions are missing at the timeout.
@@ -81,14 +81,14 @@ class ClickHousePartitionSensor(WindowedOperator, BaseSensorOperator):
             if self.poke(context):
                 return
         except UnreachableError as e:
-            self.log.warning("The ledger of publications cannot be read for now: %s", e)
-        asked = self._ask(context)
+            self.log.warning("The ledger of publications cannot be read at the moment: %s", e)
+        condition = self._condition(context)
         trigger = PartitionsPublishedTrigger(
-            table=asked["table"],
-            partitions=asked["partitions"],
+            table=condition["table"],
+            partitions=condition["partitions"],
             deadline=time.time() + self.timeout,
-            not_before=asked["not_before"].isoformat() if asked["not_before"] else None,
-            sequence_number=asked["sequence_number"],
+            not_before=condition["not_before"].isoformat() if condition["not_before"] else None,
+            sequence_number=condition["sequence_number"],
             poll_interval=self.poke_interval,
             lake_conn_id=self.lake_conn_id,
         )
@@ -106,24 +106,24 @@ class ClickHousePartitionSensor(WindowedOperator, BaseSensorOperator):
         self.log.info("Published: %s", self._name)
 
     def poke(self, context: Context) -> bool:
-        """Whether all are published. Logs what is missing."""
-        asked = self._ask(context)
-        self._missing = LakeHook(lake_conn_id=self.lake_conn_id).ledger().missing(**asked)
+        """Whether all partitions are published. Logs the missing ones."""
+        condition = self._condition(context)
+        self._missing = LakeHook(lake_conn_id=self.lake_conn_id).ledger().missing(**condition)
         if self._missing:
             self.log.info("Not published yet: %s", self._listed())
         return not self._missing
 
-    def _ask(self, context: Context) -> dict[str, Any]:
+    def _condition(self, context: Context) -> dict[str, Any]:
         """The arguments for `Ledger.missing`, computed once."""
-        if self._asked is None:
+        if self._arguments is None:
             data_set: DataSet = self.data_set  # type: ignore[assignment]  # this sensor's constructor requires it
-            self._asked = {
+            self._arguments = {
                 "table": data_set.table,
                 "partitions": self.window(context).partitions if data_set.grain else [WHOLE],
                 "not_before": _moment(self.not_before, self._began(context)),
                 "sequence_number": self._sequence_number(data_set),
             }
-        return self._asked
+        return self._arguments
 
     def _began(self, context: Context) -> datetime:
         """When the wait began. In mode ``reschedule`` each check runs in a new process."""
@@ -137,7 +137,8 @@ class ClickHousePartitionSensor(WindowedOperator, BaseSensorOperator):
             snapshot_id = int(str(self.snapshot_id))
         except ValueError:
             raise ConfigurationError(
-                f"{self.snapshot_id!r} is not a snapshot of {data_set.curated}.", hint="Give a snapshot id, or None."
+                f"{self.snapshot_id!r} is not a snapshot of {data_set.curated}.",
+                hint="Set snapshot_id to a number, or to None.",
             ) from None
         catalog = LakeHook(lake_conn_id=self.lake_conn_id).catalog()
         try:
@@ -146,12 +147,12 @@ class ClickHousePartitionSensor(WindowedOperator, BaseSensorOperator):
             catalog.close()
 
     def _not_published(self, error: str = "") -> NotPublishedError:
-        why = self._listed() if self._missing else f"The ledger could not be read: {error}"
+        why = self._listed() if self._missing else f"the ledger could not be read: {error}"
         failure = NotPublishedError(
             f"Not published within {self.timeout:.0f} s: {why}.",
             hint="See `trilake publications`. Run the DAG that publishes what is missing, then clear this task.",
         )
-        self.log.warning("%s", failure.message)  # `soft_fail` shows no reason
+        self.log.warning("%s", failure.message)  # with `soft_fail`, Airflow does not show the reason
         return failure
 
     @property

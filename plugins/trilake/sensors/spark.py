@@ -21,7 +21,7 @@ from trilake.triggers.spark import SparkApplicationsTrigger
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-# The trigger ends the wait and reports the states. Airflow's own limit comes later; it only applies if it does not.
+# The trigger ends the wait and reports the states. Airflow's own timeout comes later, as a fallback.
 _TRIGGER_SLACK = timedelta(minutes=5)
 
 
@@ -37,9 +37,9 @@ class SparkApplicationSensor(BaseSensorOperator):
     """Succeeds when Spark applications are COMPLETED. Fails at once when one is FAILED or SUBMISSION_FAILED; the error
     has the reason, the problems of its pods and the driver's last lines. In every other state it waits.
 
-    By name, it waits for one application, which may not exist yet. If the application is deleted before it has
-    completed, the sensor fails. By labels, it waits for all applications that have them, and at least one; of a task's
-    tries the last application counts. The submitter must keep its applications until the sensor has seen them:
+    With `application`, it waits for one application, which may not exist yet. If the application is deleted before it
+    has completed, the sensor fails. With `labels`, it waits for all applications that have them, and at least one. Of a
+    task's tries the last application counts. The submitter must keep its applications until the sensor has seen them:
     set ``delete_on_termination=False`` in `SparkApplicationOperator`.
 
     `poke_interval`, `timeout` (seconds or timedelta) and `soft_fail` work as in every sensor. When it waits in the
@@ -112,18 +112,18 @@ class SparkApplicationSensor(BaseSensorOperator):
         if outcome == "failed":
             self._fail(SparkApplicationFailedError(explained(f"SparkApplication {name} is {state}.", event)))
         if outcome == "gone":
-            what = f"SparkApplication {name} is gone: it was {state} when it was seen last."
+            message = f"SparkApplication {name} is gone: it was {state} when it was seen last."
             hint = "Keep it with delete_on_termination=False. The log of the submitting task has its outcome."
-            self._fail(SparkApplicationFailedError(what, hint=hint))
+            self._fail(SparkApplicationFailedError(message, hint=hint))
         if outcome == "error":
-            self._fail(SparkApplicationFailedError(f"{self._asked} cannot be waited for. {event['error']}"))
+            self._fail(SparkApplicationFailedError(f"{self._target} cannot be checked. {event['error']}"))
         return bool(outcome == "completed")
 
     def _late(self, error: str) -> NoReturn:
         states = [f"{name} is {state or 'new'}" for name, state in self._trigger.seen.items()]
         why = error or ", ".join(states) or "there was none"
         self._fail(
-            SparkApplicationNotCompletedError(f"{self._asked} not COMPLETED within {self.timeout:.0f} s: {why}.")
+            SparkApplicationNotCompletedError(f"{self._target} not COMPLETED within {self.timeout:.0f} s: {why}.")
         )
 
     def _fail(self, error: TrilakeError) -> NoReturn:
@@ -132,7 +132,7 @@ class SparkApplicationSensor(BaseSensorOperator):
         raise error
 
     @property
-    def _asked(self) -> str:
+    def _target(self) -> str:
         return f"SparkApplication {self.application}" if self.application else f"SparkApplications with {self.labels}"
 
     @cached_property

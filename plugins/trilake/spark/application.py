@@ -1,4 +1,4 @@
-"""What is submitted to vps_2: a SparkApplication (sparkoperator.k8s.io/v1beta2), built from what a job needs to say."""
+"""Builds the SparkApplication (sparkoperator.k8s.io/v1beta2) that is submitted to vps_2 for one run of a job."""
 
 from __future__ import annotations
 
@@ -29,19 +29,20 @@ SERVICE_ACCOUNT = "spark"
 # The Secret that holds the jobs' connections (AIRFLOW_CONN_*). The submitter names it and never reads it.
 JOBS_SECRET = "trilake-jobs"  # noqa: S105
 
-# After this an application that nobody deleted (a lost worker, a kept failure) is cleared away by the operator.
+# After this time the operator deletes an application that still exists: its worker was lost, or a failure was kept.
 TIME_TO_LIVE = timedelta(hours=24)
 
-# spark-operator derives a service (`<name>-ui-svc`) and Spark a pod per executor from it: both are DNS labels (63).
+# spark-operator derives the name of a service (`<name>-ui-svc`) from it, and Spark the name of each executor's pod.
+# Both are DNS labels, which have at most 63 characters.
 MAX_NAME = 50
-# The operator derives the driver's pod from the name, and some tools the name from the pod, by this suffix.
+# The operator adds this suffix to the name to get the driver's pod. Some tools remove it to get the name.
 DRIVER_SUFFIX = "-driver"
 MAX_LABEL = 63
 
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?")
 
-# The image's user; the same restrictions that the namespace's pod security (restricted) demands.
+# The image's user, and the restrictions that the namespace's pod security (restricted) requires.
 _SECURITY_CONTEXT = {
     "runAsNonRoot": True,
     "runAsUser": 185,
@@ -51,7 +52,7 @@ _SECURITY_CONTEXT = {
     "seccompProfile": {"type": "RuntimeDefault"},
 }
 
-# What every job's session needs and holds no address and no secret: those come from the environment of the driver.
+# Settings that every job's session needs. They have no address and no secret: the driver's environment has those.
 SPARK_CONF: Mapping[str, str] = MappingProxyType(
     {
         "spark.sql.extensions": "org.apache.iceberg.spark.extensions.IcebergSparkSessionExtensions",
@@ -64,7 +65,7 @@ SPARK_CONF: Mapping[str, str] = MappingProxyType(
         "spark.sql.adaptive.enabled": "true",
         "spark.sql.execution.arrow.pyspark.enabled": "true",
         "spark.hadoop.fs.s3a.path.style.access": "true",
-        # A task's log shows the job's own lines; Spark's are some hundred a minute, and its progress bar is noise.
+        # A task's log should show the job's own lines. Spark would add hundreds of lines a minute and a progress bar.
         "spark.log.level": "WARN",
         "spark.ui.showConsoleProgress": "false",
     }
@@ -91,7 +92,7 @@ class ApplicationState(StrEnum):
 
     @classmethod
     def of(cls, application: Mapping[str, Any]) -> ApplicationState:
-        """An application's state. One that a later operator may bring is UNKNOWN: neither begun nor over."""
+        """An application's state. A state that only a later operator has is UNKNOWN: neither started nor over."""
         text = ((application.get("status") or {}).get("applicationState") or {}).get("state") or ""
         try:
             return cls(text)
@@ -100,12 +101,12 @@ class ApplicationState(StrEnum):
 
     @property
     def over(self) -> bool:
-        """Whether nothing more becomes of an application that is not to be restarted (as ours are)."""
+        """Whether the state is final. This holds for applications that are never restarted, such as Trilake's."""
         return self in (ApplicationState.COMPLETED, ApplicationState.FAILED, ApplicationState.SUBMISSION_FAILED)
 
     @property
     def started(self) -> bool:
-        """Whether its driver has been seen running."""
+        """Whether the operator has seen the driver running."""
         return self in (
             ApplicationState.RUNNING,
             ApplicationState.SUCCEEDING,
@@ -117,9 +118,9 @@ class ApplicationState(StrEnum):
 
 @dataclass(frozen=True)
 class Profile:
-    """How much a job gets. Memory is the JVM's heap, in Kubernetes' and Spark's own notation (``2g``).
+    """The resources of a job. Memory is the JVM's heap, in the notation of Kubernetes and Spark (``2g``).
 
-    :param executors: how many to start with; with `max_executors` above it, Spark asks for more while work waits.
+    :param executors: how many to start with. If `max_executors` is higher, Spark asks for more while tasks wait.
     """
 
     driver_cores: int
@@ -132,7 +133,7 @@ class Profile:
 
 SHUFFLE_PARTITIONS_PER_CORE = 8
 
-# A driver mostly waits: it asks Kubernetes for half a core and may use a whole one.
+# A driver mostly waits, so it requests half a core from Kubernetes. It may use a full core.
 _DRIVER_CORE_REQUEST = "500m"
 
 PROFILES: Mapping[str, Profile] = MappingProxyType(
@@ -148,16 +149,16 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
 class SparkApplication:
     """One run of one job.
 
-    :param name: at most 50 lower-case letters, digits and dashes, a letter first; `application_name` makes one.
+    :param name: at most 50 lower-case letters, digits and dashes; the first is a letter. `application_name` makes one.
     :param job: a module of ``spark_jobs/``, without ``.py``.
-    :param version: of the job code, as `trilake.spark.versions.push` returned it.
-    :param arguments: the job's own. They are readable to everyone who may read the application: never a secret.
+    :param version: version of the job code, from `trilake.spark.versions.push`.
+    :param arguments: arguments of the job. Everyone who can read the application can read them: never a secret.
     :param profile: small, medium or large (`PROFILES`).
-    :param labels: on the application and on both kinds of pods; values are made to fit (`label_value`).
-    :param annotations: on the application alone; any text.
+    :param labels: for the application, the driver and the executors. Values are made valid with `label_value`.
+    :param annotations: for the application only; any text.
     :param event_log: a folder (s3a), or None for no event log.
-    :param time_to_live: how long a finished application stays if nobody deletes it.
-    :param spark_conf: more settings, over the ones every job gets. Never a secret.
+    :param time_to_live: how long a finished application stays if it is not deleted earlier.
+    :param spark_conf: more settings. They override those that every job gets. Never a secret.
     """
 
     name: str
@@ -189,11 +190,11 @@ class SparkApplication:
             raise ConfigurationError(f"{self.job!r} is not a job.", hint="Name a module of spark_jobs/, without .py.")
 
     def manifest(self) -> dict[str, Any]:
-        """The application as Kubernetes takes it."""
+        """The application as a Kubernetes object."""
         profile = PROFILES[self.profile]
         labels = {key: label_value(value) for key, value in self.labels.items()}
-        # The application's and its pods' one way to credentials: by name, so they are in no manifest, log or event log
-        both: dict[str, Any] = {
+        # The pods get credentials by the Secret's name only, so no manifest, log or event log contains them.
+        pod: dict[str, Any] = {
             "labels": labels,
             "envFrom": [{"secretRef": {"name": self.secret}}],
             "securityContext": _SECURITY_CONTEXT,
@@ -207,7 +208,7 @@ class SparkApplication:
             "imagePullPolicy": "IfNotPresent",
             "mainApplicationFile": MAIN_FILE,
             "arguments": ["--version", self.version, "--job", self.job, "--", *self.arguments],
-            # Only Airflow decides about a retry, and it gives the retry a new name.
+            # Only Airflow retries, and each retry gets a new name.
             "restartPolicy": {"type": "Never"},
             "timeToLiveSeconds": int(self.time_to_live.total_seconds()),
             "sparkConf": self._conf(),
@@ -216,20 +217,20 @@ class SparkApplication:
                 "coreRequest": _DRIVER_CORE_REQUEST,
                 "memory": profile.driver_memory,
                 "serviceAccount": self.service_account,
-                **both,
+                **pod,
             },
             "executor": {
                 "instances": profile.executors,
                 "cores": profile.executor_cores,
                 "memory": profile.executor_memory,
-                **both,
+                **pod,
             },
         }
         if profile.max_executors > profile.executors:
             spec["dynamicAllocation"] = {
                 "enabled": True,
                 "initialExecutors": profile.executors,
-                "minExecutors": 1,  # one stays warm between two stages
+                "minExecutors": 1,  # the next stage starts faster if one executor stays
                 "maxExecutors": profile.max_executors,
             }
         manifest = {
@@ -243,17 +244,17 @@ class SparkApplication:
             },
             "spec": spec,
         }
-        copy: dict[str, Any] = json.loads(json.dumps(manifest))  # no part is shared with another manifest
+        copy: dict[str, Any] = json.loads(json.dumps(manifest))  # so that two manifests share no object
         return copy
 
     def _conf(self) -> dict[str, str]:
         conf = dict(SPARK_CONF)
         profile = PROFILES[self.profile]
-        # Spark's own 200 would cost a small job more than its work; adaptive execution joins what is too small, and
-        # cannot split what was never apart.
+        # Spark's default of 200 partitions would cost a small job more than its work. Adaptive execution can join small
+        # partitions, so this number can be generous. It cannot split a partition that is too large.
         cores = profile.max_executors * profile.executor_cores
         conf["spark.sql.shuffle.partitions"] = str(SHUFFLE_PARTITIONS_PER_CORE * cores)
-        # An executor that has ended stays until its driver goes, as a pod that takes nothing: its log and why it ended.
+        # The pod of an ended executor stays as long as its driver, to show its log and why it ended. It uses nothing.
         conf["spark.kubernetes.executor.deleteOnTermination"] = "false"
         conf["spark.eventLog.enabled"] = "true" if self.event_log else "false"
         if self.event_log:
@@ -262,7 +263,7 @@ class SparkApplication:
 
 
 def application_name(*, dag_id: str, task_id: str, run_id: str, map_index: int = -1, number: int = 1) -> str:
-    """The name of a task's `number`-th submission: readable in front, unique by a hash of all of it behind."""
+    """The name of a task's `number`-th submission: readable words, then a hash that makes it unique."""
     if number < 1:
         raise ValueError(f"submissions are counted from 1, not {number}")
     tail = f"-{instance_digest(dag_id=dag_id, task_id=task_id, run_id=run_id, map_index=map_index)}-{number}"
@@ -273,14 +274,14 @@ def application_name(*, dag_id: str, task_id: str, run_id: str, map_index: int =
 
 
 def instance_digest(*, dag_id: str, task_id: str, run_id: str, map_index: int = -1) -> str:
-    """Ten hexadecimal digits that stand for one task instance, whatever its try."""
+    """Ten hexadecimal digits that identify one task instance. They are the same for all its tries."""
     return hashlib.sha256(json.dumps([dag_id, task_id, run_id, map_index]).encode()).hexdigest()[:10]
 
 
 def label_value(text: str) -> str:
-    """`text` as a label's value (at most 63 of ``A-Z a-z 0-9 - _ .``, ending in letters or digits).
+    """`text` as a label's value: at most 63 of ``A-Z a-z 0-9 - _ .``, with a letter or digit at both ends.
 
-    What had to change gets a hash at its end, so that two different texts stay two different labels.
+    A text that had to change gets a hash at its end, so that different texts stay different labels.
     """
     if len(text) <= MAX_LABEL and _LABEL_VALUE.fullmatch(text):
         return text

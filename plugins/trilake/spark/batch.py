@@ -1,4 +1,4 @@
-"""The raw files of a data set as rows: good ones, each once, apart from refused ones."""
+"""Reads the raw files of a data set. Separates good rows, without duplicates, from refused lines."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 class Batch:
     """The rows of one data set's raw files.
 
-    :param rows: good rows, each once, in the columns of the schema.
+    :param rows: good rows without duplicates, in the columns of the schema.
     :param parsed: all lines, see `trilake.spark.delimited.parse_lines`.
-    :param distinct: good rows, each once, with the number of its ``copies``.
+    :param distinct: good rows without duplicates; ``copies`` is how often each was read.
     :param header: first line of each file.
     """
 
@@ -33,7 +33,7 @@ class Batch:
     header: str
 
     def read_bytes(self) -> dict[str, int]:
-        """Size of the lines that were read of each file, without its header: bytes by key."""
+        """Size of the lines that were read from each file, without its header: bytes by key."""
         return {row[0]: row[1] for row in self.parsed.groupBy("file").agg({"size": "sum"}).collect()}
 
 
@@ -47,7 +47,7 @@ def read_batch(
     missing: str = "",
     sample: Callable[[DataFrame, str], DataFrame] = lambda lines, _: lines,
 ) -> Batch:
-    """Reads the pinned files once. Lines and good rows stay in Spark's memory or on its disks.
+    """Reads the pinned files once. Spark caches lines and good rows in memory or on its disks.
 
     :param fields: schema of a line; a value that is not nullable is required.
     :param date: expression for a row's date; default: the date column of `data_set`.
@@ -57,13 +57,13 @@ def read_batch(
     from pyspark.sql import functions as F
 
     header = header_of(fields)
-    # Spark gives the path as a URI. A plus in it is a plus, not a space.
+    # Spark gives the path as a URI. In it a plus sign is a plus sign, not a space.
     path = F.regexp_extract(F.col("_metadata.file_path"), "^[a-z0-9]+://[^/]+/(.*)$", 1)
     key = F.url_decode(F.replace(path, F.lit("+"), F.lit("%2B")))
     line = without_end(F.col("value"))
     lines = (
         spark.read.option("lineSep", "\n")
-        # Longer lines are skipped in bounded memory. `inputs.check_whole` finds that they are missing.
+        # Hadoop skips longer lines without reading them into memory. `inputs.check_whole` finds that they are missing.
         .option("mapreduce.input.linerecordreader.line.maxlength", inputs.LINE_BYTES)
         .text([item.uri for item in pinned])
         .select(key.alias("file"), line.alias("raw"), (F.octet_length("value") + 1).alias("size"))
@@ -73,12 +73,12 @@ def read_batch(
     if date is None and data_set.date in fields.fieldNames():
         date = F.col(f"{ROW}.{data_set.date}")
     if date is not None:
-        # A partition is recomputed from its own prefix alone: a row that belongs to another one would vanish with
-        # that one's next run.
+        # A partition is recomputed only from its own prefix. A row for another partition would be lost when that
+        # partition is recomputed.
         outside = F.coalesce(partition_of(data_set, date) != F.col("partition"), F.lit(True))
         parsed = refuse(parsed, outside, "outside_window", date)
     parsed = parsed.persist()
-    # the partition keeps two files' equal lines of different partitions apart
+    # Equal lines in different partitions are not duplicates, so the partition is part of the group.
     distinct = (
         parsed.where(F.col(REASON).isNull()).groupBy("partition", ROW).agg(F.count("*").alias("copies")).persist()
     )
@@ -86,7 +86,7 @@ def read_batch(
 
 
 def partition_of(data_set: DataSet, date: Column) -> Column:
-    """The name of the partition that a date lies in, such as ``2013-02``."""
+    """The name of the partition of a date, such as ``2013-02``."""
     from pyspark.sql import functions as F
 
     return F.date_format(date, "yyyy-MM" if data_set.grain == "month" else "yyyy-MM-dd")

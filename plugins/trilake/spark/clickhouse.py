@@ -1,5 +1,5 @@
-"""Reads rows of ClickHouse in Spark through S3: all shards export in parallel, and Spark reads the files that the
-manifest names. No row passes through the driver.
+"""Reads rows of ClickHouse in Spark through S3. All shards export in parallel, and Spark reads the files that the
+manifest lists. No row passes through the driver.
 
 A session's exports are below ``s3://exports/spark/<session>/`` and are removed when the session ends. A running session
 holds an advisory lock in database ``lake``. If the lock of a session is free, its driver was killed: the next session
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 PREFIX = "spark"
 
-# ClickHouse's type -> Spark's, as Parquet carries the one to the other without a change of any value.
+# ClickHouse's type -> Spark's type. Parquet transfers every value of these types unchanged.
 _TYPES = {
     **{"Bool": "boolean", "String": "string", "Float32": "float", "Float64": "double"},
     **{"Date": "date", "Date32": "date"},
@@ -48,7 +48,7 @@ _TYPES = {
     # The next larger type, because Spark has no unsigned integers.
     **{"UInt8": "smallint", "UInt16": "int", "UInt32": "bigint", "UInt64": "decimal(20,0)"},
 }
-# What the name of a session looks like: a folder beside them may be an export that a task has named "spark".
+# Pattern of a session's name. Other folders below the prefix may be exports of a task that is named "spark".
 _SESSION = re.compile(r"[0-9a-f]{12}")
 _ARRAY = re.compile(r"Array\((.*)\)")
 _DECIMAL = re.compile(r"Decimal\((\d+), (\d+)\)")
@@ -58,7 +58,7 @@ _LARGEST_DECIMAL = 38
 
 
 class ClickHouseReader:
-    """What one Spark session reads from ClickHouse. Use it as a context manager, as long as its frames are used.
+    """Reads from ClickHouse for one Spark session. It is a context manager; its frames are valid until it is closed.
 
     :param run_id: for ClickHouse's query log and the manifests.
     """
@@ -85,7 +85,7 @@ class ClickHouseReader:
         self.close()
 
     def close(self) -> None:
-        """Remove what was exported. What cannot be removed now is left to `remove_abandoned`."""
+        """Removes the session's exports. If this fails, a later `remove_abandoned` removes them."""
         try:
             _remove(self._cluster, self._s3, self.session)
         finally:
@@ -101,23 +101,27 @@ class ClickHouseReader:
         where: str = "",
         parameters: Mapping[str, Any] | None = None,
     ) -> DataFrame:
-        """The rows of a table, exported now: those of one shard are of one moment.
+        """The rows of a table, exported now. The rows of one shard show one point in time.
 
-        NULL stays NULL, and types are those that hold every value: an unsigned number becomes the next larger one,
-        UInt64 ``decimal(20,0)``, an Enum or LowCardinality a string, a moment in time a timestamp in UTC.
+        NULL stays NULL. Every type is converted to one that holds all its values: an unsigned number becomes the next
+        larger signed one, UInt64 becomes ``decimal(20,0)``, Enum and LowCardinality become a string, DateTime becomes a
+        timestamp in UTC.
 
         :param table: a data set, or a query that each shard runs, such as
             ``Source("SELECT k FROM {shard}.orders_local")``.
-        :param partitions: of a data set with a grain; None: all.
-        :param columns: of a data set's table; none: all.
+        :param partitions: partitions of a data set with a grain; None: all.
+        :param columns: columns of a data set's table; empty: all.
         :param where: a condition on a data set's rows, in ClickHouse's SQL, with `parameters` as ``{name:Type}``.
-        :raises CountMismatchError: Spark does not find the rows that the manifest lists.
-        :raises ConfigurationError: a column is of a type that Spark does not have.
-        :raises trilake.clickhouse.cluster.ClusterError: of the shards that failed.
+        :raises CountMismatchError: Spark found a different number of rows than the shards exported.
+        :raises ConfigurationError: Spark has no type for a column.
+        :raises trilake.clickhouse.cluster.ClusterError: some shards failed; it names them.
         """
         if isinstance(table, Source):
             if partitions is not None or columns or where:
-                raise ConfigurationError("A query has no partitions, columns or condition.", hint="Write them into it.")
+                raise ConfigurationError(
+                    "Partitions, columns and a condition cannot be combined with a query.",
+                    hint="Write them into the query.",
+                )
             name, sources = "query", {WHOLE: table}
         else:
             if table.grain is None and partitions is not None:
@@ -125,7 +129,9 @@ class ClickHouseReader:
             name, sources = table.name, table_sources(table, partitions, columns=columns, where=where,
                                                       parameters=parameters)  # fmt: skip
         if not sources:
-            raise ConfigurationError(f"No partition of {name} is to be read.", hint="Name one, or leave them out.")
+            raise ConfigurationError(
+                f"The list of partitions of {name} to read is empty.", hint="Name a partition, or set None to read all."
+            )
         schema = ", ".join(
             f"`{column.replace('`', '``')}` {_spark_type(column, kind)}"
             for column, kind in columns_of(self._cluster, next(iter(sources.values())))
@@ -135,23 +141,23 @@ class ClickHouseReader:
             self._cluster, self._s3, f"{PREFIX}/{self.session}/{self._reads}_{name}", sources, run_id=self.run_id
         )
         frame = spark.read.schema(schema).parquet(*(f"s3a://{EXPORTS_BUCKET}/{item.key}" for item in done.objects))
-        found = frame.count()  # of the files' footers
-        if found != done.rows:
-            raise CountMismatchError(f"{name}: {done.rows} rows were exported to {done.manifest}, Spark finds {found}.")
-        log.warning("Read %s rows of %s from ClickHouse, in %s files", found, name, len(done.objects))
+        rows = frame.count()  # Spark reads only the footers of the files for this
+        if rows != done.rows:
+            raise CountMismatchError(f"{name}: {done.rows} rows were exported to {done.manifest}, Spark finds {rows}.")
+        log.warning("Read %s rows of %s from ClickHouse, in %s files", rows, name, len(done.objects))
         return frame
 
 
 def remove_abandoned(cluster: Cluster, client: S3Client, lake: PostgresEndpoint) -> list[str]:
-    """Remove what sessions have exported that nobody is behind any more. Gives their names."""
+    """Removes the exports of sessions whose driver was killed. Returns the names of these sessions."""
     removed = []
     for session in sorted(filter(_SESSION.fullmatch, attempts_below(client, PREFIX)[0])):
         with try_lock(lake, LockSpace.SPARK_SESSION, session) as free:
-            # looked at again: it may have ended, and removed it, in between
+            # Look again: the session may have ended since the first look and removed its exports itself.
             if free and attempts_below(client, f"{PREFIX}/{session}")[0] and _remove(cluster, client, session):
                 removed.append(session)
     if removed:
-        log.warning("Removed what killed sessions have left below s3://%s/%s/: %s", EXPORTS_BUCKET, PREFIX,
+        log.warning("Removed the exports of killed sessions below s3://%s/%s/: %s", EXPORTS_BUCKET, PREFIX,
                     ", ".join(removed))  # fmt: skip
     return removed
 
@@ -163,13 +169,14 @@ def _remove(cluster: Cluster, client: S3Client, session: str) -> bool:
         cancel(cluster, f"{PREFIX}/{session}")
         remove_attempts(client, PREFIX, [session])
     except (TrilakeError, BotoCoreError, ClientError) as e:
-        log.warning("s3://%s/%s/%s is left to who comes next: %s", EXPORTS_BUCKET, PREFIX, session, e)
+        log.warning("s3://%s/%s/%s cannot be removed now, the next session removes it: %s",
+                    EXPORTS_BUCKET, PREFIX, session, e)  # fmt: skip
         return False
     return True
 
 
 def _spark_type(column: str, kind: str) -> str:
-    """A type of ClickHouse as Spark's, in DDL."""
+    """Spark's type, as in DDL, for a type of ClickHouse."""
     kind = bare(kind)
     if known := _TYPES.get(kind):
         return known
@@ -182,6 +189,6 @@ def _spark_type(column: str, kind: str) -> str:
     if (moment := _MOMENT.fullmatch(kind)) and int(moment[1] or 0) <= _MICROSECONDS:
         return "timestamp"
     raise ConfigurationError(
-        f"Column {column} is of type {kind}, which Spark does not have.",
+        f"Column {column} has the type {kind}, which Spark does not have.",
         hint=f"Leave it out, or read a query that converts it, such as Source('SELECT toString({column}) ...').",
     )

@@ -1,4 +1,4 @@
-"""Where every row went: what came in is what came out plus what is accounted for."""
+"""Accounts for every row: rows in = rows curated + rows quarantined + exact duplicates."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TooManyRefusedError(TrilakeError):
 
 @dataclass(frozen=True)
 class Counts:
-    """Rows of one partition. What went in is what came out plus what is accounted for."""
+    """Numbers of rows of one partition. `rows_in` must be the sum of the others."""
 
     rows_in: int = 0
     curated: int = 0
@@ -33,12 +33,12 @@ class Counts:
     duplicates: int = 0
 
     def check(self, where: str) -> None:
-        """:raises CountMismatchError: the sum does not hold."""
+        """:raises CountMismatchError: `rows_in` is not the sum of the others."""
         if self.rows_in != self.curated + self.quarantined + self.duplicates:
             raise CountMismatchError(
                 f"{where}: {self.rows_in} rows came in; {self.curated} curated, {self.quarantined} quarantined and "
                 f"{self.duplicates} exact duplicates make {self.curated + self.quarantined + self.duplicates}.",
-                hint="The job's transformation has to keep every row: no inner join, no filter.",
+                hint="The job's transformation must keep every row: use no inner join and no filter.",
             )
 
     def too_many_refused(self, limit: float | None) -> bool:
@@ -69,19 +69,19 @@ def check_refused(data_set: DataSet, counts: Mapping[str, Counts]) -> None:
 
 
 def count_rows(data_set: DataSet, window: Window, curated: DataFrame, batch: Batch | None) -> dict[str, Counts]:
-    """By partition, each figure from its own source: lines, refused lines, copies, and the rows to be written.
+    """Counts by partition. Lines, refused lines, copies and the rows to write are counted independently.
 
-    :param batch: what `curated` was made of; None: nothing is known but what was made.
-    :raises CountMismatchError: rows lie outside of the window.
+    :param batch: the batch that `curated` was made from. None: only the rows of `curated` can be counted.
+    :raises CountMismatchError: rows are outside of the window.
     """
     from pyspark.sql import functions as F
 
     by_date = partition_of(data_set, F.col(str(data_set.date)))
     keyless = F.count_if(F.col(str(data_set.shard_by)).isNull())
     rows = curated.groupBy(by_date).agg(F.count("*"), keyless).collect()
-    made = {row[0]: row[1] for row in rows}
+    curated_rows = {row[0]: row[1] for row in rows}
     for what, column, number in (
-        ("date", data_set.date, made.get(None, 0)),
+        ("date", data_set.date, curated_rows.get(None, 0)),
         ("shard key", data_set.shard_by, sum(row[2] for row in rows)),
     ):
         if number:
@@ -90,13 +90,13 @@ def count_rows(data_set: DataSet, window: Window, curated: DataFrame, batch: Bat
                 "Nothing was committed.",
                 hint=f"Give every row a value, or read {column} as NOT NULL, so that such lines are quarantined.",
             )
-    outside = sorted(str(name) for name in made if name not in window.partitions)
+    outside = sorted(str(name) for name in curated_rows if name not in window.partitions)
     if outside:
         raise CountMismatchError(
             f"The job made rows of {data_set.name} outside of its window {window}: {', '.join(outside[:5])}."
         )
     if batch is None:
-        return {name: Counts(made.get(name, 0), made.get(name, 0)) for name in window}
+        return {name: Counts(curated_rows.get(name, 0), curated_rows.get(name, 0)) for name in window}
     lines = {
         row["partition"]: row
         for row in batch.parsed.groupBy("partition")
@@ -110,7 +110,7 @@ def count_rows(data_set: DataSet, window: Window, curated: DataFrame, batch: Bat
     return {
         name: Counts(
             rows_in=lines[name]["lines"] if name in lines else 0,
-            curated=made.get(name, 0),
+            curated=curated_rows.get(name, 0),
             quarantined=lines[name]["refused"] if name in lines else 0,
             duplicates=copies.get(name, 0),
         )
@@ -119,6 +119,6 @@ def count_rows(data_set: DataSet, window: Window, curated: DataFrame, batch: Bat
 
 
 def totals(counts: Mapping[str, Counts]) -> str:
-    """Of all partitions, in one line."""
+    """The sums over all partitions, in one line."""
     rows = [vars(count) for count in counts.values()]
     return ", ".join(f"{name} {sum(row[name] for row in rows)}" for name in vars(Counts()))

@@ -1,7 +1,7 @@
-"""Delimited text, line by line: every line becomes a row, or is refused with a reason. None is lost on the way.
+"""Parses delimited text line by line. Every line becomes a row, or is refused with a reason. No line is lost.
 
-Spark's own CSV reader takes a row with too few or too many fields for a good one, and what it calls corrupt depends on
-the columns that are read. So lines are read as text, their fields are counted first, and only then are they parsed.
+Spark's own CSV reader accepts a row with too few or too many fields. Which rows it calls corrupt depends on the columns
+that are read. So this module reads lines as text, counts their fields first, and parses them afterwards.
 """
 
 from __future__ import annotations
@@ -17,48 +17,48 @@ if TYPE_CHECKING:
 ROW = "row"
 REASON = "reason"
 _CORRUPT = "_corrupt"
-# A value with quotes within is several of these. No alternatives in it: Java's stack would grow with the text.
+# A value that contains quotes matches several of these. No alternation here: Java's stack would grow with the text.
 _QUOTED = '"[^"]*"'
-# No character (Unicode keeps it free), and Spark's parser takes it for the end of the text: what is behind it would
-# become the beginning of the next line. Lines with it are refused, so it may stand for something here.
+# Unicode assigns no character to this code point. Spark's parser takes it as the end of the text: what follows it would
+# become the beginning of the next line. Lines that contain it are refused, so it can be used as a placeholder here.
 _END = "\uffff"
 _TEXT_BEHIND_QUOTED = f"(?<![^,]){_END}+[^,{_END}]"
-# Spark's parser drops it from the first line that it sees, and from no other.
+# Spark's parser removes it only from the first line that it reads.
 _BYTE_ORDER_MARK = "\ufeff"
 # A reason shows so much of a value.
 _SHOWN_LETTERS = 100
 
 
 def header_of(schema: StructType) -> str:
-    """The first line that a file of this schema has."""
+    """The first line of a file with this schema."""
     return ",".join(schema.fieldNames())
 
 
 def without_end(line: Column) -> Column:
-    """A line of a file whose lines end as on Windows, without the end's first half: one, and at the very end alone."""
+    """A line without the carriage return of a Windows line end. Only one is removed, and only at the end."""
     from pyspark.sql import functions as F
 
-    # not "$", which is also before what Java takes for a line's end. And a regular expression makes text of bytes that
-    # are none: those are left for `parse_lines` to refuse.
+    # Not "$": it also matches before other characters that Java takes as a line end. A regular expression also turns
+    # bytes that are not UTF-8 into text, so such lines stay unchanged, and `parse_lines` refuses them.
     return F.when(F.is_valid_utf8(line), F.regexp_replace(line, "\r\\z", "")).otherwise(line)
 
 
 def parse_lines(lines: DataFrame, schema: StructType, *, missing: str = "") -> DataFrame:
     """Parse comma-separated lines.
 
-    :param lines: columns ``file``, ``partition``, ``raw`` (a line without its end) and ``size`` (bytes, with its end);
-        header lines among them.
-    :param schema: of a line. A field that is not nullable may not be missing.
-    :param missing: a text that stands for a missing value, besides the empty field without quotes.
+    :param lines: columns ``file``, ``partition``, ``raw`` (a line without its end) and ``size`` (bytes, with its end).
+        Header lines are included.
+    :param schema: schema of a line. A field that is not nullable is required.
+    :param missing: the text of a missing value, besides the empty field without quotes.
     :return: ``file``, ``partition``, ``raw``, ``size``, and either ``row`` (a struct of the schema) or ``reason``. The
-        first header line of each file is gone; another one is refused like any bad line.
+        first header line of each file is removed. A second one is refused like any bad line.
     """
     from pyspark.sql import functions as F
     from pyspark.sql import types as T
 
     header = header_of(schema)
     is_header = F.col("raw") == F.lit(header)
-    # as often as it stands there, less one
+    # all header lines of a file except the first
     repeated = (
         lines.where(is_header)
         .groupBy("file", "partition", "raw")
@@ -69,15 +69,15 @@ def parse_lines(lines: DataFrame, schema: StructType, *, missing: str = "") -> D
     )
     body = lines.where(~is_header | F.col("raw").isNull()).unionByName(repeated)
 
-    # Every field is read as text first. Spark's own conversions accept texts that say something else, or nothing.
+    # Every field is read as a string first: Spark's own conversions change some values without an error.
     names = schema.fieldNames()
     columns = ", ".join(f"`{name.replace('`', '``')}` string" for name in names)
     options = {
         "mode": "PERMISSIVE",
         "columnNameOfCorruptRecord": _CORRUPT,
         "escape": '"',  # a quote within quotes is written twice (RFC 4180), not behind a backslash
-        "charToEscapeQuoteEscaping": _END,  # the zero, if nothing is said: it would vanish before a quote
-        # an empty field without quotes; with the empty text here, "" would be NULL too
+        "charToEscapeQuoteEscaping": _END,  # the default is the NUL character, which would be dropped before a quote
+        # The empty field without quotes gets this value. If it were the empty string, "" would be NULL too.
         "nullValue": missing or _END,
         "maxCharsPerColumn": "-1",
     }
@@ -89,7 +89,7 @@ def parse_lines(lines: DataFrame, schema: StructType, *, missing: str = "") -> D
     typed = {field.name: field.dataType for field in schema.fields if not isinstance(field.dataType, T.StringType)}
     values = texts
     if typed:
-        # a separate step, because each value is used twice
+        # a separate column, because it is used twice and should be computed once
         parsed = parsed.withColumn("_typed", F.struct(*(convert(texts[n], kind).alias(n) for n, kind in typed.items())))
         values = texts | {name: F.col("_typed").getField(name) for name in typed}
     reason = F.coalesce(
@@ -114,9 +114,9 @@ def parse_lines(lines: DataFrame, schema: StructType, *, missing: str = "") -> D
 
 
 def refuse(parsed: DataFrame, condition: Column, reason: str, value: Column | None = None) -> DataFrame:
-    """Refuse the rows that meet `condition` (over ``row.…`` and ``partition``) and were good so far.
+    """Refuse the rows that were good so far and meet `condition` (over ``row.…`` and ``partition``).
 
-    :param value: an expression over the same columns; the reason names it.
+    :param value: an expression over the same columns; the reason names its value.
     """
     from pyspark.sql import functions as F
 
@@ -124,7 +124,7 @@ def refuse(parsed: DataFrame, condition: Column, reason: str, value: Column | No
     named = F.lit(reason)
     if value is not None:
         named = F.concat(named, F.lit(": "), F.coalesce(value.cast("string"), F.lit("NULL")))
-    # both at once: the condition is over the row, and the row goes
+    # both columns in one step: the condition reads the row, and this step removes the row
     return parsed.withColumns({ROW: F.when(~bad, F.col(ROW)), REASON: F.when(bad, named).otherwise(F.col(REASON))})
 
 
@@ -144,11 +144,11 @@ def kind_of(reason: Column) -> Column:
 
 
 def _reason_of_text(fields: int) -> Column:
-    """Why the line cannot be parsed at all, from its text alone; null if it can."""
+    """Why a line cannot be parsed, judged by its text; null if it can be parsed."""
     from pyspark.sql import functions as F
 
     raw = F.col("raw")
-    # few lines have a quote, and a regular expression costs more than all else here
+    # Few lines have a quote, and the regular expression is the slowest step here.
     quotes = F.contains(raw, F.lit('"'))
     bare = F.when(quotes, F.regexp_replace(raw, _QUOTED, _END)).otherwise(raw)
     return (

@@ -1,4 +1,4 @@
-"""A dry run of a job: it commits nothing, and writes what it would commit to a folder of this machine.
+"""A dry run of a job: it commits nothing, and writes what it would commit to a local folder.
 
 `Job` takes ``--dry-run FOLDER [--limit N]``. The job reads and computes as usual. It ends where it would commit,
 because the next steps (a publication, a table written elsewhere) need a commit.
@@ -24,7 +24,7 @@ RESULT_FILE = "dry_run.json"
 ROWS_FOLDER = "rows"
 # Refused lines shown for each reason, and the maximum characters of each.
 EXAMPLES = 3
-_EXAMPLE_LETTERS = 300
+_EXAMPLE_CHARACTERS = 300
 
 
 class DryRunEnded(BaseException):
@@ -32,8 +32,8 @@ class DryRunEnded(BaseException):
 
 
 class DryRun:
-    """:param folder: gets ``dry_run.json`` and ``rows/`` (Parquet), which is all that is written.
-    :param limit: lines of the job's own data set that are read of each partition; 0: all.
+    """:param folder: gets ``dry_run.json`` and ``rows/`` (Parquet). Nothing else is written.
+    :param limit: how many lines of each partition of the job's own data set are read; 0: all.
     """
 
     def __init__(self, folder: str, limit: int = 0) -> None:
@@ -42,13 +42,13 @@ class DryRun:
 
     @property
     def whole(self) -> bool:
-        """Whether all of the input is read."""
+        """Whether the complete input is read."""
         return not self._limit
 
     def sample(self, lines: DataFrame, header: str, *, partitions: Sequence[str]) -> DataFrame:
-        """The first lines of each partition; all of them without a limit.
+        """The first lines of each partition; without a limit, all lines.
 
-        Header lines do not count, so none is left: of a sample a second one is not refused.
+        A sample has no header lines, because they must not count. So a repeated header line in it is not refused.
         """
         from pyspark.sql import functions as F
 
@@ -56,7 +56,7 @@ class DryRun:
             return lines
         body = lines.where(F.col("raw") != header)
         parts = (body.where(F.col("partition") == name).limit(self._limit) for name in partitions)
-        return reduce(lambda one, other: one.unionByName(other), parts)
+        return reduce(lambda left, right: left.unionByName(right), parts)
 
     def end(self, curated: DataFrame, counts: Mapping[str, Counts], batches: Sequence[Batch]) -> None:
         """Writes the rows that would be committed, and a report.
@@ -75,7 +75,10 @@ class DryRun:
 
 
 def _refused(batches: Sequence[Batch]) -> list[dict[str, Any]]:
-    """Each data set's reasons with their lines, the most frequent first, and a few examples. One query for all."""
+    """For each data set the reasons, the most frequent first, with the number of lines and a few examples.
+
+    It runs one query for all data sets.
+    """
     from pyspark.sql import DataFrame, Window
     from pyspark.sql import functions as F
 
@@ -97,9 +100,9 @@ def _refused(batches: Sequence[Batch]) -> list[dict[str, Any]]:
         .where(F.col("number") <= EXAMPLES)
         .collect()
     )
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+    reasons: dict[tuple[str, str], dict[str, Any]] = {}
     for row in sorted(rows, key=lambda row: (row["data_set"], -row["rows"], row[REASON], row["number"])):
-        told = {"data_set": row["data_set"], "reason": row[REASON], "rows": row["rows"], "examples": []}
-        one = found.setdefault((row["data_set"], row[REASON]), told)
-        one["examples"].append({"file": row["file"], "raw": row["raw"][:_EXAMPLE_LETTERS]})
-    return list(found.values())
+        new = {"data_set": row["data_set"], "reason": row[REASON], "rows": row["rows"], "examples": []}
+        reason = reasons.setdefault((row["data_set"], row[REASON]), new)
+        reason["examples"].append({"file": row["file"], "raw": row["raw"][:_EXAMPLE_CHARACTERS]})
+    return list(reasons.values())

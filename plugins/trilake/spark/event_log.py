@@ -1,7 +1,7 @@
-"""What a Spark application did, read from its event log in S3: rows, bytes, shuffle and seconds.
+"""Reads the metrics of a Spark application from its event log in S3: rows, bytes, shuffle and seconds.
 
-Spark writes an event a line as JSON (`SparkListenerTaskEnd` holds a task's metrics, see Spark's "Monitoring and
-Instrumentation"); the file is there once the application has stopped its session.
+Spark writes one event per line as JSON. `SparkListenerTaskEnd` has a task's metrics, see Spark's "Monitoring and
+Instrumentation". The file exists once the application has stopped its session.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 EVENT_LOG = f"s3a://{EVENTS_BUCKET}/"
-# One file an application, compressed: what `read` looks for.
+# One compressed file for each application, as `read` expects it.
 EVENT_LOG_CONF = {
     "spark.eventLog.dir": EVENT_LOG,
     "spark.eventLog.rolling.enabled": "false",
@@ -31,9 +31,9 @@ _TASK_END = b'"Event":"SparkListenerTaskEnd"'
 
 @dataclass(frozen=True)
 class SparkMetrics:
-    """Sums over all tasks, those that failed or ran twice included: the work that was done, not the rows that count.
+    """Sums over all tasks, including tasks that failed or ran twice. So they measure the work, not the result's rows.
 
-    Bytes are of what lay in storage or went over the network; seconds are of executors, side by side.
+    Bytes are bytes in storage or on the network. Seconds are added up over executors that work in parallel.
     """
 
     tasks: int = 0
@@ -54,9 +54,9 @@ class SparkMetrics:
 
 
 def read(client: S3Client, application_id: str) -> SparkMetrics | None:
-    """The metrics of an application that has ended; None if there is no log of it.
+    """The metrics of an application that has ended; None if it has no log.
 
-    :param application_id: Spark's own, as the driver knows it.
+    :param application_id: Spark's id of the application, as the driver has it.
     """
     import pyarrow
 
@@ -69,7 +69,7 @@ def read(client: S3Client, application_id: str) -> SparkMetrics | None:
 
 
 def summarise(lines: Iterable[bytes]) -> SparkMetrics:
-    """The sums of an event log's lines. What is cut off at its end is left out."""
+    """The sums of an event log's lines. An incomplete last line is ignored."""
     totals: dict[str, Any] = dict.fromkeys((*SparkMetrics.__dataclass_fields__, "cpu_ns", "run_ms", "gc_ms"), 0)
     for line in lines:
         if _TASK_END not in line[:64]:
@@ -82,20 +82,22 @@ def summarise(lines: Iterable[bytes]) -> SparkMetrics:
         totals["failed_tasks"] += bool(event["Task Info"].get("Failed"))
         metrics = event.get("Task Metrics") or {}
         read, written = metrics.get("Input Metrics") or {}, metrics.get("Output Metrics") or {}
-        shuffled, made = metrics.get("Shuffle Read Metrics") or {}, metrics.get("Shuffle Write Metrics") or {}
+        shuffle_read = metrics.get("Shuffle Read Metrics") or {}
+        shuffle_written = metrics.get("Shuffle Write Metrics") or {}
         for name, value in {
             "read_rows": read.get("Records Read"),
             "read_bytes": read.get("Bytes Read"),
             "written_rows": written.get("Records Written"),
             "written_bytes": written.get("Bytes Written"),
-            "shuffle_written_bytes": made.get("Shuffle Bytes Written"),
+            "shuffle_written_bytes": shuffle_written.get("Shuffle Bytes Written"),
             "spilled_bytes": metrics.get("Disk Bytes Spilled"),
             "cpu_ns": metrics.get("Executor CPU Time"),
             "run_ms": metrics.get("Executor Run Time"),
             "gc_ms": metrics.get("JVM GC Time"),
         }.items():
             totals[name] += value or 0
-        totals["shuffle_read_bytes"] += shuffled.get("Remote Bytes Read", 0) + shuffled.get("Local Bytes Read", 0)
+        totals["shuffle_read_bytes"] += shuffle_read.get("Remote Bytes Read", 0)
+        totals["shuffle_read_bytes"] += shuffle_read.get("Local Bytes Read", 0)
     cpu, run, gc = (totals.pop(name) for name in ("cpu_ns", "run_ms", "gc_ms"))
     return SparkMetrics(
         **{**totals, "run_seconds": run / 1e3, "cpu_seconds": round(cpu / 1e9, 3), "gc_seconds": gc / 1e3}

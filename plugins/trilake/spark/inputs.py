@@ -1,4 +1,4 @@
-"""The input of a run, pinned: which objects, in which version, so that what is committed is what was read."""
+"""Pins the input of a run: its objects and their ETags. So a change during the run is noticed before the commit."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 HEADER_BYTES = 65_536
-# A driver of the small profile parses lines of this size, several at once.
+# The small profile has enough memory to parse several lines of this size at once.
 LINE_BYTES = 8 * 1024**2
 SUFFIX = ".csv"
-# Requests for an object each that are under way at once
+# Objects that are requested in parallel.
 REQUESTS = 8
-# What Hadoop reads as a pattern in a path. A name that begins with a dot or an underscore it passes over.
+# Hadoop reads these characters in a path as a pattern. It skips names that begin with a dot or an underscore.
 _PATTERN = re.compile(r"[*?\[\]{}\\]|//|/[._][^/]*$")
 
 
 class InputError(TrilakeError):
-    """An input is missing, changed while it was read, or is not what the job reads."""
+    """An input is missing, changed while it was read, or does not have the format that the job reads."""
 
 
 @dataclass(frozen=True)
@@ -45,54 +45,55 @@ class Input:
 
 
 def pin(client: S3Client, data_set: DataSet, partitions: Iterable[str]) -> tuple[Input, ...]:
-    """What lies below the prefixes of these partitions now.
+    """The objects that are now below the prefixes of these partitions.
 
-    :raises S3Error: an object has no ETag to pin it by.
-    :raises InputError: a partition has no object, or one that is not ``.csv``, or whose name Spark would take for a
-        pattern or for a hidden file: it would read other files than these, or leave this one out.
+    :raises S3Error: an object has no ETag.
+    :raises InputError: a partition has no object, or an object is not ``.csv``, or its name looks like a pattern or a
+        hidden file to Spark: Spark would read other files, or skip this one.
     """
     inputs: list[Input] = []
     for partition in partitions:
         prefix = data_set.raw_key(partition)
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=RAW_BUCKET, Prefix=prefix)
-        found = [
+        objects = [
             Input(item["Key"], etag_of(RAW_BUCKET, item["Key"], item), item["Size"], partition)
             for page in pages
             for item in page.get("Contents", ())
             if not item["Key"].endswith("/")
         ]
-        if not found:
+        if not objects:
             raise InputError(
                 f"Nothing was ingested for {data_set.name} {partition}: s3://{RAW_BUCKET}/{prefix} is empty.",
                 hint="Run the ingest for this window first, or choose a window that the source has.",
             )
-        for item in found:
+        for item in objects:
             check_name(item.key)
-        inputs += found
+        inputs += objects
     return tuple(inputs)
 
 
 def check_name(key: str) -> None:
-    """:raises InputError: the name does not end in ``.csv``, or Spark would read other files by it, or none."""
+    """:raises InputError: the name does not end in ``.csv``, or Spark would read other files or none by this name."""
     if not key.endswith(SUFFIX):
         raise InputError(
-            f"s3://{RAW_BUCKET}/{key} is not a {SUFFIX} file.", hint="Jobs read plain CSV: unpack it, or move it away."
+            f"s3://{RAW_BUCKET}/{key} is not a {SUFFIX} file.",
+            hint="Jobs read uncompressed CSV. Unpack the file, or move it to another prefix.",
         )
     if _PATTERN.search(key):
         raise InputError(
             f"s3://{RAW_BUCKET}/{key} has a name that Spark reads as a pattern or as a hidden file.",
-            hint="Rename it: no * ? [ ] { } or backslash, and no dot or underscore first.",
+            hint="Rename it: use no * ? [ ] { } or backslash, and no dot or underscore at the beginning.",
         )
 
 
 def check_header(client: S3Client, inputs: Iterable[Input], header: str) -> None:
-    """:raises InputError: the first line of a file is not `header`: it has other columns, or in another order."""
+    """:raises InputError: the first line of a file is not `header`: its columns or their order differ."""
 
     def check(item: Input) -> None:
         if not item.size:
-            raise InputError(f"s3://{RAW_BUCKET}/{item.key} is empty.", hint="A file has at least its header line.")
+            raise InputError(f"s3://{RAW_BUCKET}/{item.key} is empty.", hint="A file needs at least its header line.")
         answer = client.get_object(Bucket=RAW_BUCKET, Key=item.key, Range=f"bytes=0-{HEADER_BYTES - 1}")
-        # Remove no more than `without_end` removes, so that both compare the same header.
+        # Remove exactly what `without_end` removes, so that both compare the same header.
         first = answer["Body"].read().split(b"\n", 1)[0].removesuffix(b"\r").decode("utf-8", errors="replace")
         if first != header:
             raise InputError(
@@ -134,12 +135,12 @@ def check_whole(inputs: Iterable[Input], read: Mapping[str, int], *, header_byte
             raise InputError(
                 f"s3://{RAW_BUCKET}/{item.key} has lines of more than {LINE_BYTES // 1024**2} MiB: {missing} of its "
                 f"{item.size} bytes were not read.",
-                hint="Nothing was committed. Fix the file: no row is that long, so a line end is missing.",
+                hint="Nothing was committed. Fix the file: probably a line end is missing.",
             )
 
 
 def _each(check: Callable[[Input], None], inputs: Iterable[Input]) -> None:
-    """Checks several files in parallel, because each file costs a round trip. Stops at the first error."""
+    """Checks files in parallel, because each check is a request to S3. Stops at the first error."""
     with ThreadPoolExecutor(REQUESTS) as pool:
         try:
             for _ in pool.map(check, inputs):
@@ -150,6 +151,6 @@ def _each(check: Callable[[Input], None], inputs: Iterable[Input]) -> None:
 
 
 def digest(inputs: Iterable[Input]) -> str:
-    """Digest of the whole list, for the snapshot's properties."""
+    """Digest of all inputs, for the snapshot's properties."""
     lines = sorted(f"{item.key} {item.etag}" for item in inputs)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

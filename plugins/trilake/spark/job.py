@@ -56,7 +56,7 @@ FORCED_PROPERTY = "trilake.forced_by"
 
 @dataclass(frozen=True)
 class Commit:
-    """What was committed. The job writes it to ``--result`` for the submitter."""
+    """The result of a commit. The job writes it to ``--result`` for the submitter."""
 
     table: str
     snapshot_id: int
@@ -96,7 +96,7 @@ class Job:
         self._unsettled: list[Batch] = []
         self._committed: Commit | None = None
         self._opened = ExitStack()
-        self._told: dict[str, Any] = {}
+        self._result_document: dict[str, Any] = {}
         if not self.dry_run:
             self._opened.enter_context(job_lock(self.endpoints, self.data_set))
         # Read before any input is pinned, so that this run cannot replace the commit of a run that saw newer files.
@@ -222,7 +222,7 @@ class Job:
         report = publish(self.endpoints, data_set, partitions, run_id=self.run_id, snapshot_id=snapshot_id, force=force)
         log.warning("Published %s partitions of %s (%s rows); %s were current", len(report.published), data_set.name,
                     report.total_rows, len(report.current))  # fmt: skip
-        self._tell("published", {data_set.name: report.to_dict()})
+        self._add_to_result("published", {data_set.name: report.to_dict()})
         return report
 
     def write_postgres(
@@ -257,7 +257,7 @@ class Job:
 
             written = write_postgres(frame, table, date=date, window=window, key=key, check=check)
         log.warning("Wrote %s rows to %s", written.rows, table)
-        self._tell("postgres", {table: vars(written)})
+        self._add_to_result("postgres", {table: vars(written)})
         return written
 
     def commit(self, curated: DataFrame, batch: Batch | None = None, *, replace_columns: Sequence[str] = ()) -> Commit:
@@ -284,7 +284,10 @@ class Job:
         """
         data_set = self.data_set
         if data_set.grain is None or data_set.date is None:
-            raise ConfigurationError(f"Data set {data_set.name} has no grain: write it whole, without a job.")
+            raise ConfigurationError(
+                f"Data set {data_set.name} has no grain, and a job commits only partitions.",
+                hint="Replace the whole table with PostgresToIcebergOperator, or give the data set a grain.",
+            )
         check_curated(self.spark, data_set, curated.schema, replaced=replace_columns)
         curated = curated.persist()
         counts = count_rows(data_set, self.window, curated, batch)
@@ -304,7 +307,7 @@ class Job:
                     self._quarantine_all()
                     raise
                 log.warning("Committed because %s forces it: %s", self._forced_by, e.message)
-                self._told["forced_by"] = self._forced_by
+                self._result_document["forced_by"] = self._forced_by
             commit = self._replace(curated, counts, replace_columns)
         if self._seen:
             self._arrivals.committed(self._pinned, self._seen, self.run_id)
@@ -312,13 +315,13 @@ class Job:
         self._unsettled = []
         log.warning("Committed snapshot %s of %s: %s", commit.snapshot_id, commit.table, totals(counts))
         self._committed = commit
-        self._told |= {
+        self._result_document |= {
             "table": commit.table,
             "snapshot_id": commit.snapshot_id,
             "sequence_number": commit.sequence_number,
             "seconds": commit.seconds,
         }
-        self._tell("counts", {name: vars(count) for name, count in counts.items()})
+        self._add_to_result("counts", {name: vars(count) for name, count in counts.items()})
         return commit
 
     def _replace(self, curated: DataFrame, counts: Mapping[str, Counts], replaced: Sequence[str]) -> Commit:
@@ -328,7 +331,7 @@ class Job:
         shards = len(self.endpoints.clickhouse.shards)
         changes = create_curated(self.spark, self.data_set, curated.schema, shards=shards, replaced=replaced)
         if changes:
-            self._told["columns_changed"] = [change.text for change in changes]
+            self._result_document["columns_changed"] = [change.text for change in changes]
             log.warning("Changed %s: %s", self.data_set.curated, "; ".join(change.text for change in changes))
         date = F.col(str(self.data_set.date))
         replace(
@@ -342,11 +345,11 @@ class Job:
             properties={
                 COUNTS_PROPERTY: json.dumps({name: vars(count) for name, count in counts.items()}),
                 INPUTS_PROPERTY: inputs.digest(item for read in self._batches for item in read.inputs),
-                **({FORCED_PROPERTY: self._forced_by} if "forced_by" in self._told else {}),
+                **({FORCED_PROPERTY: self._forced_by} if "forced_by" in self._result_document else {}),
             },
         )
         commit = self._verify(token, counts)
-        # Check again: if an executor has died since the first check, Spark has read its files again, as they are now.
+        # Check again: if an executor has died since the first check, Spark may have read changed files again.
         hint = (
             f"Snapshot {commit.snapshot_id} of {commit.table} may hold lines of the new file. Do not publish it. Run "
             "the window again to replace it."
@@ -363,7 +366,8 @@ class Job:
             inputs.check_whole(read.inputs, size, header_bytes=len(read.header.encode()) + 1)
 
     def _check_unsettled(self) -> None:
-        """As a commit does, but that quarantines what was refused: with nothing committed beside it, it is an error.
+        """The checks of a commit, for batches that no commit has verified. Only a commit quarantines refused lines, so
+        here refused lines are an error.
 
         :raises trilake.spark.inputs.InputError: see `write_postgres`.
         """
@@ -416,20 +420,20 @@ class Job:
             catalog.close()
 
     def _verify(self, token: str, counts: Mapping[str, Counts]) -> Commit:
-        """The counts once more, from the files that were written. What a task's retry wrote twice would show here."""
+        """Compares the counts with the files that were written. This finds rows that a retried task wrote twice."""
         catalog = open_catalog(self.endpoints.lake, self.endpoints.s3)
         try:
             table = load_table(catalog, self.data_set.curated)
-            ours = snapshot_of(table, token)
-            written = plan(table, self.data_set, self.window.partitions, ours.snapshot_id)
+            snapshot = snapshot_of(table, token)
+            written = plan(table, self.data_set, self.window.partitions, snapshot.snapshot_id)
         finally:
             catalog.close()
         for partition in written.partitions:
             if partition.rows != counts[partition.partition].curated:
                 raise CountMismatchError(
                     f"{self.data_set.curated} {partition.partition}: {counts[partition.partition].curated} rows were "
-                    f"curated, snapshot {ours.snapshot_id} holds {partition.rows}.",
-                    hint="Do not publish it; run the window again.",
+                    f"curated, snapshot {snapshot.snapshot_id} has {partition.rows}.",
+                    hint="Do not publish this snapshot. Run the window again to replace it.",
                 )
         return Commit(
             table=self.data_set.curated,
@@ -439,21 +443,23 @@ class Job:
             seconds=round(time.monotonic() - self._started, 1),
         )
 
-    def _tell(self, what: str, found: Mapping[str, Any]) -> None:
-        """Add to the job's result. It is written each time: what is done is told, though the job fails later."""
-        self._told[what] = {**self._told.get(what, {}), **found}
+    def _add_to_result(self, name: str, entries: Mapping[str, Any]) -> None:
+        """Adds entries to the job's result and writes it. So the result is complete even if the job fails later."""
+        self._result_document[name] = {**self._result_document.get(name, {}), **entries}
         if self._result:
-            write_result(self.endpoints, self._result, self._told)
+            write_result(self.endpoints, self._result, self._result_document)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="A Trilake Spark job")
-    parser.add_argument("--data-set", required=True, help="what it makes, as DataSet.to_json() tells it")
+    parser.add_argument("--data-set", required=True, help="the job's data set, as DataSet.to_json() writes it")
     parser.add_argument("--start", required=True, help="the first partition, such as 2013-02")
     parser.add_argument("--end", default="", help="the last partition; by default the first")
-    parser.add_argument("--run", default="by hand", help="the run that the snapshot's properties name, such as DAG/RUN")
-    parser.add_argument("--result", default="", help="s3:// address for what was committed, as JSON")
-    parser.add_argument("--accept-refused", default="", help="who forces a commit although many lines were refused")
-    parser.add_argument("--dry-run", default="", help="commit nothing: leave what would be committed in this folder")
-    parser.add_argument("--limit", type=int, default=0, help="of a dry run: lines of each partition; 0: all")
+    parser.add_argument("--run", default="by hand", help="name of the run for the snapshot's properties: DAG/RUN")
+    parser.add_argument("--result", default="", help="s3:// address for the job's result, as JSON")
+    parser.add_argument(
+        "--accept-refused", default="", help="user who forces a commit although many lines were refused"
+    )
+    parser.add_argument("--dry-run", default="", help="commit nothing; write what would be committed to this folder")
+    parser.add_argument("--limit", type=int, default=0, help="lines of each partition in a dry run; 0: all")
     return parser

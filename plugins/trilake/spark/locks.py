@@ -1,10 +1,9 @@
-"""Locks of Spark jobs: one run at a time replaces a partition, and maintenance keeps off tables that jobs use.
+"""Locks of Spark jobs: one run at a time replaces a partition, and maintenance does not rewrite tables that jobs use.
 
 A job replaces partitions of two tables: first the quarantine, then the curated table. The two do not commit together.
-So a run holds the partition lock while it replaces both, and it replaces only what has not changed since the run looked
-at its input. The lock ends with the process. A run that dies between the two commits leaves quarantined rows that are
-newer than the curated ones. A run that began earlier is then refused. The next run reads all input again and puts both
-right.
+So a run holds the partition lock while it replaces both. It replaces partitions only if they have not changed since the
+run began. The lock ends with the process. If a run dies between the two commits, its quarantined rows are newer than
+the curated ones. Then a run that began earlier is refused, and the next run reads all input again and replaces both.
 
 The nightly maintenance replaces files too. The partition lock does not keep it away from files that a run has begun to
 read. So each run also holds the job lock, which jobs share. Maintenance rewrites only tables whose job lock is free.
@@ -25,9 +24,9 @@ from trilake.spark.overwrite import OvertakenError
 
 @contextmanager
 def job_lock(endpoints: Endpoints, data_set: DataSet) -> Iterator[None]:
-    """Hold a data set's job lock for the length of the block. Other jobs can hold it too; maintenance waits.
+    """Hold a data set's job lock during the block. Other jobs can hold it too; maintenance skips the table.
 
-    Take it before you look at the table: only from then on do its files stay as they are.
+    Take it before you look at the table: maintenance can rewrite its files until then.
     """
     waiting = f"Waiting until maintenance has rewritten the files of {data_set.name}"
     with keep_lock(endpoints.lake, LockSpace.JOB, data_set.name, shared=True, waiting=waiting):
@@ -36,7 +35,7 @@ def job_lock(endpoints: Endpoints, data_set: DataSet) -> Iterator[None]:
 
 @contextmanager
 def try_maintenance_lock(endpoints: Endpoints, table: str) -> Iterator[bool]:
-    """Whether no job holds the job lock of a table. If True, no job can take it for the length of the block.
+    """Whether no job holds the job lock of a table. If True, no job can take it during the block.
 
     :param table: as ``namespace.table``.
     """
@@ -48,15 +47,15 @@ def try_maintenance_lock(endpoints: Endpoints, table: str) -> Iterator[bool]:
 def partition_lock(
     endpoints: Endpoints, data_set: DataSet, window: Window, run_id: str, base: int | None
 ) -> Iterator[None]:
-    """Wait until no other run replaces this window's partitions, and make other runs wait for the length of the block.
+    """Wait until no other run replaces this window's partitions. Other runs then wait until the block ends.
 
-    :param base: the snapshot of the data set's table that the run began from.
-    :raises OvertakenError: the window has changed since.
+    :param base: the snapshot of the data set's table when the run began.
+    :raises OvertakenError: another run has changed the window since.
     """
-    # by month: ten years of days would be more locks than a server keeps
+    # One lock per month: with one per day, a window of ten years would need more locks than a server has.
     names = {f"{data_set.name}/{partition[:7]}" for partition in window}
     with connect(endpoints.lake, autocommit=True) as connection, connection.cursor() as cursor:
-        for key in sorted(map(lock_key, names)):  # in one order, so that no two runs wait for each other
+        for key in sorted(map(lock_key, names)):  # always in the same order, to avoid deadlocks
             cursor.execute("SELECT pg_advisory_lock(%s, %s)", (LockSpace.PARTITION, key))
         if _changed(endpoints, data_set, window, base):
             raise OvertakenError(data_set.curated, window, run_id)
@@ -64,15 +63,18 @@ def partition_lock(
 
 
 def _changed(endpoints: Endpoints, data_set: DataSet, window: Window, base: int | None) -> bool:
-    """As Iceberg's own validation of an overwrite finds it, which is too late for what was written before."""
+    """Whether the window's files have changed since snapshot `base`.
+
+    Iceberg's validation of an overwrite also finds this, but only after the quarantine table was replaced.
+    """
     catalog = open_catalog(endpoints.lake, endpoints.s3)
     try:
         table = load_table(catalog, data_set.curated)
-        now = table.current_snapshot()
-        if now is None or now.snapshot_id == base:
+        current = table.current_snapshot()
+        if current is None or current.snapshot_id == base:
             return False
-        then = files_of(table, data_set, window, base) if base is not None else frozenset()
-        return then != files_of(table, data_set, window, now.snapshot_id)
+        base_files = files_of(table, data_set, window, base) if base is not None else frozenset()
+        return base_files != files_of(table, data_set, window, current.snapshot_id)
     except TableNotFoundError:
         return base is not None
     except SnapshotNotFoundError:

@@ -4,12 +4,12 @@ For each table, in this order: it rewrites small files into larger ones, expires
 and removes files that belong to no snapshot. Each step may be killed and repeated at any time:
 
 - A rewrite replaces files and changes no row. If it and a job's commit change the same files, Iceberg refuses the later
-  one. So the files of a table are left for another day if a job uses the table (`trilake.spark.locks.job_lock`), or if
-  it was written a short time ago. A job that starts during a rewrite waits.
+  one. So maintenance skips the rewrite of a table that a job uses (`trilake.spark.locks.job_lock`), or that was written
+  to a short time ago. A job that starts during a rewrite waits.
 - A snapshot stays while it is current, while it was current a short time ago (a running job may have started from it),
   and while a partition of ClickHouse shows it or is about to show it.
-- Files without a snapshot may belong to a running job, so they are removed when they are older than any job may run.
-  The same applies to uploads that were never completed: a store does not list them as objects, but keeps their parts.
+- Files without a snapshot may belong to a running job. So they are removed only when they are older than the longest
+  run of a job. The same applies to incomplete uploads: a store does not list them as objects, but keeps their parts.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SNAPSHOTS_STAY = timedelta(days=7)
-# Longer than any job may run (`LONGEST_RUN_SECONDS` of the operator: two days). Iceberg refuses less than a day.
+# Longer than a job may run (the operator's `LONGEST_RUN_SECONDS`: two days). Iceberg refuses less than a day.
 ORPHANS_STAY = timedelta(days=3)
 QUIET = timedelta(hours=1)
-# Files of one partition that are rewritten together, at least: fewer cost readers nothing worth a rewrite.
+# A partition is rewritten if it has at least this many small files. Fewer files do not slow readers down enough.
 MIN_FILES = 5
 _CONFLICTS = ("ValidationException", "CommitFailedException", "CommitStateUnknownException")
 
@@ -55,11 +55,11 @@ class MaintenanceError(TrilakeError):
 class TableMaintenance:
     """What was done to one table.
 
-    :param rewritten: data files that were replaced by larger ones; None: the files are left for another day.
-    :param left: why the files are left.
-    :param expired: expired snapshots; files that no other snapshot has were removed with them.
-    :param orphans: removed files that belonged to no snapshot.
-    :param uploads: aborted multipart uploads that were never completed.
+    :param rewritten: number of data files that were replaced by larger ones; None: the rewrite was skipped.
+    :param left: why the rewrite was skipped.
+    :param expired: number of expired snapshots. Files that no other snapshot has were removed with them.
+    :param orphans: number of removed files that belonged to no snapshot.
+    :param uploads: number of aborted multipart uploads that were never completed.
     """
 
     rewritten: int | None = 0
@@ -123,27 +123,28 @@ def keep_up(
 
 
 def expirable(table: Table, publications: Iterable[Publication], before: datetime) -> list[int]:
-    """The snapshots that nobody needs: not current since `before`, and no publication's.
+    """The snapshots that nobody needs: they were replaced before `before`, and no publication uses them.
 
-    That is their age from the next one on: a job that is at work may have begun from what had been current for weeks.
+    The age counts from the time when the next snapshot replaced this one. A snapshot may have been current for weeks
+    when a job that still runs started from it.
 
-    :param publications: all of the ledger, or those of this table's.
+    :param publications: all publications of the ledger, or only those of this table.
     """
     source = f"{ICEBERG_TABLE} {table.metadata.table_uuid}"
     latest: dict[tuple[str, str], Publication] = {}
     for publication in publications:
-        at = publication.table, publication.partition
-        if at not in latest or publication.fence > latest[at].fence:
-            latest[at] = publication
-    # Old ledger rows do not name their Iceberg table. Their snapshot stays, no matter which table it belongs to.
+        place = publication.table, publication.partition
+        if place not in latest or publication.fence > latest[place].fence:
+            latest[place] = publication
+    # Old ledger rows do not name their Iceberg table. Their snapshots stay, because they may belong to this table.
     needed = {p.snapshot_id for p in latest.values() if p.source in (source, ICEBERG_TABLE)}
     needed |= {reference.snapshot_id for reference in table.refs().values()}
-    moment = before.timestamp() * 1000
+    before_ms = before.timestamp() * 1000
     by_age = sorted(table.snapshots(), key=lambda snapshot: snapshot.timestamp_ms)
     return [
         snapshot.snapshot_id
         for snapshot, following in pairwise(by_age)
-        if following.timestamp_ms < moment and snapshot.snapshot_id not in needed
+        if following.timestamp_ms < before_ms and snapshot.snapshot_id not in needed
     ]
 
 
@@ -157,7 +158,7 @@ def _call(spark: SparkSession, procedure: str, name: str, arguments: str) -> lis
 
 
 def _rewrite(spark: SparkSession, endpoints: Endpoints, name: str) -> tuple[int | None, str]:
-    """How many files were rewritten; or None, and why not."""
+    """How many files were rewritten, or None and the reason."""
     with try_maintenance_lock(endpoints, name) as free:
         if not free:
             return None, "A job is at work on it."
@@ -171,7 +172,7 @@ def _rewrite(spark: SparkSession, endpoints: Endpoints, name: str) -> tuple[int 
 
 
 def _expire(spark: SparkSession, name: str, snapshots: Sequence[int]) -> int:
-    """Exactly these: by age nothing expires."""
+    """Expires exactly these snapshots. The old timestamp prevents that Iceberg expires others by age."""
     if snapshots:
         ids = ", ".join(f"{snapshot}L" for snapshot in snapshots)
         _call(spark, "expire_snapshots", name, f"older_than => TIMESTAMP '1970-01-02', snapshot_ids => array({ids})")
@@ -188,11 +189,11 @@ def _abort_uploads(endpoints: Endpoints, table: Table, before: datetime) -> int:
 
 
 def main(arguments: Sequence[str]) -> Mapping[str, TableMaintenance]:
-    """The job. Its result (see `write_result`) has what was done, by table, in ``tables``."""
+    """The maintenance job. Its result (see `write_result`) has a `TableMaintenance` for each table in ``tables``."""
     parser = argparse.ArgumentParser(description="Maintenance of the lake's tables")
     parser.add_argument("--snapshot-days", type=float, default=SNAPSHOTS_STAY.days, help="how long snapshots stay")
     parser.add_argument("--run", default="by hand", help="name of the run")
-    parser.add_argument("--result", default="", help="s3:// address for what was done, as JSON")
+    parser.add_argument("--result", default="", help="s3:// address for the job's result, as JSON")
     options = parser.parse_args(list(arguments))
     endpoints = Endpoints.from_environment()
     spark = build_session(endpoints, "lake maintenance")

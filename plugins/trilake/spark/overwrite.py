@@ -1,4 +1,4 @@
-"""Partitions of an Iceberg table replaced in one snapshot, only if no other run has changed them meanwhile."""
+"""Replaces partitions of an Iceberg table in one snapshot, if no other run has changed them in the meantime."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ COMMIT_PROPERTY = "trilake.commit"
 
 
 class OvertakenError(TrilakeError):
-    """Another run committed to this run's partitions since this run began, or since its commit. Its rows stay."""
+    """Another run committed to this run's partitions since this run began, or since its commit. Those rows stay."""
 
     def __init__(self, table: str, window: Window, run_id: str) -> None:
         super().__init__(
             f"Another run committed to {table} {window} during run {run_id}.",
-            hint="The rows of the other run stay. This run replaced none of them. Run it again if its input is newer.",
+            hint="The rows of the other run stay. This run replaced nothing. If its input is newer, run it again.",
         )
 
 
 def current_snapshot(endpoints: Endpoints, name: str) -> int | None:
-    """The current snapshot of a table of the lake. None if the table has no snapshot, or does not exist."""
+    """The id of a lake table's current snapshot. None if the table has no snapshot or does not exist."""
     catalog = open_catalog(endpoints.lake, endpoints.s3)
     try:
         snapshot = load_table(catalog, name).current_snapshot()
@@ -58,13 +58,13 @@ def replace(
     base: int | None,
     properties: Mapping[str, str] | None = None,
 ) -> None:
-    """Replace the rows of a table that match `where`, in one snapshot, if they are what they were at snapshot `base`.
+    """Replace the rows of a table that match `where`, in one snapshot, if they have not changed since snapshot `base`.
 
     :param table: as ``namespace.table``.
-    :param token: of this commit alone: it tells the snapshot (`snapshot_of`).
-    :param base: None: there was no snapshot.
-    :param properties: of the snapshot, besides run and token.
-    :raises OvertakenError: they are not.
+    :param token: a unique token of this commit. `snapshot_of` finds the snapshot by it.
+    :param base: None: the table had no snapshot.
+    :param properties: more properties of the snapshot, besides run and token.
+    :raises OvertakenError: the rows have changed.
     """
     writer = frame.writeTo(f"{CATALOG}.{table}").option("isolation-level", "serializable")
     for key, value in {RUN_PROPERTY: run_id, COMMIT_PROPERTY: token, **(properties or {})}.items():
@@ -72,7 +72,7 @@ def replace(
     if base is not None:
         writer = writer.option("validate-from-snapshot-id", str(base))
     try:
-        # Not `overwritePartitions`: that leaves a partition alone that has no row any more.
+        # Not `overwritePartitions`: it does not replace a partition for which the frame has no row.
         writer.overwrite(where)
     except Exception as e:
         if "org.apache.iceberg.exceptions.ValidationException" not in str(e):
@@ -81,14 +81,14 @@ def replace(
 
 
 def snapshot_of(table: Table, token: str) -> Snapshot:
-    """The snapshot that `replace` made.
+    """The snapshot that `replace` committed.
 
-    :raises SnapshotNotFoundError: the table does not have it (any more).
+    :raises SnapshotNotFoundError: the table does not have the snapshot, or no longer has it.
     """
     for snapshot in reversed(table.snapshots()):
         if snapshot.summary and snapshot.summary.additional_properties.get(COMMIT_PROPERTY) == token:
             return snapshot
     raise SnapshotNotFoundError(
         f"{'.'.join(table.name())} has no snapshot of commit {token}.",
-        hint="It was committed and has expired since: run the window again. Expire no snapshot of the last days.",
+        hint="It was committed, but it has expired. Run the window again. Do not expire snapshots of the last days.",
     )

@@ -1,13 +1,12 @@
-"""Rows of Spark into a table of PostgreSQL: staged by the executors side by side, swapped in by one transaction.
+"""Writes rows of Spark to a table of PostgreSQL: executors stage them in parallel, one transaction swaps them in.
 
-Each task sends its rows by one COPY, in a transaction of its own, into an UNLOGGED staging table of this attempt; each
-row there says which transaction brought it. A task tells its transaction as its result, and Spark takes one result of
-each partition: what a failed, repeated or speculative copy of a task has committed besides is known by that, and left
-out. Then readers see all of it or, as before, none.
+Each task sends its rows with one COPY, in its own transaction, to an UNLOGGED staging table of this attempt. Every
+staged row has the id of its transaction, and a task returns that id as its result. Spark keeps one result for each
+partition. So rows that a failed, repeated or speculative copy of a task has committed have another id, and are left
+out. Then one transaction moves the rows to the table: readers see all of them or none.
 
-The staging table goes when the attempt ends. Of an attempt whose driver was killed, the next one in that schema ends
-the connections and drops the table: its advisory lock is free then. Where no next one comes, the DAG
-`publication_housekeeping` does it.
+The staging table is dropped when the attempt ends. If the driver was killed, the attempt's advisory lock is free. Then
+the next attempt in that schema, or the DAG `publication_housekeeping`, ends its connections and drops the table.
 """
 
 from __future__ import annotations
@@ -37,27 +36,29 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# As the ledger's in database lake: the first half of the advisory locks' keys (trilake.clickhouse.publication.ledger).
+# Prefix of the staging tables. The rest of a table's name is the attempt, which is also the name of its advisory lock.
 STAGING = "trilake_staging_"
-# The column of staging that says which transaction brought a row.
+# The staging column with the id of the transaction that copied the row.
 COPY = "trilake_copy"
 _ATTEMPT_BYTES = 6
 
-# A session that writes to a dropped table is ended first; what still holds it has to be seen to by the next attempt.
+# Sessions that write to the table are ended before it is dropped. If it is still locked after this time, the next
+# attempt drops it.
 DROP_TIMEOUT_S = 10
 _ROWS_PER_WRITE = 10_000
-# An error of ours in a task's trace.
-_OURS = re.compile(r"^trilake\.\S+Error: (.+)$", re.MULTILINE)
+# An error of Trilake in a task's traceback.
+_TRILAKE_ERROR = re.compile(r"^trilake\.\S+Error: (.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Written:
-    """What came of a write.
+    """The result of a write.
 
-    :param rows: of the frame, and as many in the table.
-    :param inserted: of them, those whose key was new; without a key, all.
-    :param updated: those whose key was there.
-    :param seconds: in all, and `swap_seconds` of them in the transaction that readers may notice.
+    :param rows: number of rows of the frame; all of them were written.
+    :param inserted: number of rows with a new key; without a key, all rows.
+    :param updated: number of rows whose key existed.
+    :param seconds: duration of the write.
+    :param swap_seconds: the part of `seconds` for the final transaction, which may block readers.
     """
 
     table: str
@@ -78,27 +79,30 @@ def write_postgres(
     conn_id: str = OLTP_CONNECTION,
     check: Callable[[], None] = lambda: None,
 ) -> Written:
-    """Write a frame's rows to a table that is there, in one transaction of PostgreSQL: readers see it as it was or is.
+    """Write a frame's rows to an existing table, in one transaction of PostgreSQL. Readers see the old or the new rows.
 
-    All rows of the table are replaced; or those of a window, by `date` and `window`; or rows are merged by `key`: those
-    whose key is there are updated, the others inserted, none removed. Columns go by name; those that the frame does not
-    have get their defaults. Arrays, maps and structs become JSON, for columns of type json or jsonb.
+    By default, all rows of the table are replaced. With `date` and `window`, the rows of the window are replaced. With
+    `key`, rows are merged: rows with an existing key are updated, the others are inserted, none is removed. Columns are
+    matched by name; columns that the frame does not have get their defaults. Arrays, maps and structs become JSON, for
+    columns of type json or jsonb.
 
-    The frame is computed once. The connection is read from the environment, here and on the executors, which have it
+    The frame is computed once. The driver and the executors read the connection from their environment, which comes
     from the same Secret: no password is in a plan, a setting, an argument or a task.
 
     :param table: ``schema.table``, as written in SQL.
     :param date: the table's column that says which rows belong to `window`.
-    :param check: called when the whole frame was computed and nothing has changed yet: what it raises ends the write.
-    :raises CountMismatchError: PostgreSQL does not hold what was sent. Nothing was changed.
-    :raises trilake.postgres.DuplicateKeyError: two rows have one key, or one has none. Nothing was changed.
+    :param check: called when the whole frame is computed and before the table changes. An error in it ends the write.
+    :raises CountMismatchError: PostgreSQL does not have the rows that were sent. Nothing was changed.
+    :raises trilake.postgres.DuplicateKeyError: two rows have the same key, or a row has no key. Nothing was changed.
     :raises trilake.postgres.PostgresError: PostgreSQL refused a row or a statement. Nothing was changed.
-    :raises ConfigurationError: it is not clear what is to be replaced, or a column cannot be written.
+    :raises ConfigurationError: it is not clear which rows to replace, or a column cannot be written.
     """
     began = time.monotonic()
     schema, _, name = table.rpartition(".")
     if not schema or not name:
-        raise ConfigurationError(f"{table!r} names no schema.", hint="Write it as schema.table, such as marts.routes.")
+        raise ConfigurationError(
+            f"The table name {table!r} has no schema.", hint="Write it as schema.table, such as marts.routes."
+        )
     if bool(date) != (window is not None) or (date and key) or isinstance(key, str):
         raise ConfigurationError(
             f"It is not clear which rows of {table} are replaced.",
@@ -116,9 +120,9 @@ def write_postgres(
             _create(connection, staging, table, columns)
             copies = _stage(prepared, table, _copier(conn_id, staging, columns))
             sent = sum(copy["rows"] for copy in copies)
-            # literals: an id is a number that PostgreSQL gave
-            ours = ", ".join(str(int(copy[COPY])) for copy in copies) or "NULL"
-            rows = f"(SELECT * FROM {staging} WHERE {COPY} IN ({ours})) AS staged"
+            # literals are safe here: the ids are numbers from PostgreSQL
+            ids = ", ".join(str(int(copy[COPY])) for copy in copies) or "NULL"
+            rows = f"(SELECT * FROM {staging} WHERE {COPY} IN ({ids})) AS staged"
             check()
             swap_began = time.monotonic()
             with connect(endpoint) as swap:
@@ -138,9 +142,9 @@ def write_postgres(
 
 
 def remove_abandoned(endpoint: PostgresEndpoint, schema: str | None = None) -> list[str]:
-    """Drop the staging tables that nobody is behind any more. Gives their names, as ``schema.table``.
+    """Drops the staging tables of killed attempts. Returns their names, as ``schema.table``.
 
-    :param schema: those of one schema; None: of the whole database.
+    :param schema: only tables of this schema; None: of the whole database.
     """
     with connect(endpoint, autocommit=True) as connection, connection.cursor() as cursor:
         cursor.execute(
@@ -149,44 +153,44 @@ def remove_abandoned(endpoint: PostgresEndpoint, schema: str | None = None) -> l
             (schema.strip('"') if schema else None, f"^{STAGING}[0-9a-f]{{{2 * _ATTEMPT_BYTES}}}$"),
         )
         removed = []
-        for inside, name in cursor.fetchall():
-            staging = f"{listed([inside])}.{name}"
+        for table_schema, name in cursor.fetchall():
+            staging = f"{listed([table_schema])}.{name}"
             with try_lock(endpoint, LockSpace.MART_STAGING, name.removeprefix(STAGING)) as free:
-                # looked for again: its writer may have ended, and dropped it, in between
-                if free and _is_there(connection, staging) and _drop(connection, staging):
-                    removed.append(f"{inside}.{name}")
+                # Look again: the writer may have ended since the query and dropped the table itself.
+                if free and _exists(connection, staging) and _drop(connection, staging):
+                    removed.append(f"{table_schema}.{name}")
     if removed:
-        log.warning("Removed what killed writers have left in PostgreSQL: %s", ", ".join(removed))
+        log.warning("Removed the staging tables of killed writers in PostgreSQL: %s", ", ".join(removed))
     return removed
 
 
-def _is_there(connection: Connection, table: str) -> bool:
+def _exists(connection: Connection, table: str) -> bool:
     with connection.cursor() as cursor:
         cursor.execute("SELECT to_regclass(%s) IS NOT NULL", (table,))
-        found = cursor.fetchone()
-    return bool(found and found[0])
+        row = cursor.fetchone()
+    return bool(row and row[0])
 
 
 def _create(connection: Connection, staging: str, table: str, columns: Sequence[str]) -> None:
-    """Of the frame's columns alone and without constraints: those are looked at when the table gets the rows."""
+    """Creates a staging table with the frame's columns. It has no constraints: the swap checks those of the table."""
     with connection.cursor() as cursor:
         cursor.execute(f"CREATE UNLOGGED TABLE {staging} AS SELECT {listed(columns)} FROM {table} WITH NO DATA")
         cursor.execute(f"ALTER TABLE {staging} ADD {COPY} bigint NOT NULL DEFAULT txid_current()")
 
 
 def _stage(frame: DataFrame, table: str, copier: Callable[..., Any]) -> list[Any]:
-    """Run the tasks. What one of them said of PostgreSQL is the error, without the traces that Spark packs it in."""
+    """Runs the tasks. If a task fails with an error of Trilake, raises its message without Spark's tracebacks."""
     try:
         return frame.mapInArrow(copier, f"{COPY} long, rows long").collect()
     except Exception as e:
-        found = _OURS.search(str(e))
-        if not found:
+        match = _TRILAKE_ERROR.search(str(e))
+        if not match:
             raise
-        raise PostgresError(f"{table}: {found[1]}", hint="Nothing was changed.") from None
+        raise PostgresError(f"{table}: {match[1]}", hint="Nothing was changed.") from None
 
 
 def _drop(connection: Connection, staging: str) -> bool:
-    """Drops a staging table. First stops what still writes to it (a copy of a task that Spark no longer needs).
+    """Drops a staging table. First ends sessions that still write to it (of a task copy that Spark no longer needs).
 
     If the table cannot be dropped now, this is not an error: the next attempt drops it.
     """
@@ -202,13 +206,13 @@ def _drop(connection: Connection, staging: str) -> bool:
             cursor.execute(f"SET lock_timeout = '{DROP_TIMEOUT_S}s'")
             cursor.execute(f"DROP TABLE IF EXISTS {staging}")
     except psycopg2.Error as e:
-        log.warning("%s is left to the next attempt: %s", staging, type(e).__name__)
+        log.warning("%s cannot be dropped now, the next attempt drops it: %s", staging, type(e).__name__)
         return False
     return True
 
 
 def _as_text(frame: DataFrame, table: str) -> DataFrame:
-    """What CSV cannot say, as text that PostgreSQL reads."""
+    """Converts types that CSV cannot represent to text that PostgreSQL reads."""
     from pyspark.sql import functions as F
     from pyspark.sql import types as T
 
@@ -216,7 +220,7 @@ def _as_text(frame: DataFrame, table: str) -> DataFrame:
     if doubled or COPY in frame.columns or not frame.columns:
         raise ConfigurationError(
             f"Rows for {table} cannot have the columns {', '.join(frame.columns) or 'none'}.",
-            hint=f"Each needs a name of its own, and none is {COPY}.",
+            hint=f"Give each column a different name, and do not use the name {COPY}.",
         )
     columns = []
     for field in frame.schema.fields:
@@ -224,12 +228,12 @@ def _as_text(frame: DataFrame, table: str) -> DataFrame:
         if isinstance(kind, T.BinaryType):
             column = F.concat(F.lit("\\x"), F.hex(column))
         elif isinstance(kind, (T.ArrayType, T.MapType, T.StructType)):
-            # nulls inside stay what they are
+            # keep fields that are null
             column = F.to_json(column, {"ignoreNullFields": "false"})
         elif not isinstance(kind, (T.NumericType, T.StringType, T.BooleanType, T.DateType, T.TimestampType,
                                    T.TimestampNTZType, T.NullType)):  # fmt: skip
             raise ConfigurationError(
-                f"{table}: column {field.name} is of type {kind.simpleString()}, which cannot be written.",
+                f"{table}: column {field.name} has the type {kind.simpleString()}, which cannot be written.",
                 hint="Cast it in the job.",
             )
         columns.append(column.alias(field.name))
@@ -239,34 +243,34 @@ def _as_text(frame: DataFrame, table: str) -> DataFrame:
 def _copier(
     conn_id: str, staging: str, columns: Sequence[str]
 ) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    """What a task does: one COPY of all of its rows; it tells the transaction, and how many rows that brought."""
+    """The function of a task: it copies all rows with one COPY, and yields the transaction's id and the row count."""
 
     def copy(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         import pyarrow as pa
 
-        some = (batch for batch in batches if batch.num_rows)
-        first = next(some, None)
+        nonempty = (batch for batch in batches if batch.num_rows)
+        first = next(nonempty, None)
         if first is None:
             return
         endpoint = PostgresEndpoint.from_connection(EnvironmentConnection.read(conn_id))
         with connect(endpoint) as connection, connection.cursor() as cursor:
             cursor.execute("SELECT set_config('application_name', %s, false)", (staging.rpartition(".")[2],))
-            stream = CsvStream(chain([first], some))
+            stream = CsvStream(chain([first], nonempty))
             cursor.copy_expert(f"COPY {staging} ({listed(columns)}) FROM STDIN (FORMAT csv)", stream, size=1 << 16)
             rows = cursor.rowcount
             cursor.execute("SELECT txid_current()")
             row = cursor.fetchone()
         if rows != stream.rows or row is None:
-            raise CountMismatchError(f"{staging}: {stream.rows} rows were sent, PostgreSQL took {rows}.")
+            raise CountMismatchError(f"{staging}: {stream.rows} rows were sent, PostgreSQL wrote {rows}.")
         yield pa.RecordBatch.from_pydict({COPY: [row[0]], "rows": [rows]})
 
     return copy
 
 
 class CsvStream(io.RawIOBase):
-    """Arrow batches as a file of CSV that COPY reads: a text in quotes is one, nothing at all is NULL.
+    """Arrow batches as a CSV file for COPY. A value in quotes is a string; an empty field without quotes is NULL.
 
-    :ivar rows: how many were read so far.
+    :ivar rows: number of rows read so far.
     """
 
     def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
@@ -280,7 +284,7 @@ class CsvStream(io.RawIOBase):
         self.rows = 0
 
     def read(self, size: int = -1) -> bytes:
-        """At most `size` bytes; none at the end."""
+        """At most `size` bytes; empty at the end."""
         if not self._text:
             block = next(self._blocks, None)
             if block is None:

@@ -1,7 +1,8 @@
 """Publishes from a driver: ClickHouse pulls a snapshot, as with `IcebergToClickHouseOperator` in Airflow.
 
 It uses the same publisher, ledger and checks. A driver may die at any point. The next process (a retry, another
-publisher, the DAG `publication_housekeeping`) finishes what the ledger has decided, and drops the rest.
+publisher, the DAG `publication_housekeeping`) finishes publications that the ledger has decided, and drops the staging
+tables of others.
 """
 
 from __future__ import annotations
@@ -28,17 +29,17 @@ if TYPE_CHECKING:
 
 
 def job_checks(table: str) -> tuple[Check, ...]:
-    """The checks of a table as this job's version of the code has them; outside of one, as the project has them.
+    """The checks of a table, from this job's version of the code, or else from the project's folder.
 
-    :raises ConfigurationError: there is neither. Publishing without a table's checks is nobody's wish.
+    :raises ConfigurationError: there is neither. A table must not be published without its checks.
     """
     if archive := os.environ.get(JOBS_ZIP):
         return read_checks(zipfile.Path(archive, "sql/"), table)
     if project := os.environ.get(PROJECT):
         return read_checks(Path(project) / "sql", table)
     raise ConfigurationError(
-        f"The checks of {table} are not to be found: this job runs from no pushed version and from no project.",
-        hint=f"Run it by its SparkApplication, or set {PROJECT} to the project's folder.",
+        f"The checks of {table} cannot be found: this job has neither a pushed version of the code nor a project.",
+        hint=f"Run it as a SparkApplication, or set {PROJECT} to the project's folder.",
     )
 
 
@@ -51,11 +52,11 @@ def publish(
     snapshot_id: int | None = None,
     force: bool = False,
 ) -> PublicationReport:
-    """Make readers of ClickHouse see partitions of a snapshot, exactly once: see `Publisher.publish` for its errors.
+    """Publishes partitions of a snapshot in ClickHouse, exactly once. See `Publisher.publish` for its errors.
 
-    :param partitions: which; of a data set without a grain none, for it is published whole.
-    :param snapshot_id: of the Iceberg table; by default the current one.
-    :param force: replace a later state by an earlier one, or the same by itself.
+    :param partitions: the partitions; empty for a data set without a grain, which is published as a whole.
+    :param snapshot_id: a snapshot of the Iceberg table; default: the current one.
+    :param force: publish also an older snapshot than the published one, or the same again.
     """
     checks, began = job_checks(data_set.table), time.time()
     catalog = open_catalog(endpoints.lake, endpoints.s3)

@@ -11,6 +11,9 @@ from trilake.endpoints import Endpoints
 
 
 def write_result(endpoints: Endpoints, address: str, document: Mapping[str, Any]) -> None:
-    """:param address: ``s3://bucket/key``."""
+    """Writes the result as JSON.
+
+    :param address: ``s3://bucket/key``.
+    """
     bucket, key = s3.split_uri(address)
     s3.client(endpoints.s3).put_object(Bucket=bucket, Key=key, Body=json.dumps(document).encode())

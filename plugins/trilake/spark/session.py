@@ -1,4 +1,4 @@
-"""The Spark session of a job: what its SparkApplication says, and the addresses and keys of the environment."""
+"""The Spark session of a job: the settings of its SparkApplication, and addresses and keys from the environment."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ JOBS_ZIP = "TRILAKE_JOBS_ZIP"
 
 
 def endpoint_conf(endpoints: Endpoints) -> dict[str, str]:
-    """Settings that hold addresses and keys. They are set inside the driver, so that they stand in no manifest and on
-    no command line; Spark redacts them in its UI and event log by their names (password, secret, access.key).
+    """Settings with addresses and keys. They are set inside the driver, so no manifest and no command line has them.
+    Spark redacts them in its UI and event log because of their names (password, secret, access.key).
     """
     s3, lake = endpoints.s3, endpoints.lake
     return {
@@ -35,9 +35,9 @@ def endpoint_conf(endpoints: Endpoints) -> dict[str, str]:
 
 
 def build_session(endpoints: Endpoints, name: str, conf: Mapping[str, str] | None = None) -> SparkSession:
-    """The session of a driver. spark-submit's own settings (the SparkApplication's) win over the common ones.
+    """The session of a driver. The settings of spark-submit (from the SparkApplication) override the common ones.
 
-    :param conf: more settings, over all others.
+    :param conf: more settings. They override all others.
     """
     from pyspark import SparkConf
     from pyspark.sql import SparkSession
@@ -50,6 +50,6 @@ def build_session(endpoints: Endpoints, name: str, conf: Mapping[str, str] | Non
         spark_conf.set(key, value)
     session = SparkSession.builder.config(conf=spark_conf).getOrCreate()
     if code := os.environ.get(JOBS_ZIP):
-        # the driver has the job's code on its path; the Python workers of a UDF get it this way
+        # The driver already has the job's code on its path. The Python workers of a UDF need it too.
         session.sparkContext.addPyFile(code)
     return session

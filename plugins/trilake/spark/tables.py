@@ -1,5 +1,4 @@
-"""The tables that jobs write in the lake. They are created when a job first needs them, and changed only in ways that
-keep every value."""
+"""The lake tables that jobs write. A job creates a missing table, and changes it only in ways that keep every value."""
 
 from __future__ import annotations
 
@@ -14,8 +13,8 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
     from pyspark.sql.types import StructType
 
-# Format 2 with copy-on-write only (a publication pulls plain files); rows are brought together by partition before they
-# are written, so that a partition is one file and not one per task.
+# Format 2, with copy-on-write only, because a publication reads data files without delete files. Rows are shuffled by
+# partition before they are written, so that a partition has one file and not one for each task.
 _PROPERTIES = {
     "format-version": "2",
     "write.distribution-mode": "hash",
@@ -72,7 +71,7 @@ def create_quarantine(spark: SparkSession, table: str) -> None:
 
 
 def _create(spark: SparkSession, table: str, columns: str, layout: str) -> str:
-    """Gives Spark's name of the table; one that is there stays as it is."""
+    """Creates the table if it does not exist. Returns Spark's name of it."""
     name = f"{CATALOG}.{table}"
     properties = ", ".join(f"'{key}' = '{value}'" for key, value in _PROPERTIES.items())
     spark.sql(f"CREATE NAMESPACE IF NOT EXISTS {name.rsplit('.', 1)[0]}")

@@ -1,4 +1,4 @@
-"""A Spark session for the tests of jobs: their settings, without a catalog and without any server."""
+"""A Spark session for tests of jobs. It has the jobs' settings, and needs no catalog and no server."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-# What every job's session has; a test that parses differently from production would prove nothing.
+# The settings of every job's session, so that a test parses in the same way as production.
 from trilake.spark.application import SPARK_CONF
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 
-# A short session: the second compiler would take longer than it saves.
+# In a short session the JVM's second compiler takes more time than it saves.
 _LOCAL = {
     "spark.sql.shuffle.partitions": "1",
     "spark.ui.enabled": "false",
@@ -26,12 +26,12 @@ _LOCAL = {
 
 @contextmanager
 def local_session() -> Iterator[SparkSession]:
-    """One core of this machine. For a fixture of session scope: a start costs seconds."""
+    """A local session with one core. Use it in a fixture of session scope, because a start takes seconds."""
     from pyspark.sql import SparkSession
 
-    # its connections report their end when the interpreter ends, after pytest has closed what it captured
+    # Its connections log that they close when the interpreter ends. By then pytest has closed its log streams.
     logging.getLogger("py4j.clientserver").setLevel(logging.WARNING)
-    os.environ["PYSPARK_PYTHON"] = sys.executable  # or a worker is any python3 that the path has
+    os.environ["PYSPARK_PYTHON"] = sys.executable  # without it, workers use the first python3 on the path
     builder = SparkSession.builder.master("local[1]").appName("tests")
     conf = {key: value for key, value in SPARK_CONF.items() if "catalog" not in key and "extensions" not in key}
     for key, value in {**conf, **_LOCAL}.items():

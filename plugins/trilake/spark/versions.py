@@ -1,4 +1,5 @@
-"""Job code in S3, by content: ``s3://artifacts/jobs/<version>/``. A running job keeps its code; no image is built.
+"""Job code in S3, named by its content: ``s3://artifacts/jobs/<version>/``. No image is built for a new version, and a
+running job keeps the version that it started with.
 
 A version's name is the digest of its manifest, and the manifest has the digest of the zip. So a reader can verify that
 it got the right version (``spark/image/run_job.py`` does). A version also has the tables' checks: a driver that
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 CURRENT_KEY = "jobs/current"
 
-# What a driver needs of the package: the layers of pyproject.toml below `hooks`, which do not import Airflow.
+# The parts of the package that a driver needs: the layers below `hooks` in pyproject.toml, which do not import Airflow.
 CORE = (
     "__init__.py",
     "clickhouse",
@@ -40,30 +41,30 @@ CORE = (
     "spark",
 )
 
-# Where the installed package lies. Its core goes into every version, wherever the project is.
+# The folder of the installed package. Its core is part of every version of every project.
 PACKAGE = Path(__file__).parents[1]
 
-# At the root of a deployed bundle of DAGs: the version of the jobs' code that belongs to it.
+# A file at the root of a deployed bundle of DAGs. It has the version of the job code that belongs to the bundle.
 VERSION_FILE = "JOBS_VERSION"
 
 # Below sql/: see trilake.clickhouse.publication.checks.
 CHECKS = "clickhouse/*/checks/*.sql"
 
-# Names at the root of the zip that a job or a shared package must not have.
-_TAKEN = ("trilake", "sql")
+# Names at the root of the zip. A job or a shared package must not have them.
+_RESERVED = ("trilake", "sql")
 _VERSION = re.compile(r"[0-9a-f]{16}")
-# A zip's files carry a time; one for all keeps the zip's bytes a function of its content alone.
+# Every file in a zip has a time. With a fixed time, the zip's bytes depend only on the content.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def push(s3: S3Client, project_folder: Path) -> str:
     """Put the project's job code into S3, if it is not there yet, and make it the current version.
 
-    :param project_folder: holds ``spark_jobs/``, ``sql/`` and, below ``dags/``, packages that DAGs and jobs share. The
-        core of Trilake is that of the installed package.
+    :param project_folder: has ``spark_jobs/``, ``sql/`` and, below ``dags/``, packages that DAGs and jobs share. The
+        core of Trilake comes from the installed package.
     :return: the version: 16 hexadecimal digits, the same for the same files.
     :raises ConfigurationError: the folder has no jobs, a job or a shared package has the name of a module that it would
-        hide, or the installed package is not whole.
+        hide, or the installed package is incomplete.
     """
     files, archive = build(project_folder)
     manifest = json.dumps(
@@ -79,7 +80,7 @@ def push(s3: S3Client, project_folder: Path) -> str:
     version = _digest(manifest)[:16]
     if not exists(s3, version):
         s3.put_object(Bucket=ARTIFACTS_BUCKET, Key=_key(version, "jobs.zip"), Body=archive)
-        # The manifest last: it says that the version is whole.
+        # Write the manifest last: a version with a manifest is complete.
         s3.put_object(
             Bucket=ARTIFACTS_BUCKET, Key=_key(version, "manifest.json"), Body=manifest, ContentType="application/json"
         )
@@ -88,9 +89,9 @@ def push(s3: S3Client, project_folder: Path) -> str:
 
 
 def build(project_folder: Path) -> tuple[dict[str, bytes], bytes]:
-    """The project's job code as a job finds it: content by name, and the zip of it.
+    """The project's job code: the content of each file by its name in the zip, and the zip.
 
-    :raises ConfigurationError: as `push`.
+    :raises ConfigurationError: see `push`.
     """
     files = dict(_files(project_folder))
     return files, _zip(files)
@@ -110,7 +111,7 @@ def current(s3: S3Client) -> str:
 
 
 def of_bundle(dag_file: str) -> str | None:
-    """The version that was deployed with a DAG's file, if the file lies in a deployed bundle."""
+    """The version that was deployed with a DAG's file; None if the file is not in a deployed bundle."""
     for folder in Path(dag_file).resolve().parents:
         if (file := folder / VERSION_FILE).is_file():
             return file.read_text().strip()
@@ -118,7 +119,7 @@ def of_bundle(dag_file: str) -> str | None:
 
 
 def exists(s3: S3Client, version: str) -> bool:
-    """Whether a whole version of that name lies in S3."""
+    """Whether S3 has a complete version of that name."""
     if not _VERSION.fullmatch(version):
         return False
     try:
@@ -155,23 +156,23 @@ def _read(s3: S3Client, key: str) -> bytes | None:
 
 
 def _files(project_folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Name in the zip and content, in the order of names."""
+    """The name in the zip and the content of each file, sorted by name."""
     jobs_folder, dags = project_folder / "spark_jobs", project_folder / "dags"
-    found = {path.name: path for path in jobs_folder.glob("*.py") if path.name != "__init__.py"}
-    if not found:
+    sources = {path.name: path for path in jobs_folder.glob("*.py") if path.name != "__init__.py"}
+    if not sources:
         raise ConfigurationError(f"There is no job in {jobs_folder}.", hint="A job is a file spark_jobs/<name>.py.")
     shared = shared_packages(project_folder)
-    # In the driver a job is a module among all others: `import calendar` must find what it always finds.
-    for path in (*found.values(), *shared):
-        if path.stem in _TAKEN or path.stem in sys.stdlib_module_names:
+    # In the driver a job is an ordinary module. It must not hide another, such as `calendar` of the standard library.
+    for path in (*sources.values(), *shared):
+        if path.stem in _RESERVED or path.stem in sys.stdlib_module_names:
             raise ConfigurationError(f"{path} has the name of a module that the job's code needs.", hint="Rename it.")
     for package in shared:
-        if f"{package.name}.py" in found:
+        if f"{package.name}.py" in sources:
             raise ConfigurationError(
                 f"{package} has the name of the job spark_jobs/{package.name}.py.", hint="Rename one."
             )
         for source in sorted(package.rglob("*.py")):
-            found[source.relative_to(dags).as_posix()] = source
+            sources[source.relative_to(dags).as_posix()] = source
     for part in CORE:
         path = PACKAGE / part
         if not path.exists():
@@ -181,22 +182,22 @@ def _files(project_folder: Path) -> Iterator[tuple[str, bytes]]:
             )
         for source in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             if not (source.parent / "__init__.py").is_file():
-                continue  # a program of an image, which lies in no package
-            found[f"trilake/{source.relative_to(PACKAGE).as_posix()}"] = source
+                continue  # a program of an image, which is not in a package
+            sources[f"trilake/{source.relative_to(PACKAGE).as_posix()}"] = source
     for source in sorted((project_folder / "sql").glob(CHECKS)):
-        found[source.relative_to(project_folder).as_posix()] = source
-    for name in sorted(found):
-        yield name, found[name].read_bytes()
+        sources[source.relative_to(project_folder).as_posix()] = source
+    for name in sorted(sources):
+        yield name, sources[name].read_bytes()
 
 
 def shared_packages(project_folder: Path) -> list[Path]:
-    """The packages below ``dags/``: code that DAGs and jobs share. The DAG processor is told to pass over them."""
+    """The packages below ``dags/``: code that DAGs and jobs share. The DAG processor is configured to ignore them."""
     return sorted(path.parent for path in (project_folder / "dags").glob("*/__init__.py"))
 
 
 def _zip(files: dict[str, bytes]) -> bytes:
     buffer = io.BytesIO()
-    # Stored, not deflated: compressors of two machines need not agree, and this is a few hundred kilobytes.
+    # No compression: its result may differ between two machines, and the zip has only a few hundred kilobytes.
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, content in files.items():
             entry = zipfile.ZipInfo(name, date_time=_EPOCH)

@@ -1,4 +1,4 @@
-"""Small results of ClickHouse as marts in PostgreSQL."""
+"""Writes small results of ClickHouse queries to marts in PostgreSQL."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ if TYPE_CHECKING:
 
 class ClickHouseToPostgresOperator(WindowedOperator, ProjectOperator):
     """Writes the result of a ClickHouse query to a mart, in one transaction of PostgreSQL: readers see the old or the
-    new rows, nothing between. Rows are streamed. If several tasks write to one mart, each starts its query after the
-    task before has written. So older results never replace newer ones.
+    new rows. Rows are streamed. If several tasks write to one mart, each task starts its query after the earlier task
+    has written. So older results never replace newer ones.
 
-    Without `key` a window of the mart is replaced. With `key`, rows are merged: rows with an existing key are updated,
-    the others are inserted, none is removed; then the window is optional. If the data set has a grain, the query can
-    use ``{start:Date}`` and ``{stop:Date}``, bound on the server: the window's first day, and the first day after it.
+    With `date`, the rows of the window are replaced. With `key`, rows are merged: rows with an existing key are
+    updated, the others are inserted, none is removed; then the window is optional. If the data set has a grain, the
+    query can use ``{start:Date}`` and ``{stop:Date}``, bound on the server: the window's first day, and the first day
+    after it.
 
     :param data_set: the data set of the window.
-    :param sql: the query, or a file of it below ``sql/``; templated. Its columns have the names of the mart's columns.
+    :param sql: the query, or its file below ``sql/``; templated. Its columns have the names of the mart's columns.
     :param table: the mart, `schema.table`.
     :param date: the mart's column that says which rows belong to the window that is replaced.
     :param key: columns of a primary key or unique constraint of the mart.
@@ -82,8 +83,8 @@ class ClickHouseToPostgresOperator(WindowedOperator, ProjectOperator):
         result: dict[str, Any] = {"table": self.table}
         with connect(postgres) as connection, hook.client() as client:
             lock_mart(connection, self.table)
-            # What is left of the task's time is asked after the wait. And rows are Python's objects here: no more of
-            # them at once than PostgreSQL is sent at once.
+            # Compute the task's remaining time after the wait for the lock. The client turns rows into Python objects,
+            # so a block must not have more rows than are sent to PostgreSQL at once.
             settings = hook.identify({"max_block_size": ROWS_PER_BLOCK})
             with client.query_row_block_stream(self.sql, parameters=bound, settings=settings) as stream:
                 result |= self._write(connection, stream, bound)
@@ -91,7 +92,7 @@ class ClickHouseToPostgresOperator(WindowedOperator, ProjectOperator):
         return result
 
     def _write(self, connection: Connection, stream: Any, bound: Mapping[str, date]) -> dict[str, int]:
-        # of the result that is streamed; none where there is no row
+        # column names of the streamed result; empty if the result has no rows
         columns = stream.source.column_names
         rows = (row for block in stream for row in block)
         if self.key:

@@ -36,11 +36,11 @@ class ClickHouseToS3Operator(WindowedOperator, ProjectOperator):
     ``{start:Date}`` and ``{stop:Date}``: the partition's first day, and the first day after it.
 
     XCom has ``manifest`` (its key), ``bucket``, ``rows``, ``shards`` (rows by shard number) and ``objects``: partition
-    -> key -> rows. A later try, or a cleared task, removes the files of earlier tries: read an export in the run that
-    makes it, or copy it.
+    -> key -> rows. A later try, or a cleared task, removes the files of earlier tries: read an export in the same run,
+    or copy it.
 
     :param data_set: the data set of the table; with `sql`, the data set of the partitions.
-    :param sql: the query, or a file of it below ``sql/``; templated. ``{shard}`` in it is the shard's database.
+    :param sql: the query, or its file below ``sql/``; templated. ``{shard}`` in it is the shard's database.
     :param columns: columns of the data set's table; default: all.
     :param where: a condition on the rows of the data set's table, with parameters ``{name:Type}``; templated.
     :param parameters: bound on the server; templated.
@@ -72,7 +72,7 @@ class ClickHouseToS3Operator(WindowedOperator, ProjectOperator):
             raise ConfigurationError(f"Task {self.task_id} exports nothing.", hint="Set data_set or sql.")
         if sql is not None and (columns or where):
             raise ConfigurationError(
-                f"Task {self.task_id} has sql, and columns or a condition as well.", hint="Write them into the query."
+                f"Task {self.task_id} has sql, so it cannot have columns or where.", hint="Write them into the query."
             )
         self.sql = sql
         self.columns = tuple(columns)
@@ -81,7 +81,7 @@ class ClickHouseToS3Operator(WindowedOperator, ProjectOperator):
         self.whole = whole
         self.name = name
         self.clickhouse_conn_id = clickhouse_conn_id
-        self._at: tuple[ClickHouseEndpoint, str] | None = None
+        self._attempt: tuple[ClickHouseEndpoint, str] | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Returns the manifest's key and its contents.
@@ -93,7 +93,7 @@ class ClickHouseToS3Operator(WindowedOperator, ProjectOperator):
         hook = ClickHouseHook(clickhouse_conn_id=self.clickhouse_conn_id)
         # Read here, because on_kill cannot ask Airflow for a connection.
         attempt = core.new_attempt()
-        self._at = hook.endpoint, f"{prefix}/{attempt}"
+        self._attempt = hook.endpoint, f"{prefix}/{attempt}"
         with hook.cluster(context) as cluster:
             done = core.export(
                 cluster,
@@ -119,8 +119,8 @@ class ClickHouseToS3Operator(WindowedOperator, ProjectOperator):
 
     def on_kill(self) -> None:
         """Kills this attempt's statements on every host, not those of other tries. The next try removes its objects."""
-        if self._at is not None:
-            endpoint, prefix = self._at
+        if self._attempt is not None:
+            endpoint, prefix = self._attempt
             with Cluster(endpoint) as cluster:
                 core.cancel(cluster, prefix)
 
@@ -137,8 +137,8 @@ class ClickHouseToS3Operator(WindowedOperator, ProjectOperator):
             return {WHOLE: core.Source(self.sql, parameters)}
         sources = {}
         for partition in partitions:
-            one = self.data_set.window(partition)  # type: ignore[union-attr]  # it has a window
-            sources[partition] = core.Source(self.sql, {**parameters, "start": one.start, "stop": one.stop})
+            window = self.data_set.window(partition)  # type: ignore[union-attr]  # `windowed` requires a data set
+            sources[partition] = core.Source(self.sql, {**parameters, "start": window.start, "stop": window.stop})
         return sources
 
     def _prefix(self, context: Context) -> str:

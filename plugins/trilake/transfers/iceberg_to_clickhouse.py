@@ -1,4 +1,4 @@
-"""Publish a snapshot of the lake in ClickHouse."""
+"""Publishes a snapshot of the lake in ClickHouse."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class IcebergToClickHouseOperator(PublishOperator):
     """Publishes the window's partitions of one snapshot. `PublishOperator` describes the checks and the XCom.
 
-    Publishing the same or an older snapshot again changes nothing. A table that was dropped and created again counts
-    its snapshots from 1 again: publish its first snapshot with `force`.
+    Publishing the same or an older snapshot again changes nothing. If a table was dropped and created again, its
+    sequence numbers start at 1 again: publish its first snapshot with `force`.
 
     :param snapshot_id: a snapshot of the Iceberg table; templated. Default: the current one.
     """
@@ -32,7 +32,7 @@ class IcebergToClickHouseOperator(PublishOperator):
         self.snapshot_id = snapshot_id
 
     def plan(self, context: Context, lake: LakeHook) -> LoadPlan:
-        """:raises trilake.lake.catalog.SnapshotNotFoundError: no such snapshot."""
+        """:raises trilake.lake.catalog.SnapshotNotFoundError: the table does not have the snapshot."""
         data_set = self.data_set
         partitions = self.window(context).partitions if data_set.grain else []
         catalog = lake.catalog()
@@ -49,5 +49,5 @@ class IcebergToClickHouseOperator(PublishOperator):
         except ValueError:
             raise ConfigurationError(
                 f"{self.snapshot_id!r} is not a snapshot of {self.data_set.curated}.",
-                hint="Give its number, or nothing for the current one.",
+                hint="Set snapshot_id to a number, or to None for the current snapshot.",
             ) from None

@@ -1,4 +1,4 @@
-"""Small tables of PostgreSQL into the lake, by PyIceberg: no Spark for a few thousand rows."""
+"""Copies small tables of PostgreSQL to the lake with PyIceberg. A few thousand rows do not need Spark."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 class PostgresToIcebergOperator(BaseOperator):
-    """Replaces a dimension data set by a table of PostgreSQL, read at one moment. If two tasks run at once, the second
-    one reads after the first one has committed. So older rows never replace newer ones.
+    """Replaces a dimension data set by a table of PostgreSQL. All rows are read at one point in time. If two tasks run
+    at once, the second one reads after the first one has committed. So older rows never replace newer ones.
 
     :param data_set: a data set without a grain.
     :param table: the table to read, `schema.table` or `table`; default: the name of the data set.
@@ -40,13 +40,16 @@ class PostgresToIcebergOperator(BaseOperator):
         kwargs.setdefault("multiple_outputs", True)
         super().__init__(**kwargs)
         if data_set.grain is not None:
-            raise ConfigurationError(f"Data set {data_set.name} has a grain: this operator replaces whole tables.")
+            raise ConfigurationError(
+                f"Data set {data_set.name} has a grain, but this operator replaces whole tables.",
+                hint="Use a data set without a grain, or ingest the partitions with PostgresToS3Operator.",
+            )
         self.data_set = data_set
         self.table = table or data_set.name
         self.postgres_conn_id = postgres_conn_id
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Returns table, snapshot and number of rows.
+        """Returns the table, the snapshot and the number of rows.
 
         :raises CountMismatchError: the rows in the lake differ from those that were read.
         """

@@ -1,4 +1,4 @@
-"""Ingest out of PostgreSQL: a query's result as raw files of a data set."""
+"""Ingests from PostgreSQL: writes a query's result as raw files of a data set."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class PostgresToS3Operator(WindowedOperator, ProjectOperator):
     """Writes a query's result to ``s3://raw/<data set>/<partition>/<file name>``, one object for each partition.
 
     The query can use ``%(start)s`` and ``%(stop)s``: the partition's first day, and the first day after it. Write a
-    percent sign twice. All partitions are read at one moment. Rows are streamed: memory does not grow with them. An
-    object is replaced as a whole. When all objects are written, the data set's raw files get an event for each
-    partition.
+    percent sign twice. All partitions are read at one point in time. Rows are streamed: memory does not grow with them.
+    An object is replaced as a whole. When all objects are written, the asset of the data set's raw files gets an event
+    for each partition.
 
-    :param sql: the query, or a file of it below ``sql/``; templated.
+    :param sql: the query, or its file below ``sql/``; templated.
     :param file_name: the last part of the key; by default ``<data set>.parquet`` or ``.csv``.
     :param file_format: ``parquet`` (typed, timestamps in microseconds) or ``csv`` (with a header).
-    :param parameters: more to bind, as ``%(name)s``; templated.
+    :param parameters: more parameters of the query, as ``%(name)s``; templated.
     """
 
     template_fields: Sequence[str] = (*WindowedOperator.template_fields, "sql", "parameters")
@@ -65,10 +65,10 @@ class PostgresToS3Operator(WindowedOperator, ProjectOperator):
         self.postgres_conn_id = postgres_conn_id
 
     def execute(self, context: Context) -> dict[str, dict[str, Any]]:
-        """Gives, per partition, what was written: key, ETag, rows and bytes.
+        """Returns key, ETag, rows and bytes of the object of each partition.
 
-        :raises trilake.postgres.extract.ExtractError: a value that its column's type in Parquet cannot hold.
-        :raises CountMismatchError: what was written is not what PostgreSQL sent.
+        :raises trilake.postgres.extract.ExtractError: the type of a column in Parquet cannot hold a value.
+        :raises CountMismatchError: the written rows are not those that PostgreSQL sent.
         :raises trilake.postgres.PostgresError: PostgreSQL refused the query.
         """
         window = self.window(context)
@@ -80,8 +80,8 @@ class PostgresToS3Operator(WindowedOperator, ProjectOperator):
         written: dict[str, dict[str, Any]] = {}
         with connect(source) as connection, one_moment(connection) as cursor:
             for partition in window:
-                one = data_set.window(partition)
-                bound = {**(self.parameters or {}), "start": one.start, "stop": one.stop}
+                days = data_set.window(partition)
+                bound = {**(self.parameters or {}), "start": days.start, "stop": days.stop}
                 key = data_set.raw_key(partition, self.file_name)
                 with arrivals.putting(partition, key, TaskInstance.of(context).run):
                     done = extract(cursor, self.sql, bound, client, RAW_BUCKET, key, file_format=self.file_format)

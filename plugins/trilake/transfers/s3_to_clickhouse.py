@@ -27,7 +27,7 @@ class S3ToClickHouseOperator(PublishOperator):
     The objects are pinned by ETag. Each shard reads all objects of a partition and keeps the rows whose
     ``icebergBucket(shards, key)`` is its own; without a grain it keeps all rows. Columns are matched by name. A column
     that the table does not have is ignored; a missing column is an error. A value that a column cannot hold is an error
-    too. In CSV an empty field and ``\\N`` are NULL, ``""`` is the empty string. The key's suffix tells the compression.
+    too. In CSV an empty field and ``\\N`` are NULL, ``""`` is the empty string. The key's suffix sets the compression.
 
     Objects have no order, so each load has a version: a lower one never replaces a higher one, except with `force`. The
     same version with the same objects changes nothing; with other objects (a run that was cleared and wrote again) it
@@ -40,7 +40,7 @@ class S3ToClickHouseOperator(PublishOperator):
     :param bucket: the bucket of the objects; ClickHouse reads it by the named collection of the same name. Templated.
     :param file_format: ``parquet`` or ``csv``; None: from the keys' suffix.
     :param version: a whole number, or a time in ISO 8601, which becomes microseconds since 1970; templated. Default:
-        the time when the run was due (``run_after``), so that the run that was due later is the newer one.
+        the time when the run was due (``run_after``), so the run that was due later has the higher version.
     """
 
     template_fields: Sequence[str] = (*PublishOperator.template_fields, "objects", "bucket", "version")
@@ -69,14 +69,14 @@ class S3ToClickHouseOperator(PublishOperator):
         objects = read_objects(data_set, self.objects)
         if data_set.grain:
             window = self.window(context)
-            strange = [name for name in objects if name not in set(window)]
+            unexpected = [name for name in objects if name not in set(window)]
             missing = [name for name in window if name not in objects]
-            if strange or missing:
+            if unexpected or missing:
                 raise ConfigurationError(
                     f"The objects of {data_set.name} do not match the window {window}: "
                     + "; ".join(
                         f"{what} {', '.join(names[:3])}{' and more' if len(names) > 3 else ''}"
-                        for what, names in (("it does not have", strange), ("they do not name", missing))
+                        for what, names in (("it does not have", unexpected), ("they do not name", missing))
                         if names
                     )
                     + ".",
@@ -94,13 +94,13 @@ class S3ToClickHouseOperator(PublishOperator):
         try:
             text = str(self.version)
             version = int(text) if text.isdigit() else _microseconds(datetime.fromisoformat(text))
-            if not 0 <= version < 2**63:  # a bigint of the ledger
+            if not 0 <= version < 2**63:  # the ledger stores it as a bigint
                 raise ValueError
             return version
         except ValueError:
             raise ConfigurationError(
                 f"{self.version!r} is not a version of {self.data_set.name}.",
-                hint="Give a whole number, or a time in ISO 8601 such as {{ ts }}.",
+                hint="Set a whole number, or a time in ISO 8601 such as {{ ts }}.",
             ) from None
 
 

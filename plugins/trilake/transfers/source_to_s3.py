@@ -1,4 +1,4 @@
-"""Ingest: writes the files of a source, unchanged, to the data set's raw prefix."""
+"""Ingests from a source: writes its files, unchanged, below the data set's raw prefix."""
 
 from __future__ import annotations
 
@@ -40,9 +40,10 @@ class SourceToS3Operator(WindowedOperator):
         self.file_name = file_name
 
     def execute(self, context: Context) -> dict[str, dict[str, Any]]:
-        """Gives, per partition, what was written: key, ETag, bytes and lines.
+        """Returns key, ETag, bytes and lines of the object of each partition.
 
-        :raises ConfigurationError: the source has nothing for a partition of the window, gives one twice, or another.
+        :raises ConfigurationError: the source has nothing for a partition of the window, yields a partition twice, or
+            yields one that is not in the window.
         """
         window = self.window(context)
         data_set: DataSet = self.data_set  # type: ignore[assignment]  # this operator's constructor requires it
@@ -52,12 +53,14 @@ class SourceToS3Operator(WindowedOperator):
         for partition, content in self.source(window):
             if partition in written or partition not in window.partitions:
                 raise ConfigurationError(
-                    f"The source of {data_set.name} gives {partition} "
+                    f"The source of {data_set.name} yields {partition} "
                     f"{'twice' if partition in written else f'for {window}, which does not have it'}.",
-                    hint="Let it give each partition of the window once, as one text. This was not written.",
+                    hint="It must yield each partition of the window once, with its complete content. "
+                    "This content was not written.",
                 )
             key = data_set.raw_key(partition, self.file_name)
-            # in parts, when it is large: some stores hold a request in memory. What a killed try has begun is ended
+            # The writer sends large content in parts, because some stores hold a whole request in memory. It also
+            # aborts the incomplete upload of a killed try.
             with (
                 arrivals.putting(partition, key, TaskInstance.of(context).run),
                 ObjectWriter(client, RAW_BUCKET, key) as target,
@@ -76,7 +79,7 @@ class SourceToS3Operator(WindowedOperator):
             raise ConfigurationError(
                 f"The source of {data_set.name} has nothing for {', '.join(missing[:3])}"
                 f"{' and more' if len(missing) > 3 else ''}.",
-                hint="Choose a window that it has.",
+                hint="Choose a window that the source has.",
             )
         for outlet in self.outlets:
             context["outlet_events"][outlet].add_partitions(sorted(written))

@@ -16,8 +16,8 @@ from trilake.endpoints import LAKE_CONNECTION, S3_CONNECTION, PostgresEndpoint, 
 from trilake.lake.arrivals import POLL_SECONDS, SETTLE_SECONDS, Arrivals, Overdue, overdue
 from trilake.lake.data_set import DataSet
 
-# The trigger repeats its event while nothing is claimed: the run may have been deleted, or died before its claim. Not
-# more often, because a run may wait for another run, and each repeated event starts a run that is then skipped.
+# The trigger repeats its event while nothing is claimed: the run may have been deleted, or died before its claim. The
+# time is long, because a run may wait for another run, and each repeated event starts a run that is then skipped.
 REMIND_SECONDS = 900.0
 
 
@@ -62,9 +62,9 @@ class ArrivalsTrigger(BaseEventTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         data_set = DataSet.from_json(self.data_set)
-        told: dict[str, datetime | None] = {}
-        told_at = 0.0
-        left: list[Overdue] = []
+        last_due: dict[str, datetime | None] = {}
+        fired_at = 0.0
+        logged: list[Overdue] = []
         while True:
             try:
                 due, late = await self._look(data_set)
@@ -72,28 +72,29 @@ class ArrivalsTrigger(BaseEventTrigger):
                 # Try again later: a trigger that ends would not watch any more.
                 self.log.warning("The arrivals of %s cannot be read at the moment: %s", data_set.name, e)
             else:
-                if late != left:
-                    for one in late:
+                if late != logged:
+                    for claim in late:
                         self.log.warning(
-                            "Run %s took %s %s and has not committed it: clear it, or if it is gone `trilake arrivals "
-                            "--again %s/%s`", one.run, one.data_set, one.partition, one.data_set, one.partition,
+                            "Run %s claimed %s %s and has not committed it. Clear the run. If it no longer exists, use "
+                            "`trilake arrivals --again %s/%s`",
+                            claim.run, claim.data_set, claim.partition, claim.data_set, claim.partition,
                         )  # fmt: skip
-                    left = late
+                    logged = late
                 # Fire when the due partitions differ from those of the last check, also when a run has claimed some.
-                if due and (due != told or time.monotonic() - told_at >= REMIND_SECONDS):
-                    self.log.info("Due of %s: %s", data_set.name, ", ".join(due))
+                if due and (due != last_due or time.monotonic() - fired_at >= REMIND_SECONDS):
+                    self.log.info("Due partitions of %s: %s", data_set.name, ", ".join(due))
                     yield TriggerEvent({"data_set": data_set.name, "partitions": list(due)})  # type: ignore[no-untyped-call]
-                    told_at = time.monotonic()
-                told = due
+                    fired_at = time.monotonic()
+                last_due = due
             await asyncio.sleep(self.poll_interval)
 
     async def _look(self, data_set: DataSet) -> tuple[dict[str, datetime | None], list[Overdue]]:
-        """What is due, and what was taken long ago and never committed."""
+        """The due partitions, and the partitions that were claimed long ago and not committed."""
         lake = PostgresEndpoint.from_connection(await BaseHook.aget_connection(self.lake_conn_id))
         store = S3Endpoint.from_connection(await BaseHook.aget_connection(self.s3_conn_id))
 
         def look() -> tuple[dict[str, datetime | None], list[Overdue]]:
             due = Arrivals(lake, s3.client(store), data_set, settle_seconds=self.settle_seconds).due()
-            return due, [one for one in overdue(lake) if one.data_set == data_set.name]
+            return due, [claim for claim in overdue(lake) if claim.data_set == data_set.name]
 
         return await asyncio.to_thread(look)

@@ -15,9 +15,9 @@ from trilake.clickhouse.cluster import Cluster
 from trilake.endpoints import ClickHouseEndpoint
 from trilake.errors import TrilakeError
 
-# A server that is down for less (a restart, an upgrade) is waited for; what became of the query is seen then.
+# The trigger waits this long for a server that is down (a restart, an upgrade). It checks the query afterwards.
 _UNREACHABLE_SECONDS = 900.0
-# Airflow gives on_kill 30 s in all.
+# Airflow gives on_kill 30 s in total.
 _KILL_SECONDS = 20.0
 
 
@@ -63,9 +63,9 @@ class ClickHouseQueryTrigger(BaseTrigger):
 
     async def wait(self) -> dict[str, Any]:
         """The query's state as in `queries.Seen.to_dict`, or `unreachable` if the hosts did not answer."""
-        mine = {"query_id": self.query_id, "record": self.record}
+        identity = {"query_id": self.query_id, "record": self.record}
         answered = time.monotonic()
-        gone: float | None = None
+        gone: float | None = None  # since when no server runs the query
         with Cluster(await self._servers()) as cluster:
             while True:
                 try:
@@ -74,10 +74,10 @@ class ClickHouseQueryTrigger(BaseTrigger):
                     gone = None if seen.state is queries.QueryState.RUNNING else gone or answered
                     late = gone is not None and answered - gone > queries.LOG_DELAY_SECONDS
                     if seen.state in (queries.QueryState.FINISHED, queries.QueryState.FAILED) or late:
-                        return {**mine, **seen.to_dict()}
+                        return {**identity, **seen.to_dict()}
                 except TrilakeError as e:
                     if time.monotonic() - answered > _UNREACHABLE_SECONDS:
-                        return {**mine, "state": "unreachable", "error": str(e)}
+                        return {**identity, "state": "unreachable", "error": str(e)}
                     self.log.warning("Query %s cannot be checked at the moment: %s", self.query_id, e)
                 await asyncio.sleep(self.poll_interval)
 

@@ -22,8 +22,8 @@ class PartitionsPublishedTrigger(BaseTrigger):
     If the ledger does not answer, it tries again. It reads the ledger in a thread, so that the triggerer's event loop
     is not blocked.
 
-    :param not_before: the partitions were published at this time or later, ISO 8601.
-    :param sequence_number: they show this sequence number of the Iceberg table or a later one.
+    :param not_before: a partition counts if it was published at this time or later; ISO 8601.
+    :param sequence_number: a partition counts if it has this sequence number of the Iceberg table or a later one.
     :param poll_interval: seconds between two checks.
     :param deadline: in seconds since 1970.
     """
@@ -81,7 +81,7 @@ class PartitionsPublishedTrigger(BaseTrigger):
                 )
             except UnreachableError as e:
                 event["error"] = str(e)
-                self.log.warning("The ledger of publications cannot be read for now: %s", e)
+                self.log.warning("The ledger of publications cannot be read at the moment: %s", e)
             left = self.deadline - time.time()
             if not any(event.values()) or left <= 0:
                 return event

@@ -26,11 +26,11 @@ from trilake.spark.application import ApplicationState
 
 Outcome = Literal["completed", "failed", "gone", "not_started", "too_long", "error"]
 
-# An API server that is down for less (a restart, an upgrade) is waited for; the job needs it less than we do.
+# The trigger waits this long for an API server that is down (a restart, an upgrade). A running job goes on meanwhile.
 _UNREACHABLE_SECONDS = 900.0
-# How much of the driver's log may come twice into the task's if the triggerer is killed.
+# If the triggerer is killed, the task's log may have this many seconds of the driver's log twice.
 _NOTE_SECONDS = 30.0
-# Airflow gives on_kill 30 s in all.
+# Airflow gives on_kill 30 s in total.
 _KILL_SECONDS = 25.0
 
 
@@ -68,7 +68,7 @@ class SparkApplicationTrigger(BaseTrigger):
         )
         self._read = ""
         self._noted = ""
-        self._told: set[str] = set()
+        self._logged_problems: set[str] = set()
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         return (
@@ -103,7 +103,7 @@ class SparkApplicationTrigger(BaseTrigger):
                 if state is None:
                     self._read = self._noted = log_read(application)  # another triggerer may have begun
                 before, state = state, ApplicationState.of(application)
-                await self._bring_log(application, state)
+                await self._copy_log(application, state)
                 if state != before:
                     self.log.info("SparkApplication %s is %s", self.name, state or "new")
                 answered = time.monotonic()
@@ -151,7 +151,7 @@ class SparkApplicationTrigger(BaseTrigger):
         tail: list[str] | None = None,
         pod_problems: list[str] | None = None,
     ) -> dict[str, Any]:
-        """What the operator goes on with; every part is small."""
+        """The event for the operator. All its parts are small."""
         return {
             "submission": self.submission,
             "outcome": outcome,
@@ -163,7 +163,7 @@ class SparkApplicationTrigger(BaseTrigger):
 
     # --- the log
 
-    async def _bring_log(self, application: dict[str, Any], state: ApplicationState) -> None:
+    async def _copy_log(self, application: dict[str, Any], state: ApplicationState) -> None:
         pod = driver_pod(application)
         if not self.get_logs or not pod or not state.started:
             return
@@ -172,11 +172,11 @@ class SparkApplicationTrigger(BaseTrigger):
             self._read = moment
 
     async def _log_pod_problems(self) -> None:
-        """An executor without a node lets a job wait forever, and Spark does not report it."""
+        """Logs why pods do not start: a job waits forever for an executor without a node, and Spark reports nothing."""
         for problem in await self._hook.pod_problems(self.name):
-            if problem not in self._told:
+            if problem not in self._logged_problems:
                 self.log.warning("Pod %s", problem)
-                self._told.add(problem)
+                self._logged_problems.add(problem)
 
     async def _note_log_read(self) -> None:
         """Records on the application how far its log was read, so that another triggerer continues from there."""
@@ -199,10 +199,11 @@ class SparkApplicationTrigger(BaseTrigger):
 class SparkApplicationsTrigger(BaseTrigger):
     """Fires once: when all of the applications are completed, when one has failed or is gone, or at the deadline.
 
-    :param name: of one application, or
-    :param selector: of labels: all that it selects, and at least one. Of a task's tries the last one counts.
-    :param seen: name -> state, of those that were seen before.
-    :param poll_interval: seconds between two looks.
+    :param name: the name of one application. Set either `name` or `selector`.
+    :param selector: a label selector. It waits for all applications that match, and at least one. Of a task's tries the
+        last application counts.
+    :param seen: applications that were seen before: name -> state.
+    :param poll_interval: seconds between two checks.
     :param deadline: in seconds since 1970.
     """
 
@@ -245,7 +246,7 @@ class SparkApplicationsTrigger(BaseTrigger):
         yield TriggerEvent(await self.wait())  # type: ignore[no-untyped-call]
 
     async def wait(self) -> dict[str, Any]:
-        """`look`'s event: ``waiting`` where the time is over, with ``error`` if Kubernetes does not answer."""
+        """The event of `look`. At the deadline it is ``waiting``, with ``error`` if Kubernetes does not answer."""
         while True:
             try:
                 event = await self.look()
@@ -253,30 +254,31 @@ class SparkApplicationsTrigger(BaseTrigger):
                 if isinstance(e, ApiException) and not is_transient(e):
                     return self._event("error", error=f"Kubernetes refuses: {refusal(e)}")
                 event = self._event("waiting", error=str(e))
-                self.log.warning("SparkApplications cannot be seen for now: %s", e)
+                self.log.warning("SparkApplications cannot be checked at the moment: %s", e)
             left = self.deadline - time.time()
             if event["outcome"] != "waiting" or left <= 0:
                 return event
             await asyncio.sleep(min(self.poll_interval, left))
 
     async def look(self) -> dict[str, Any]:
-        """One look: ``outcome`` completed, failed, gone or waiting; ``states`` by name; of what failed ``name``,
-        ``error``, and as `SparkApplicationTrigger` has them ``tail`` and ``pod_problems``.
+        """Checks once. The event has ``outcome`` (completed, failed, gone or waiting) and ``states`` by name. If an
+        application failed, it also has ``name``, ``error``, ``tail`` and ``pod_problems``, as in
+        `SparkApplicationTrigger`.
         """
-        found: list[Any]
+        applications: list[Any]
         if self.name is not None:
-            one = await self._hook.get(self.name)
-            found = [one] if one else []
+            current = await self._hook.get(self.name)
+            applications = [current] if current else []
         else:
-            found = newest(await self._hook.find(str(self.selector)))
-        states = {application["metadata"]["name"]: ApplicationState.of(application) for application in found}
+            applications = newest(await self._hook.find(str(self.selector)))
+        states = {application["metadata"]["name"]: ApplicationState.of(application) for application in applications}
         for name, state in states.items():
             if self.seen.get(name) != state:
                 self.log.info("SparkApplication %s is %s", name, state or "new")
-        # A name does not come back; of a task whose application is gone another may come.
+        # An application that is gone does not come back under its name. With labels, a later try may create another.
         gone = [name for name, state in self.seen.items() if name not in states and state != ApplicationState.COMPLETED]
         self.seen |= {name: str(state) for name, state in states.items()}
-        for application in found:
+        for application in applications:
             if states[name := application["metadata"]["name"]] in (
                 ApplicationState.FAILED,
                 ApplicationState.SUBMISSION_FAILED,
@@ -291,7 +293,7 @@ class SparkApplicationsTrigger(BaseTrigger):
                 )
         if gone and self.name is not None:
             return self._event("gone", name=gone[0])
-        # one that was seen COMPLETED may have been cleared away since
+        # An application that was seen COMPLETED may have been deleted since.
         known = [state for name, state in self.seen.items() if name not in gone]
         completed = bool(known) and all(state == ApplicationState.COMPLETED for state in known)
         return self._event("completed" if completed else "waiting")
@@ -305,5 +307,5 @@ class SparkApplicationsTrigger(BaseTrigger):
         tail: list[str] | None = None,
         pod_problems: list[str] | None = None,
     ) -> dict[str, Any]:
-        found = {"name": name, "error": error, "tail": tail or [], "pod_problems": pod_problems or []}
-        return {"outcome": outcome, "states": self.seen, **found}
+        problem = {"name": name, "error": error, "tail": tail or [], "pod_problems": pod_problems or []}
+        return {"outcome": outcome, "states": self.seen, **problem}

@@ -440,7 +440,7 @@ def test_an_object_whose_attributes_found_no_room_is_due_and_its_run_refuses_it_
     assert list(arrivals.due()) == ["2013-01"]
     with pytest.raises(S3Error, match=f"s3://raw/{key} has no ETag") as refused:
         pin(arrivals.client, arrivals.data_set, ["2013-01"])
-    assert "put it again" in refused.value.hint
+    assert "write it again" in refused.value.hint
     named = read_objects(arrivals.data_set, {"2013-01": {key: 1}})
     with pytest.raises(ObjectError, match=f"s3://raw/{key} has no ETag"):
         plan_objects(arrivals.client, arrivals.data_set, RAW_BUCKET, named, version=1)

@@ -110,7 +110,7 @@ def test_without_a_token_an_insert_that_failed_warns_of_rows_that_come_twice(
     gateway: RunningGateway, proxy: TcpProxy, table: str
 ) -> None:
     proxy.fault = Fault(b"INSERT", cut_answer_after=0, times=1)
-    with pytest.raises(InsertFailedError, match="rows that it has would be inserted twice"):
+    with pytest.raises(InsertFailedError, match="its rows would be inserted a second time"):
         insert("arrow", table)
     assert proxy.hits == 1
     wait_until(lambda: count(gateway, table) == 5_000)

@@ -72,7 +72,7 @@ def test_what_is_asked_for_is_read_from_every_shard_and_removed_in_the_end(platf
     assert told["month"] == [[5, "x"], [6, "x"]]
     assert told["where"] == [3, 4]
     assert told["nothing"] == [0, ["k", "d", "note"]]
-    assert "Column id is of type UUID, which Spark does not have" in told["refused"]
+    assert "Column id has the type UUID, which Spark does not have" in told["refused"]
     assert told["held"] == 9, "three manifests, and two files each"
     assert exported(platform.endpoints, told["session"]) == []
     assert platform.endpoints.clickhouse.password not in said

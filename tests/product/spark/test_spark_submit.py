@@ -116,7 +116,7 @@ def test_a_killed_job_leaves_no_process(task: Task, server: KubernetesServer) ->
     path = server.folder / "data" / "applications" / uid / "attempt-1" / "process.json"
     await_true(path.exists)
     leader = json.loads(path.read_text())["pid"]
-    # keeper, JVM, the job's Python, pyspark's daemon and its two workers
+    # watcher, JVM, the job's Python, pyspark's daemon and its two workers
     await_true(lambda: len(_named(leader, "pyspark.daemon")) >= 2, 280)
     groups = {Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[2] for pid in session_members(leader)}
     assert len(groups) > 1

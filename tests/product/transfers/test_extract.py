@@ -200,7 +200,7 @@ def test_of_two_writers_of_one_object_the_earlier_one_cannot_commit(target: Targ
     later = ObjectWriter(target.client, BUCKET, target.key)
     later.write(b"later" * PART_BYTES)
     assert later.commit()
-    with pytest.raises(S3Error, match="ended by a later writer"):
+    with pytest.raises(S3Error, match="aborted by a later writer"):
         zombie.commit()
     zombie.abort()
     assert target.content()[:5] == b"later"

@@ -1,4 +1,4 @@
-"""Airflow: its settings for one small machine, its database, its four processes."""
+"""Airflow: settings for one small machine, its database, and its four processes."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from trilake.platform.private_files import write_private
 
 ADMIN = "admin"
 API_SERVER = "airflow-api-server"
-# Service -> its command line. Logs are read from the folder they lie in, here as in S3: nobody need serve them.
+# Service -> its command line. The API server reads logs from their folder or from S3, so no process serves logs.
 COMMANDS: Mapping[str, tuple[str, ...]] = {
     "airflow-scheduler": ("scheduler", "--skip-serve-logs"),
     "airflow-dag-processor": ("dag-processor",),
     "airflow-triggerer": ("triggerer", "--skip-serve-logs"),
     API_SERVER: ("api-server",),
 }
-# Those with a heartbeat in the database, and what the API server's health document calls them.
+# The services with a heartbeat in the database -> their name in the API server's health document.
 HEALTH_NAMES = {
     "airflow-scheduler": "scheduler",
     "airflow-dag-processor": "dag_processor",
@@ -37,7 +37,7 @@ _MIGRATE_TIMEOUT_S = 300
 
 
 class AirflowSetupError(TrilakeError):
-    """Airflow's database could not be brought to this version."""
+    """Airflow's database could not be migrated to the installed version."""
 
 
 def url(port: int) -> str:
@@ -45,8 +45,8 @@ def url(port: int) -> str:
 
 
 def settings(home: Home, port: int, secrets: Mapping[str, str], database: PostgresEndpoint) -> dict[str, str]:
-    """Everything that Airflow is told, as environment variables."""
-    own: airflow_settings.Settings = {
+    """All of Airflow's settings, as environment variables."""
+    embedded_settings: airflow_settings.Settings = {
         "core": {
             "dags_folder": home.project / "dags",
             "plugins_folder": home.project / "plugins",
@@ -69,23 +69,27 @@ def settings(home: Home, port: int, secrets: Mapping[str, str], database: Postgr
         },
         "scheduler": {"enable_health_check": False},
     }
-    return {"AIRFLOW_HOME": str(home.data("airflow")), "NO_COLOR": "1", **airflow_settings.environment(own)}
+    return {
+        "AIRFLOW_HOME": str(home.data("airflow")),
+        "NO_COLOR": "1",
+        **airflow_settings.environment(embedded_settings),
+    }
 
 
 def write_configuration(home: Home, secrets: Mapping[str, str]) -> None:
-    """Airflow's folder and the file of its one user."""
+    """Create Airflow's folder and the password file of its only user."""
     home.data("airflow").mkdir(mode=0o700, parents=True, exist_ok=True)
     write_private(home.config(_PASSWORDS), json.dumps({ADMIN: secrets["airflow_admin"]}))
 
 
 def programs(home: Home) -> list[Program]:
-    """Airflow's processes. They read their settings, secrets among them, from ``connections.env`` by themselves."""
-    read = f'set -a && . "${{TRILAKE_HOME}}/{home.connections_file.name}" && exec "$0" "$@"'
+    """Airflow's processes. They read their settings, which include secrets, from ``connections.env``."""
+    read_environment = f'set -a && . "${{TRILAKE_HOME}}/{home.connections_file.name}" && exec "$0" "$@"'
     return [
         Program(
             name,
-            ["/bin/sh", "-c", read, sys.executable, "-m", "airflow", *arguments],
-            # it ends its runner itself; one that is told to end by a second voice as well hangs
+            ["/bin/sh", "-c", read_environment, sys.executable, "-m", "airflow", *arguments],
+            # the triggerer ends its own child process; if the child gets a second signal, it hangs
             stop_group=name != "airflow-triggerer",
         )
         for name, arguments in COMMANDS.items()
@@ -93,7 +97,7 @@ def programs(home: Home) -> list[Program]:
 
 
 def migrate(home: Home, environment: Mapping[str, str], database: PostgresEndpoint) -> bool:
-    """Bring Airflow's database to the installed version, once. False if it was.
+    """Migrate Airflow's database to the installed version. False if it had that version already.
 
     :raises AirflowSetupError: `airflow db migrate` failed.
     """
@@ -103,7 +107,7 @@ def migrate(home: Home, environment: Mapping[str, str], database: PostgresEndpoi
         return False
     log = home.log(MIGRATION)
     with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        done = subprocess.run(
+        migration = subprocess.run(
             [sys.executable, "-m", "airflow", "db", "migrate"],
             env=dict(environment),
             stdout=file,
@@ -111,9 +115,9 @@ def migrate(home: Home, environment: Mapping[str, str], database: PostgresEndpoi
             timeout=_MIGRATE_TIMEOUT_S,
             check=False,
         )
-    if done.returncode:
-        told = next((line for line in reversed(last_lines(log, 20)) if line.strip()), "")
-        raise AirflowSetupError(f"`airflow db migrate` failed: {told.strip()}", hint=f"See {log}.")
+    if migration.returncode:
+        last_line = next((line for line in reversed(last_lines(log, 20)) if line.strip()), "")
+        raise AirflowSetupError(f"`airflow db migrate` failed: {last_line.strip()}", hint=f"See {log}.")
     write_private(stamp, installed)
     return True
 
@@ -128,5 +132,5 @@ def _has_tables(database: PostgresEndpoint) -> bool:
 
 
 def administrator(home: Home) -> tuple[str, str, str]:
-    """Airflow's address, the name of its administrator, and that user's password."""
+    """Airflow's URL, and the name and password of its administrator."""
     return url(home.ports()[API_SERVER]), ADMIN, home.secrets()["airflow_admin"]

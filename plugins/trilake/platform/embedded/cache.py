@@ -19,7 +19,7 @@ def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
 
 @contextmanager
 def filled_atomically(folder: Path) -> Iterator[Path]:
-    """A fresh folder to fill, which becomes `folder` when the block ends well and is removed when it does not.
+    """A new folder to fill. It is renamed to `folder` if the block succeeds, and removed if the block raises an error.
 
     Two processes may fill it at once. The first to finish wins; the other's files are removed.
 
@@ -36,7 +36,7 @@ def filled_atomically(folder: Path) -> Iterator[Path]:
     try:
         yield fresh
         fresh.chmod(0o755)
-        with suppress(OSError):  # there already, by another's hand
+        with suppress(OSError):  # another process was faster
             fresh.rename(folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What the services are told (``config/``) and what everybody else is told about them (``connections.env``)."""
+"""Writes the services' configuration (``config/``), and the connections for their clients (``connections.env``)."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ CLUSTER = "trilake"
 SHARDS = ("shard_1", "shard_2")
 ANALYTICS = "analytics"
 JOBS_SECRET = "trilake-jobs"  # noqa: S105  the Secret's name
-# Names a kubeconfig: Spark jobs then run on its cluster and not on the platform's own API server.
+# The path of a kubeconfig. If it is set, Spark jobs run on that cluster and not on the platform's own API server.
 KUBECONFIG_VARIABLE = "TRILAKE_KUBECONFIG"
-# What a kubeconfig may have in files of its own: a connection is one text.
+# Fields of a kubeconfig that may refer to other files. A connection is one string, so it cannot carry them.
 _IN_FILES = ("certificate-authority", "client-certificate", "client-key", "tokenFile", "exec", "auth-provider")
 _COLLECTIONS = ("lake", "raw", "artifacts", "exports")
 _CLICKHOUSE_MEMORY_BYTES = 1 << 30
@@ -50,7 +50,7 @@ def connections(
 ) -> dict[str, dict[str, Any]]:
     """The platform's Airflow connections, by id.
 
-    :raises ConfigurationError: ``TRILAKE_KUBECONFIG`` names no kubeconfig that is whole by itself.
+    :raises ConfigurationError: the file of ``TRILAKE_KUBECONFIG`` is not a kubeconfig, or needs other files.
     """
     cluster, namespace = kubeconfig(ports, secrets), NAMESPACE
     if file := environ.get(KUBECONFIG_VARIABLE):
@@ -79,9 +79,10 @@ def connections(
 
 
 def read_kubeconfig(file: Path) -> tuple[dict[str, Any], str]:
-    """A cluster of somebody's own: its kubeconfig, and the namespace of the current context.
+    """Read the kubeconfig of an existing cluster: the document, and the namespace of the current context.
 
-    :raises ConfigurationError: it cannot be read, or needs other files or programs. Its text is not shown: a token.
+    :raises ConfigurationError: it cannot be read, or needs other files or programs. The message has no text of the
+        file, because it holds a token.
     """
     import yaml
 
@@ -96,7 +97,7 @@ def read_kubeconfig(file: Path) -> tuple[dict[str, Any], str]:
         ) from None
     if needed := sorted(name for part in parts for name in _IN_FILES if name in part):
         raise ConfigurationError(
-            f"{file} refers to other files: it has {', '.join(needed)}.",
+            f"{file} refers to other files or programs: it has {', '.join(needed)}.",
             hint="Put the certificates and the token into it (`kubectl config view --minify --flatten`).",
         )
     return document, str(context.get("namespace") or NAMESPACE)
@@ -118,11 +119,11 @@ def kubeconfig(ports: Mapping[str, int], secrets: Mapping[str, str]) -> dict[str
 def write(home: Home, java: Java, spark_jars: Path) -> dict[str, str]:
     """Write ``connections.env`` and the services' configurations.
 
-    :return: the environment that ``connections.env`` holds, complete for a process that knows nothing else.
+    :return: the base environment and all variables of ``connections.env``: complete for a new process.
     :raises ConfigurationError: a file of the home is damaged, or no port is free.
     """
-    ports, clients, secrets = home.ports(), home.client_ports(), home.secrets()
-    known = as_environment(connections(clients, secrets))
+    ports, client_ports, secrets = home.ports(), home.client_ports(), home.secrets()
+    connection_variables = as_environment(connections(client_ports, secrets))
     clickhouse = {
         "host": LOOPBACK,
         "port": ports["clickhouse"],
@@ -133,7 +134,7 @@ def write(home: Home, java: Java, spark_jars: Path) -> dict[str, str]:
         "database": ANALYTICS,
         "named_collections": {
             bucket: {
-                "url": f"{s3.url(clients['s3'])}/{bucket}/",
+                "url": f"{s3.url(client_ports['s3'])}/{bucket}/",
                 "access_key_id": secrets["s3_access_key_id"],
                 "secret_access_key": secrets["s3_secret_access_key"],
             }
@@ -154,7 +155,9 @@ def write(home: Home, java: Java, spark_jars: Path) -> dict[str, str]:
         "python": sys.executable,
         "image_files": {"/opt/trilake/run_job.py": str(package_file("spark", "image", "run_job.py"))},
         "secrets": {
-            JOBS_SECRET: {name: text for name, text in known.items() if not name.endswith("KUBERNETES_DEFAULT")}
+            JOBS_SECRET: {
+                name: text for name, text in connection_variables.items() if not name.endswith("KUBERNETES_DEFAULT")
+            }
         },
         "max_running": _DRIVERS,
         "driver_memory_cap": _DRIVER_MEMORY,
@@ -164,14 +167,14 @@ def write(home: Home, java: Java, spark_jars: Path) -> dict[str, str]:
         write_private(home.config(f"{name}.json"), json.dumps(document, indent=2) + "\n")
     s3.write_configuration(home, ports["s3"], secrets)
     airflow.write_configuration(home, secrets)
-    metadata = postgres.endpoint(clients["postgres"], secrets, "airflow")
+    metadata = postgres.endpoint(client_ports["postgres"], secrets, "airflow")
     environment = {
         "TRILAKE_HOME": str(home.path),
         "TRILAKE_PROJECT": str(home.project),
         "JAVA_HOME": str(java.home),
         "PYSPARK_PYTHON": sys.executable,
         **airflow.settings(home, ports["airflow-api-server"], secrets, metadata),
-        **known,
+        **connection_variables,
     }
     write_private(home.connections_file, format_environment(environment))
     return base_environment(home) | environment

@@ -1,8 +1,8 @@
-"""A job run on this machine against the embedded platform, without Airflow and without a trace: a dry run.
+"""A dry run: a job runs on this machine against the embedded platform, without Airflow, and changes nothing there.
 
-Spark gets the settings that the job's SparkApplication would have on this platform. It commits nothing: the job ends
-at its commit (`trilake.spark.dry_run`), and PostgreSQL, where every commit to the lake is decided, is opened
-read-only, so that a job which writes past `Job` is refused as well.
+Spark gets the settings that the job's SparkApplication would have on this platform. The job ends at its commit
+(`trilake.spark.dry_run`). Every commit to the lake is a transaction in PostgreSQL, and the connection to it is
+read-only: a job that writes without `Job` gets an error too.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ _LOG_LINES = 15
 _PREFIX = "dry-run-"
 _CLASSES = "classes.jsa"
 _NO_VERSION = "0" * 16
-# A JVM that lives for seconds: compiling well what runs once costs more than it saves.
+# The JVM lives for seconds: optimizing code that runs once costs more time than it saves.
 _JAVA_OPTIONS = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 
 
 class JobFailedError(TrilakeError):
-    """The job raised, or its driver did not come to it."""
+    """The job raised an error, or its driver ended before the job started."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a SparkApplicationOperator says of a job."""
+    """The parameters of a SparkApplicationOperator that describe the job."""
 
     job: str
     data_set: DataSet
@@ -62,10 +62,10 @@ class Task:
 
 @dataclass(frozen=True)
 class DryRunResult:
-    """What the job would commit.
+    """The rows and counts that the job would commit.
 
     :param columns: name and Spark's type of each column, in the job's order.
-    :param inputs: the objects that were read.
+    :param inputs: the objects that the job read.
     :param refused: ``data_set``, ``reason``, ``rows`` and ``examples`` (``file``, ``raw``), the most frequent first.
     :param rows: a folder of Parquet files.
     """
@@ -79,46 +79,46 @@ class DryRunResult:
 
 @contextmanager
 def scratch(home: Home) -> Iterator[Path]:
-    """A folder for one dry run. What one that was killed has left goes when the next one begins."""
-    for left in home.run.glob(f"{_PREFIX}*"):
-        pid = left.name.removeprefix(_PREFIX).split("-")[0]
+    """A temporary folder for one dry run. It also removes the folders of dry runs that were killed."""
+    for leftover in home.run.glob(f"{_PREFIX}*"):
+        pid = leftover.name.removeprefix(_PREFIX).split("-")[0]
         if not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(leftover, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-", dir=home.run) as folder:
         yield Path(folder)
 
 
 def run(home: Home, endpoints: Endpoints, task: Task, window: Window, folder: Path, *, limit: int = 0) -> DryRunResult:
-    """Run the job over the window. Nothing is written but files in `folder`.
+    """Run the job over the window. It writes only files in `folder`.
 
-    :param limit: lines read of each partition; 0: all.
-    :raises JobFailedError: the job raised; the message has its frames in the project's files.
+    :param limit: how many lines of each partition to read; 0 means all.
+    :raises JobFailedError: the job raised an error; the message has the stack frames in the project's files.
     :raises ConfigurationError: the project has no jobs, or the platform was never started.
     """
-    _, archive = versions.build(home.project)
-    (folder / dry_run_driver.ARCHIVE).write_bytes(archive)
+    _, jobs_zip = versions.build(home.project)
+    (folder / dry_run_driver.ARCHIVE).write_bytes(jobs_zip)
     _ensure_catalog(endpoints)
     configuration = ClusterConfiguration.read(home.config("kubernetes.json"))
     archive_of_classes = _class_archive(home, configuration)
     code = _drive(_submission(home, configuration, task, window, folder, archive_of_classes, limit), folder)
-    if (made := folder / _CLASSES).exists():
+    if (new_archive := folder / _CLASSES).exists():
         archive_of_classes.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        made.replace(archive_of_classes)
+        new_archive.replace(archive_of_classes)
     if code:
         raise _failure(task.job, code, folder)
     try:
         document = json.loads((folder / RESULT_FILE).read_text())
     except FileNotFoundError:
         raise JobFailedError(
-            f"Job {task.job} ended without a commit: there is nothing to compare.",
-            hint="A dry run shows what `Job.commit` would have committed.",
+            f"Job {task.job} ended without a commit, so there is nothing to compare.",
+            hint="Call `Job.commit` in the job: a dry run shows what it would have committed.",
         ) from None
     counts = {name: Counts(**count) for name, count in document["counts"].items()}
     return DryRunResult(counts, document["columns"], document["inputs"], document["refused"], folder / ROWS_FOLDER)
 
 
 def _ensure_catalog(endpoints: Endpoints) -> None:
-    """Make Iceberg's own two tables. The first process that opens the catalog makes them; a read-only job cannot."""
+    """Create Iceberg's two tables. The first process that opens the catalog creates them; a read-only job cannot."""
     from trilake.lake.catalog import open_catalog
     from trilake.postgres.connection import connect
 
@@ -130,9 +130,10 @@ def _ensure_catalog(endpoints: Endpoints) -> None:
 
 
 def _class_archive(home: Home, configuration: ClusterConfiguration) -> Path:
-    """Spark's classes as this Java has loaded and verified them: a third of a short run's work, done once (230 MB).
+    """The path of the JVM's class data archive: Spark's classes, loaded and verified (230 MB).
 
-    The JVM ignores an archive of other classes. The name ensures that each set of classes has its own archive.
+    It saves a third of a short run's work. The JVM ignores an archive of other classes, so its name depends on Java,
+    Spark and the jars.
     """
     parts = (configuration.java_home, configuration.jars, configuration.spark_home)
     digest = hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]
@@ -159,20 +160,20 @@ def _submission(
     application = SparkApplication(
         "dry-run", task.job, _NO_VERSION, profile=task.profile, spark_conf=conf, event_log=None
     ).manifest()
-    sharing = (
+    class_sharing = (
         f"-XX:SharedArchiveFile={classes}" if classes.exists() else f"-XX:ArchiveClassesAtExit={folder / _CLASSES}"
     )
-    application["spec"]["driver"]["javaOptions"] = f"{_JAVA_OPTIONS} {sharing}"
+    application["spec"]["driver"]["javaOptions"] = f"{_JAVA_OPTIONS} {class_sharing}"
     application["spec"] |= {"mainApplicationFile": dry_run_driver.__file__, "arguments": arguments}
     prepared = submission.prepare(application, folder.name, folder, configuration)
     submission.write_files(prepared, folder)
-    # `trilake down` ends it if nobody else does
+    # by these, `trilake down` finds a driver whose parent was killed
     prepared.environment.update({HOME_MARKER: str(home.path), SERVICE_MARKER: DRIVER, "PGOPTIONS": _READ_ONLY})
     return prepared
 
 
 def _drive(prepared: submission.SubmitCommand, folder: Path) -> int:
-    """The driver's exit code. Whatever happens here, it has ended with all that it started."""
+    """Run the driver and return its exit code. On return or error, the driver and its child processes have ended."""
     with open(folder / _LOG, "wb") as log:
         driver = subprocess.Popen(
             prepared.command,
@@ -197,8 +198,8 @@ def _failure(job: str, code: int, folder: Path) -> JobFailedError:
     try:
         error = json.loads((folder / dry_run_driver.ERROR_FILE).read_text())
     except FileNotFoundError:
-        told = "\n  ".join(last_lines(folder / _LOG, _LOG_LINES) or ["(nothing)"])
-        return JobFailedError(f"Job {job}: its driver ended with exit code {code}. Its last output:\n  {told}")
+        output = "\n  ".join(last_lines(folder / _LOG, _LOG_LINES) or ["(nothing)"])
+        return JobFailedError(f"Job {job}: the driver ended with exit code {code}. Its last output:\n  {output}")
     if error["ours"]:
         return JobFailedError(f"Job {job}: {error['message']}", hint=error["hint"])
     lines = [f"Job {job} failed."]

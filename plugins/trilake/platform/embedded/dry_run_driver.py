@@ -1,7 +1,8 @@
 """The main file of a dry run's driver: ``dry_run_driver.py FOLDER JOB ARGUMENTS...``.
 
-As spark/image/run_job.py, with the code of this project in place of a version of it: FOLDER holds ``jobs.zip``. What a
-job raises is left in FOLDER for the parent process. Standard library only: the zip has to be on the path first.
+It works like spark/image/run_job.py, but runs the project's current code from FOLDER/``jobs.zip``, not a jobs version.
+If the job raises an error, a description is written to FOLDER for the parent process. This file imports only the
+standard library, because the zip must be on the path before other modules are imported.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from typing import Any
 
 ARCHIVE = "jobs.zip"
 ERROR_FILE = "error.json"
-# Of an error of Spark's, the rest is the JVM's stack or the whole plan.
+# After these lines, an error of Spark has only the JVM's stack or the query plan.
 _MESSAGE_LINES = 6
 _LINE_LETTERS = 500
 
 
 def describe(error: BaseException, archive: str) -> dict[str, Any]:
-    """An error, and where the project's jobs were when it came: no frame of Spark's, Trilake's or Python's own."""
+    """Describe an error, with only the stack frames of the project's jobs: none of Spark, Trilake or Python itself."""
     frames = []
     for frame in traceback.extract_tb(error.__traceback__):
         name = frame.filename.removeprefix(archive).lstrip("/")
@@ -43,14 +44,14 @@ def describe(error: BaseException, archive: str) -> dict[str, Any]:
 
 
 def _file(name: str) -> str:
-    """Where a file of the zip lies in the project: jobs are files, and what they share with DAGs is a package."""
+    """The project's path of a file in the zip. Jobs are single files; code that they share with DAGs is a package."""
     return f"dags/{name}" if "/" in name else f"spark_jobs/{name}"
 
 
 def main(folder: Path, job: str, arguments: list[str]) -> int:
-    """Exit code 1: the job raised something; it is in ``error.json``."""
+    """Run the job. Exit code 1: the job raised an error, which is described in ``error.json``."""
     archive = str(folder / ARCHIVE)
-    # the script's own folder would offer the embedded platform's modules by their bare names
+    # remove the script's own folder: from there, the embedded platform's modules could be imported as top-level names
     sys.path[:] = [archive, *(path for path in sys.path if path != str(Path(__file__).parent))]
     os.environ["TRILAKE_JOBS_ZIP"] = archive
     sys.argv = [job, *arguments]

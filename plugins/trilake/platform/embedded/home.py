@@ -1,7 +1,8 @@
-"""The platform's home: one folder with everything that one embedded platform knows, keeps and prints.
+"""The platform's home: one folder with all files of one embedded platform.
 
-``config/`` what its services are told, ``data/`` what they keep, ``logs/`` what they say, ``run/`` what lives only as
-long as they do, and ``connections.env``: how to reach them all. Ports and passwords are chosen once and remembered.
+``config/`` has the services' configuration, ``data/`` their data, ``logs/`` their output, ``run/`` the files that are
+needed only while they run, and ``connections.env`` the addresses and credentials of all services. Ports and passwords
+are chosen once and stored.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from trilake.project import find_project
 T = TypeVar("T")
 
 LOOPBACK = "127.0.0.1"
-# What jobs, SQL and publications need: each is up within seconds.
+# The services that jobs, SQL and publications need. Each starts within seconds.
 STORES = ("postgres", "s3", "clickhouse", "kubernetes")
 SERVICES = (
     *STORES,
@@ -37,18 +38,19 @@ SERVICES = (
     "airflow-dag-processor",
     "airflow-triggerer",
 )
-# What listens; Airflow's other three do not.
+# The services with a port. Airflow's other three have none.
 PORT_NAMES = ("postgres", "s3", "clickhouse", "kubernetes", "airflow-api-server")
-# Below the ports that the kernel hands to outgoing connections: one of those could take a remembered port at any time.
+# Below the kernel's ports for outgoing connections: such a connection could take a stored port at any time.
 _LOWEST_PORT, _HIGHEST_PORT = 10_000, 29_999
 _PORT_TRIES = 200
-# A unix socket's path has 108 bytes with the closing zero; supervisord adds ".<pid>" to it while it starts.
-# Not XDG_RUNTIME_DIR nor TMPDIR: every shell must find the same socket, also after a logout.
-_SHORT_FOLDER = Path("/tmp")  # noqa: S108  the folder made there is checked to be ours and closed
+# A unix socket's path has at most 108 bytes with the closing zero; supervisord adds ".<pid>" to it while it starts.
+# Not XDG_RUNTIME_DIR or TMPDIR: every shell must find the same socket, also after a logout.
+_SHORT_FOLDER = Path("/tmp")  # noqa: S108  `prepare` checks the owner of the folder in it and sets its mode
 _SOCKET_PATH_BYTES = 107 - len(".4194304")
 
 
-# Java's options split at spaces, supervisord's lines end at semicolons, percent signs expand, backslashes escape.
+# Other characters have a meaning for some services: Java's options are split at spaces, supervisord's lines end at
+# semicolons, percent signs are expanded, and backslashes escape.
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9/._+@,=~-]+")
 
 
@@ -60,7 +62,7 @@ def _fernet_key() -> str:
     return base64.urlsafe_b64encode(os.urandom(32)).decode()
 
 
-# Name -> how it is made. A newer version may add one: it is made when it is first missed.
+# Name -> the function that makes it. If a newer version adds one, it is made when it is first needed.
 _SECRETS: Mapping[str, Callable[[], str]] = {
     "postgres_superuser": _token,
     "postgres_airflow": _token,
@@ -79,7 +81,7 @@ _SECRETS: Mapping[str, Callable[[], str]] = {
 
 @dataclass(frozen=True)
 class Home:
-    """One platform's folder. Nothing is made before `prepare`."""
+    """One platform's folder. No file is created before `prepare`."""
 
     path: Path
     project: Path
@@ -88,7 +90,7 @@ class Home:
     def locate(cls, environ: Mapping[str, str] = os.environ, start: Path | None = None) -> Home:
         """``TRILAKE_HOME``, or ``.trilake`` in the project's folder.
 
-        :raises ConfigurationError: there is no project to be found.
+        :raises ConfigurationError: no project was found.
         """
         project = find_project(start, environ)
         return cls(Path(environ.get("TRILAKE_HOME") or project / ".trilake").resolve(), project)
@@ -108,7 +110,7 @@ class Home:
 
     @property
     def socket(self) -> Path:
-        """supervisord's. In a short folder of this user's own where the home's path is too long for a socket."""
+        """supervisord's socket. If the home's path is too long for a socket, it is in a folder of this user in /tmp."""
         own = self.run / "supervisor.sock"
         if len(os.fsencode(own)) <= _SOCKET_PATH_BYTES:
             return own
@@ -126,12 +128,12 @@ class Home:
         return self.path / "logs" / f"{service}.log"
 
     def prepare(self) -> None:
-        """Make the folders, for this user alone.
+        """Create the folders, with permissions for this user only.
 
-        As root the home and ``data/`` may be passed through, not listed, by others: PostgreSQL refuses to run as root
-        and its own OS user must get to its data. What is secret lies in files and folders closed to all others.
+        As root, other users can enter the home and ``data/``, but cannot list them: PostgreSQL refuses to run as root,
+        and its own OS user must reach its data. Files and folders with secrets are closed to all other users.
 
-        :raises ConfigurationError: the folder cannot be made or written, or not every service can be told its path.
+        :raises ConfigurationError: the folder cannot be created or written, or some service does not support its path.
         """
         if not _PLAIN_PATH.fullmatch(str(self.path)):
             raise ConfigurationError(
@@ -164,18 +166,18 @@ class Home:
             ) from None
 
     def ports(self) -> dict[str, int]:
-        """The services' ports: chosen when first asked for, remembered in ``config/ports.json``.
+        """The services' ports: chosen at the first call, and stored in ``config/ports.json``.
 
         :raises ConfigurationError: the file is damaged, or no port is free.
         """
         return self._remembered("ports.json", PORT_NAMES, lambda _, taken: free_port(taken.values()))
 
     def client_ports(self) -> dict[str, int]:
-        """Where clients find the services: there. A home with something in between (a proxy, say) tells where else."""
+        """The ports that clients connect to: those of `ports`. Tests with proxies override this."""
         return self.ports()
 
     def secrets(self) -> dict[str, str]:
-        """Passwords, keys and tokens: random, made at the first use, and stored in ``config/secrets.json`` (0600).
+        """Passwords, keys and tokens: random, made at the first call, and stored in ``config/secrets.json`` (0600).
 
         :raises ConfigurationError: the file is damaged.
         """
@@ -184,24 +186,24 @@ class Home:
     def _remembered(self, file: str, names: tuple[str, ...], make: Callable[[str, dict[str, T]], T]) -> dict[str, T]:
         path = self.config(file)
         try:
-            known: dict[str, T] = json.loads(path.read_text())
-            if not isinstance(known, dict):
+            stored: dict[str, T] = json.loads(path.read_text())
+            if not isinstance(stored, dict):
                 raise ValueError
         except FileNotFoundError:
-            known = {}
+            stored = {}
         except (OSError, ValueError):
             raise ConfigurationError(
                 f"{path} cannot be read or is damaged.",
                 hint="Restore it from a backup: the services' data cannot be opened without it.",
             ) from None
-        if missing := [name for name in names if name not in known]:
+        if missing := [name for name in names if name not in stored]:
             for name in missing:
-                known[name] = make(name, known)
-            write_private(path, json.dumps(known, indent=2) + "\n")
-        return known
+                stored[name] = make(name, stored)
+            write_private(path, json.dumps(stored, indent=2) + "\n")
+        return stored
 
     def environment(self) -> dict[str, str]:
-        """What ``connections.env`` says.
+        """The variables of ``connections.env``.
 
         :raises ConfigurationError: the platform was never started, or the file is damaged.
         """
@@ -216,7 +218,7 @@ class Home:
 
 
 def free_port(taken: Any = ()) -> int:
-    """A port of the loopback address that nobody listens on.
+    """A random port of the loopback address that is not in use.
 
     :raises ConfigurationError: none was found.
     """
@@ -229,7 +231,7 @@ def free_port(taken: Any = ()) -> int:
 
 def port_is_free(port: int) -> bool:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        # as servers do: a connection that ended a moment ago does not hold the port
+        # as servers do: the port counts as free even if a connection on it ended a moment ago
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((LOOPBACK, port))
@@ -244,10 +246,10 @@ def format_environment(variables: Mapping[str, str]) -> str:
 
 
 def read_environment(path: Path) -> dict[str, str]:
-    """What `format_environment` wrote.
+    """Read a file that `format_environment` wrote.
 
     :raises OSError: the file cannot be read.
-    :raises ConfigurationError: it is damaged. Its text is never shown: it holds passwords.
+    :raises ConfigurationError: the file is damaged. The message has no text of it, because it holds passwords.
     """
     try:
         words = shlex.split(path.read_text())

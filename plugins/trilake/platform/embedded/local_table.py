@@ -1,6 +1,6 @@
-"""A table of sql/ on an engine of its own, in this process: what its columns are, and what of a job's rows fits them.
+"""A table of sql/ in an engine inside this process: its columns, and whether a job's rows fit them.
 
-The engine (chDB) reads the DDL as the servers do; no server is asked, and nothing is kept.
+The engine (chDB) parses the DDL as ClickHouse servers do. No server is contacted, and no data is kept.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from pyspark.sql.types import StructType
 
 _DATABASE = "local"
-# Differing rows that are shown of each side
+# How many differing rows of each side are shown
 EXAMPLES = 3
 
 
 @dataclass(frozen=True)
 class Column:
-    """:param required: whether rows that are published have to bring it (and not ALIAS or MATERIALIZED)."""
+    """:param required: whether published rows must have it. ALIAS and MATERIALIZED columns are not required."""
 
     name: str
     type: str
@@ -38,7 +38,7 @@ class Column:
 
     @property
     def bare(self) -> str:
-        """Its type without Nullable and LowCardinality."""
+        """The type without Nullable and LowCardinality."""
         return bare(self.type)
 
     @property
@@ -48,10 +48,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Difference:
-    """Rows of two sets, a row as often as it stands there.
+    """The difference between two sets of rows. Duplicate rows are counted each time.
 
-    :param columns: that were compared.
-    :param examples: of ``only_here`` and ``only_there``: rows in the table's order, values by column.
+    :param columns: the columns that were compared.
+    :param examples: rows of ``only_here`` and ``only_there``, in the table's order; each is a value by column.
     """
 
     columns: tuple[str, ...]
@@ -70,72 +70,78 @@ def table_columns(sql_folder: Path, table: str) -> tuple[Column, ...]:
 
 
 def misfits(schema: StructType | Mapping[str, str], table: str, sql_folder: Path) -> list[str]:
-    """What of a job's rows the table would not take, a line each; empty if all fits.
+    """Reasons why the table does not accept a job's rows, one line for each column; empty if all columns fit.
 
-    :param schema: Spark's, or the names and Spark's types of its columns.
+    :param schema: Spark's schema, or the Spark type of each column by name.
     :raises ConfigurationError: see `table_columns`.
     """
-    made = (
+    job_columns = (
         schema
         if isinstance(schema, Mapping)
         else {column.name: column.dataType.simpleString() for column in schema.fields}
     )
     columns = {column.name: column for column in table_columns(sql_folder, table)}
-    found = [
+    problems = [
         f"{name}: the job makes {kind}, the table has {columns[name].type}"
-        for name, kind in made.items()
+        for name, kind in job_columns.items()
         if name in columns and not fits(kind, columns[name].type)
     ]
-    found += [f"{name}: the job makes it ({kind}), the table has no such column" for name, kind in made.items()
-              if name not in columns]  # fmt: skip
-    found += [
+    problems += [
+        f"{name}: the job makes it ({kind}), the table has no such column"
+        for name, kind in job_columns.items()
+        if name not in columns
+    ]
+    problems += [
         f"{column.name}: the table has it ({column.type}), the job does not make it"
         for column in columns.values()
-        if column.required and column.name not in made
+        if column.required and column.name not in job_columns
     ]
-    return found
+    return problems
 
 
 def missing_values(rows: Path, columns: tuple[Column, ...]) -> dict[str, int]:
-    """Rows of a folder of Parquet files without a value where the table needs one, by column."""
+    """How many rows in a folder of Parquet files have no value although the table needs one, by column."""
     source = _parquet(rows)
     with _Engine() as engine:
-        there = {row["name"] for row in engine.rows(f"DESCRIBE TABLE {source}")}
-        strict = [c.name for c in columns if c.name in there and not c.nullable and not c.type.startswith("Array(")]
-        if not strict:
+        present = {row["name"] for row in engine.rows(f"DESCRIBE TABLE {source}")}
+        required = [c.name for c in columns if c.name in present and not c.nullable and not c.type.startswith("Array(")]
+        if not required:
             return {}
-        counted = ", ".join(f"countIf(isNull({quote_name(name)})) AS {quote_name(name)}" for name in strict)
-        (found,) = engine.rows(f"SELECT {counted} FROM {source}")
-    return {name: count for name, count in found.items() if count}
+        null_counts = ", ".join(f"countIf(isNull({quote_name(name)})) AS {quote_name(name)}" for name in required)
+        (counts,) = engine.rows(f"SELECT {null_counts} FROM {source}")
+    return {name: count for name, count in counts.items() if count}
 
 
 def compare(rows: Path, published: Path, types: Mapping[str, str], sql_folder: Path, table: str) -> Difference:
-    """A job's rows against the published ones, by the values of all columns that both have.
+    """Compare a job's rows with the published ones, by all columns that both have.
 
     :param rows: a folder of Parquet files.
     :param published: a file in ClickHouse's Native format.
-    :param types: Spark's, of the job's columns. What does not fit a published column is not compared.
+    :param types: Spark's types of the job's columns. A column that does not fit the published one is not compared.
     """
     columns, order = _columns_and_order(sql_folder, table)
     with _Engine() as engine:
-        there = f"file({quote_text(str(published))}, 'Native')"
+        published_source = f"file({quote_text(str(published))}, 'Native')"
         if published.stat().st_size:
-            known = {row["name"]: row["type"] for row in engine.rows(f"DESCRIBE TABLE {there}")}
-        else:  # of no rows there is no block, and so no structure
-            known = {column.name: column.type for column in columns if column.required}
-            there = f"{_parquet(rows)} WHERE false"
-        common = [name for name, kind in known.items() if name in types and fits(types[name], kind)]
-        listed = ", ".join(map(quote_name, common))
-        # one type on both sides; NULL is a value here, whatever the table says of it
-        plain = {name: bare(known[name]) for name in common}
+            published_types = {row["name"]: row["type"] for row in engine.rows(f"DESCRIBE TABLE {published_source}")}
+        else:  # without rows the file has no block, and so no column types
+            published_types = {column.name: column.type for column in columns if column.required}
+            published_source = f"{_parquet(rows)} WHERE false"
+        common = [name for name, kind in published_types.items() if name in types and fits(types[name], kind)]
+        common_list = ", ".join(map(quote_name, common))
+        # the same type on both sides; all allow NULL, even if the table's column does not
+        plain = {name: bare(published_types[name]) for name in common}
         casts = ", ".join(
             f"CAST({quote_name(n)} AS {t if t.startswith('Array(') else f'Nullable({t})'}) AS {quote_name(n)}"
             for n, t in plain.items()
         )
-        union = f"(SELECT {casts}, 1 AS _here FROM {_parquet(rows)} UNION ALL SELECT {casts}, 0 AS _here FROM {there})"
+        union = (
+            f"(SELECT {casts}, 1 AS _here FROM {_parquet(rows)} "
+            f"UNION ALL SELECT {casts}, 0 AS _here FROM {published_source})"
+        )
         engine.run(
-            f"CREATE TEMPORARY TABLE differing ENGINE = Memory AS SELECT {listed}, toInt64(sum(_here)) AS _made, "
-            f"toInt64(count()) - _made AS _published FROM {union} GROUP BY {listed} HAVING _made != _published"
+            f"CREATE TEMPORARY TABLE differing ENGINE = Memory AS SELECT {common_list}, toInt64(sum(_here)) AS _made, "
+            f"toInt64(count()) - _made AS _published FROM {union} GROUP BY {common_list} HAVING _made != _published"
         )
         (total,) = engine.rows(f"SELECT sum(_here) AS made, count() - made AS published FROM {union}")
         (differing,) = engine.rows(
@@ -144,34 +150,34 @@ def compare(rows: Path, published: Path, types: Mapping[str, str], sql_folder: P
         )
         sort = ", ".join([*(quote_name(name) for name in order if name in common), "ALL"][:-1]) or "1"
         examples = {
-            side: engine.rows(f"SELECT {listed} FROM differing WHERE {where} ORDER BY {sort} LIMIT {EXAMPLES}")
+            side: engine.rows(f"SELECT {common_list} FROM differing WHERE {where} ORDER BY {sort} LIMIT {EXAMPLES}")
             for side, where in (("only_here", "_made > _published"), ("only_there", "_published > _made"))
         }
-    here, gone = int(differing["here"]), int(differing["there"])
-    return Difference(tuple(common), here, gone, int(total["made"]) - here, examples)
+    only_here, only_there = int(differing["here"]), int(differing["there"])
+    return Difference(tuple(common), only_here, only_there, int(total["made"]) - only_here, examples)
 
 
 def found_by_check(check: str, rows: Sequence[Mapping[str, Any]], table: str, sql_folder: Path) -> int:
-    """How many rows a check of the table finds among these.
+    """How many of these rows a check of the table finds.
 
-    :param rows: by column; what is left out is as the DDL says.
+    :param rows: values by column. A missing column gets the default of the DDL.
     :raises ConfigurationError: there is no such table or check.
     """
-    checks = {known.name: known for known in read_checks(sql_folder, table)}
+    checks = {table_check.name: table_check for table_check in read_checks(sql_folder, table)}
     if check not in checks:
         raise ConfigurationError(
-            f"The table {table} has no check {check}.", hint=f"There are {', '.join(checks) or 'none'}."
+            f"The table {table} has no check {check}.", hint=f"Its checks are: {', '.join(checks) or 'none'}."
         )
     with _Engine() as engine:
         name = engine.create(sql_folder, table)
         for row in rows:
             engine.run(f"INSERT INTO {name} FORMAT JSONEachRow {json.dumps(row)}")
-        (found,) = engine.rows(f"SELECT ({checks[check].on(name)}) AS rows")
-    return int(found["rows"])
+        (answer,) = engine.rows(f"SELECT ({checks[check].on(name)}) AS rows")
+    return int(answer["rows"])
 
 
 class _Engine:
-    """One connection to an engine in memory."""
+    """A connection to an engine in memory."""
 
     def __enter__(self) -> _Engine:
         import chdb
@@ -189,19 +195,20 @@ class _Engine:
         self._connection.query(sql, "Null")
 
     def create(self, sql_folder: Path, table: str) -> str:
-        """The table as its steps make it; gives its name, quoted."""
+        """Create the table by all its steps. Returns its quoted name."""
         steps = [step for step in read_steps(sql_folder) if step.database == "clickhouse" and step.table == table]
         if not steps:
             raise ConfigurationError(
-                f"sql/clickhouse/{table}/table.sql does not exist.", hint="Write this file: the table for the rows."
+                f"sql/clickhouse/{table}/table.sql does not exist.",
+                hint="Write this file. It creates the table for the rows.",
             )
         for step in steps:
             statement = local_ddl(step, ClickHouseShard(1, "", 0, _DATABASE))
             try:
                 self.run(statement)
             except RuntimeError as e:
-                told = str(e).splitlines()[0][:400]
-                raise ConfigurationError(f"ClickHouse refuses sql/{step.path}: {told}") from None
+                reason = str(e).splitlines()[0][:400]
+                raise ConfigurationError(f"ClickHouse refuses sql/{step.path}: {reason}") from None
         return f"{quote_name(_DATABASE)}.{quote_name(DataSet(table).local_table)}"
 
     def rows(self, sql: str) -> list[dict[str, Any]]:
@@ -211,13 +218,13 @@ class _Engine:
 
 
 def _columns_and_order(sql_folder: Path, table: str) -> tuple[tuple[Column, ...], list[str]]:
-    """The columns, and the names of the sorting key's."""
+    """The columns, and the names of the sorting key's columns."""
     with _Engine() as engine:
         name = engine.create(sql_folder, table)
         described = engine.rows(f"DESCRIBE TABLE {name}")
-        (known,) = engine.rows(f"SELECT sorting_key FROM system.tables WHERE database = {quote_text(_DATABASE)}")
+        (table_row,) = engine.rows(f"SELECT sorting_key FROM system.tables WHERE database = {quote_text(_DATABASE)}")
     columns = tuple(Column(row["name"], row["type"], row["default_type"] in ("", "DEFAULT")) for row in described)
-    return columns, [word.strip() for word in known["sorting_key"].split(",")]
+    return columns, [word.strip() for word in table_row["sorting_key"].split(",")]
 
 
 def _parquet(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""The platform's life: up and down."""
+"""Starting and stopping the platform: `up` and `down`."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from trilake.platform.embedded.processes import NEVER_STARTED, Program, Supervis
 from trilake.platform.embedded.provision import Progress, provision, quiet
 from trilake.platform.private_files import write_private
 
-# A cold start takes half a minute on two cores; one that is not ready by then hangs.
+# A cold start takes half a minute on two cores. A service that is not ready after this time hangs.
 READY_TIMEOUT_S = 180
 _PROBE_TIMEOUT_S = 5
 _POLL_S = 0.1
 _LOG_LINES = 8
-# Who needs whom is ended first.
+# A service is stopped before the services that it needs.
 _STOP_ORDER = (
     ("airflow-api-server", "airflow-scheduler", "airflow-dag-processor", "airflow-triggerer"),
     ("kubernetes", "clickhouse"),
@@ -37,18 +37,18 @@ _STOP_ORDER = (
 
 
 class ServiceError(TrilakeError):
-    """A service did not come up."""
+    """A service did not start, or did not become ready."""
 
 
 class BusyError(TrilakeError):
-    """Another command is starting or ending the platform."""
+    """Another command is starting or stopping the platform."""
 
 
 @contextmanager
 def exclusive(home: Home) -> Iterator[None]:
-    """One command at a time starts or ends services.
+    """Lock the platform, so that only one command at a time starts or stops services.
 
-    :raises BusyError: another is at it.
+    :raises BusyError: another command has the lock.
     """
     with open(os.open(home.lock_file, os.O_RDWR | os.O_CREAT, 0o600), "r+") as file:
         try:
@@ -70,7 +70,7 @@ def _read_pid(file: IO[str]) -> str:
 
 
 def busy(home: Home) -> str:
-    """The process that is starting or ending the platform now; empty if none is."""
+    """The id of the process that is starting or stopping the platform; empty if there is none."""
     try:
         with open(home.lock_file, "r+") as file:
             try:
@@ -86,13 +86,13 @@ def busy(home: Home) -> str:
 
 
 def up(home: Home, progress: Progress = quiet, *, airflow_too: bool = True) -> None:
-    """Start what does not run, wait until all of it is ready, apply the migrations and push the jobs' code.
+    """Start the services that do not run, wait until all are ready, apply the migrations and push the jobs' code.
 
-    Safe twice. What runs and was started with the same configuration is left alone.
+    It can be repeated: a service that runs with the current configuration is not restarted.
 
-    :param airflow_too: False: Airflow is not started. What works without it (jobs, SQL, publications) is up in seconds,
-        in a third of the memory. Airflow that runs is left running.
-    :raises TrilakeError: what is in the way, and what to do about it.
+    :param airflow_too: False: Airflow is not started, but not stopped either. Jobs, SQL and publications work without
+        it. The start then takes seconds, and the platform needs a third of the memory.
+    :raises TrilakeError: the start failed; the message says why and what to do.
     """
     home.prepare()
     with exclusive(home):
@@ -124,9 +124,9 @@ class _Start:
         self._start(self._supervise(programs))
 
     def _supervise(self, programs: list[Program]) -> list[str]:
-        """Have a supervisord with these programs; gives the services that do not run.
+        """Make sure that supervisord runs with these programs. Returns the services to start.
 
-        :raises ServiceError: a service's port is in use by a stranger.
+        :raises ServiceError: another program uses the port of a service.
         """
         home, supervisor = self._home, self._supervisor
         stamp = home.run / "configuration.sha256"
@@ -135,7 +135,7 @@ class _Start:
             self._progress("configuration", "changed: restarting")
             _stop(home, supervisor, keep=processes.DRIVER)
         if supervisor.pid is None:
-            # processes that outlived a killed supervisord; the Kubernetes API finds its drivers again by itself
+            # end processes that outlived a killed supervisord; not drivers, which the Kubernetes API finds again
             processes.end({p: s for p, s in processes.find(home).items() if s != processes.DRIVER})
             self._check_ports(SERVICES)
             supervisor.start_daemon(programs, processes.base_environment(home))
@@ -144,13 +144,13 @@ class _Start:
         states = supervisor.states()
         missing = [name for name in SERVICES if not states.get(name, NEVER_STARTED).running]
         if any(name not in missing for name in airflow.COMMANDS):
-            self._wanted.update(airflow.COMMANDS)  # it runs in part: it is to run as a whole
+            self._wanted.update(airflow.COMMANDS)  # a part of Airflow runs, so all of it is wanted
         if "postgres" in missing:
-            # they do not outlive their database, and some take a while to find that out
+            # they end without their database, but some notice late that it is down
             supervisor.stop(airflow.HEALTH_NAMES)
             missing = [name for name in SERVICES if name in missing or name in airflow.HEALTH_NAMES]
         missing = [name for name in missing if name in self._wanted]
-        # what a service that died has left behind
+        # end processes that a dead service has left
         processes.end({p: s for p, s in processes.find(home).items() if s in missing})
         self._check_ports(missing)
         return missing
@@ -161,13 +161,13 @@ class _Start:
             if port and not port_is_free(port):
                 raise ServiceError(
                     f"Port {port} of {service} in {self._home.path} is in use by {_listener(port)}.",
-                    hint=f'Stop that, or remove "{service}" from {self._home.config("ports.json")}. '
+                    hint=f'Stop that program, or remove "{service}" from {self._home.config("ports.json")}. '
                     "Then run `trilake up` again.",
                 )
 
     def _start(self, services: Collection[str]) -> None:
-        """Start them side by side, as far as one does not need another."""
-        # (what to do, what must have been done)
+        """Start them at the same time, except that a step waits for the steps that it needs."""
+        # name -> (function, the steps that it needs)
         steps: dict[str, tuple[Callable[[], None], tuple[str, ...]]] = {
             "postgres": (self._start_postgres, ()),
             "s3": (self._start_s3, ()),
@@ -180,21 +180,21 @@ class _Start:
             steps["airflow-database"] = (self._migrate_airflow, ("postgres",))
             steps["airflow"] = (self._start_airflow, ("airflow-database",))
         self._missing = set(services)
-        done: dict[str, Future[None]] = {}
+        futures: dict[str, Future[None]] = {}
 
         def after(needed: tuple[str, ...], work: Callable[[], None]) -> None:
             for name in needed:
-                done[name].result()
+                futures[name].result()
             if not self._failed.is_set():
                 work()
 
         with ThreadPoolExecutor(len(steps)) as pool:
             for name, (work, needed) in steps.items():
-                done[name] = pool.submit(after, needed, work)
+                futures[name] = pool.submit(after, needed, work)
             try:
-                ended, _ = wait(done.values(), return_when=FIRST_EXCEPTION)
+                ended, _ = wait(futures.values(), return_when=FIRST_EXCEPTION)
             finally:
-                self._failed.set()  # a service failed, or an interrupt came: waiting threads stop
+                self._failed.set()  # after an error or an interrupt, this stops the waiting threads
             errors = [error for future in ended if (error := future.exception())]
         if errors:
             raise errors[0]
@@ -202,7 +202,7 @@ class _Start:
     def _start_postgres(self) -> None:
         port, secrets = self._ports["postgres"], self._secrets
         if not (self._home.data("postgres") / "PG_VERSION").exists():
-            self._progress("postgres", "making its folder")
+            self._progress("postgres", "creating its data folder")
             postgres.initialise(self._home, secrets["postgres_superuser"])
         if "postgres" in self._missing:
             postgres.forget_the_dead(self._home)
@@ -222,12 +222,12 @@ class _Start:
 
     def _start_airflow(self) -> None:
         names = [name for name in airflow.COMMANDS if name in self._missing]
-        # the order they are started in is the order of COMMANDS; they import for seconds, side by side
+        # in the order of COMMANDS; all import modules for seconds, at the same time
         for name in names:
             self._progress(name, "starting")
             self._supervisor.start(name)
-        # First the one that tells the others' health: it may have been killed a moment ago and have counted as running
-        # when we looked, and it is restarted while we wait for it.
+        # First the API server, because it reports the others' health. If it was killed a moment before we looked, it
+        # counted as running; waiting for it restarts it.
         for name in sorted(airflow.COMMANDS, key=lambda name: name != airflow.API_SERVER):
             self._await(name, lambda name=name: self._airflow_is_healthy(name))  # type: ignore[misc]
 
@@ -239,7 +239,7 @@ class _Start:
             return True
         part = health.get(airflow.HEALTH_NAMES[service]) or {}
         beat = str(part.get(f"latest_{airflow.HEALTH_NAMES[service]}_heartbeat") or "")
-        # the heartbeat of one that was killed a moment ago counts as healthy for half a minute
+        # a killed process counts as healthy for half a minute: its heartbeat must be newer than its start
         started = self._supervisor.states()[service].started
         return part.get("status") == "healthy" and beat != "" and datetime.fromisoformat(beat).timestamp() >= started
 
@@ -266,13 +266,16 @@ class _Start:
         self._await(service, ready)
 
     def _await(self, service: str, ready: Callable[[], bool]) -> None:
-        """:raises ServiceError: it has ended, or is not ready in time; with the end of its log."""
+        """Wait until a service is ready.
+
+        :raises ServiceError: it has ended, or is not ready in time. The message has the end of its log.
+        """
         until = time.monotonic() + READY_TIMEOUT_S
         while not self._failed.is_set():
-            # its state first: one that dies after it answered is dead
+            # read the state before the answer: a service that dies after its answer is then noticed the next time
             state = self._supervisor.states().get(service, NEVER_STARTED)
             if not state.running and service not in self._missing:
-                # it ran when we looked first; what it has left behind holds its port, or works on
+                # it ran at the first look and has died since; its remaining processes may hold the port or still work
                 processes.end({p: s for p, s in processes.find(self._home).items() if s == service})
                 self._missing.add(service)
                 self._progress(service, "starting")
@@ -289,9 +292,9 @@ class _Start:
             time.sleep(_POLL_S)
 
     def _error(self, service: str, what: str) -> ServiceError:
-        told = [line for line in last_lines(self._home.log(service), _LOG_LINES) if line.strip()]
+        log_lines = [line for line in last_lines(self._home.log(service), _LOG_LINES) if line.strip()]
         return ServiceError(
-            f"{service} {what}. Its log ends with:\n  " + "\n  ".join(told or ["(nothing)"]) + "\n",
+            f"{service} {what}. Its log ends with:\n  " + "\n  ".join(log_lines or ["(nothing)"]) + "\n",
             hint=f"See `trilake logs {service}`.",
         )
 
@@ -305,21 +308,21 @@ class _Start:
 def _own_server(home: Home, name: str) -> Program:
     import sys
 
-    module = [sys.executable, "-m", f"trilake.platform.embedded.{name}", "--config", str(home.config(f"{name}.json"))]
-    return Program(name, module, stop_group=False)
+    command = [sys.executable, "-m", f"trilake.platform.embedded.{name}", "--config", str(home.config(f"{name}.json"))]
+    return Program(name, command, stop_group=False)
 
 
 def _digest(home: Home, programs: list[Program]) -> str:
-    """Of everything that running services have been told."""
-    told = hashlib.sha256(processes.configuration(home, programs).encode())
+    """The digest of all configuration that services read at their start."""
+    digest = hashlib.sha256(processes.configuration(home, programs).encode())
     for path in (home.connections_file, *sorted(home.config("").iterdir())):
         if path.is_file():
-            told.update(path.name.encode() + b"\0" + path.read_bytes())
-    return told.hexdigest()
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _status(port: int, path: str) -> int | None:
-    """The HTTP status that a server answers; None if it does not."""
+    """The HTTP status of a server's answer; None if there is no answer."""
     connection = http.client.HTTPConnection(LOOPBACK, port, timeout=_PROBE_TIMEOUT_S)
     try:
         connection.request("GET", path)
@@ -344,7 +347,7 @@ def _get_json(port: int, path: str) -> dict[str, Any] | None:
 
 
 def _listener(port: int) -> str:
-    """Who listens there, as far as this user may know."""
+    """The program that listens on the port, if this user has permission to see it."""
     import psutil
 
     for process in psutil.process_iter(["name"]):
@@ -361,9 +364,9 @@ def _listener(port: int) -> str:
 
 
 def down(home: Home, progress: Progress = quiet) -> bool:
-    """End every process of the platform; its data is kept. False if there was none.
+    """Stop every process of the platform; its data is kept. False if no process ran.
 
-    :raises BusyError: another command is at it.
+    :raises BusyError: another command is starting or stopping the platform.
     """
     if not home.run.is_dir():
         return False

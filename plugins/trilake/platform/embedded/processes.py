@@ -1,7 +1,7 @@
-"""Services as processes: supervised by supervisord, spoken to over a unix socket, and found again when it is gone.
+"""The services' processes. supervisord runs them and is controlled over a unix socket.
 
-Every process of a platform carries `HOME_MARKER` and `SERVICE_MARKER` in its environment, and so do its descendants.
-Processes that outlived their parent are found by it, whatever ended the parent.
+Every process of a platform has `HOME_MARKER` and `SERVICE_MARKER` in its environment, and its descendants inherit them.
+With the markers, processes are found even if supervisord or another parent process has died.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 HOME_MARKER = "TRILAKE_HOME"
 SERVICE_MARKER = "TRILAKE_SERVICE"
-# What Spark's drivers carry: they outlive the server that started them, which finds them again.
+# The `SERVICE_MARKER` of Spark's drivers. They outlive the server that started them; the next server finds them.
 DRIVER = "spark-driver"
 SUPERVISOR = "supervisord"
 
@@ -39,12 +39,12 @@ _LOG_BYTES = "10MB"
 _OLDER_LOGS = 1
 _SUPERVISOR_START_S = 15
 _SUPERVISOR_STOP_S = 30
-# Between the request to end and the end by force. PostgreSQL writes a checkpoint, Airflow ends its tasks.
+# Between the signal to end and SIGKILL. In this time PostgreSQL writes a checkpoint and Airflow ends its tasks.
 _ORPHAN_GRACE_S = 5.0
 _POLL_S = 0.05
 _RPC_TIMEOUT_S = 60
 _NOTICE_S = 3
-# What a service gets of the caller's environment. The rest is the caller's own affair: another Airflow's settings, say.
+# The variables of the caller's environment that services get. Others could disturb them: settings of another Airflow.
 _PASSED_ON = frozenset({"HOME", "LOGNAME", "PATH", "PYTHONPATH", "TMPDIR", "USER", "XDG_CACHE_HOME"}) | frozenset(
     {"REQUESTS_CA_BUNDLE", "SSL_CERT_DIR", "SSL_CERT_FILE"}
 )
@@ -58,9 +58,9 @@ class ProcessError(TrilakeError):
 class Program:
     """How one service runs.
 
-    :param user: OS user, when it is to run as another one than ours.
-    :param stop_group: whether the signal to end goes to the whole process group.
-    :param stop_s: seconds between the signal and the end by force.
+    :param user: the OS user to run as; None: the current user.
+    :param stop_group: whether the stop signal goes to the whole process group.
+    :param stop_s: seconds between the stop signal and SIGKILL.
     """
 
     name: str
@@ -73,10 +73,10 @@ class Program:
 
 @dataclass(frozen=True)
 class ProcessState:
-    """What supervisord knows of a service.
+    """The state of a service, as supervisord reports it.
 
-    :param started: when it was last started, in seconds since 1970; 0 if never.
-    :param exit_status: how it last ended.
+    :param started: the time of the last start, in seconds since 1970; 0 if never.
+    :param exit_status: the exit code of the last run.
     """
 
     name: str
@@ -90,7 +90,7 @@ class ProcessState:
         return self.state == "RUNNING"
 
 
-# Nobody has started it.
+# The state of a service that supervisord does not list.
 NEVER_STARTED = ProcessState("", "STOPPED", 0, 0.0, 0)
 
 
@@ -122,25 +122,25 @@ class Supervisor:
         self._configuration = home.run / _CONFIGURATION
 
     def _call(self, method: str, *arguments: Any) -> Any:
-        """One call over a connection of its own: a thread may make it."""
+        """Make one call over a new connection, so that any thread can use it."""
         proxy = xmlrpc.client.ServerProxy("http://localhost/RPC2", transport=_UnixTransport(self._home.socket))
         with proxy:
             return getattr(proxy.supervisor, method)(*arguments)
 
     @property
     def pid(self) -> int | None:
-        """Of the running supervisord; None if there is none."""
+        """The process id of the running supervisord; None if it does not run."""
         try:
             return cast(int, self._call("getPID"))
         except (OSError, http.client.HTTPException, xmlrpc.client.Error):
             return None
 
     def states(self) -> dict[str, ProcessState]:
-        """By service; nothing if supervisord is not there."""
+        """The state of each service; empty if supervisord does not run."""
         until = time.monotonic() + _NOTICE_S
         while True:
             states = self._states()
-            # for a moment supervisord takes one that was killed for alive
+            # after a kill, supervisord shows the process as running for a moment
             if time.monotonic() > until or not any(s.running and not _is_alive(s.pid) for s in states.values()):
                 return states
             time.sleep(_POLL_S)
@@ -158,29 +158,32 @@ class Supervisor:
         }
 
     def start_daemon(self, programs: Iterable[Program], environment: Mapping[str, str]) -> None:
-        """Start supervisord; it starts nothing by itself.
+        """Start supervisord. It does not start any service by itself.
 
-        :param environment: what every service gets.
-        :raises ProcessError: it does not come up.
+        :param environment: the environment of supervisord and of every service.
+        :raises ProcessError: supervisord does not start.
         """
         write_private(self._configuration, configuration(self._home, programs))
         self._home.socket.unlink(missing_ok=True)
         command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(self._configuration)]
-        done = subprocess.run(
+        daemon = subprocess.run(
             command, env=dict(environment), cwd=self._home.run, capture_output=True, text=True, check=False
         )
         until = time.monotonic() + _SUPERVISOR_START_S
-        while done.returncode == 0 and time.monotonic() < until:
+        while daemon.returncode == 0 and time.monotonic() < until:
             if self.pid is not None:
                 return
             time.sleep(_POLL_S)
-        told = done.stderr.strip().splitlines() or last_lines(self._home.log("supervisord"), 3)
+        output = daemon.stderr.strip().splitlines() or last_lines(self._home.log("supervisord"), 3)
         raise ProcessError(
-            f"supervisord did not start: {' '.join(told[-3:])}", hint=f"See {self._home.log('supervisord')}."
+            f"supervisord did not start: {' '.join(output[-3:])}", hint=f"See {self._home.log('supervisord')}."
         )
 
     def start(self, service: str) -> None:
-        """:raises ProcessError: the program cannot be run at all. Whether it stays alive is for the caller to see."""
+        """Start a service. The caller must check that it stays alive.
+
+        :raises ProcessError: the program cannot be run.
+        """
         try:
             self._call("startProcess", service, True)
         except xmlrpc.client.Fault as fault:
@@ -188,28 +191,28 @@ class Supervisor:
                 raise ProcessError(f"{service} cannot be started: {fault.faultString}.") from None
         except (OSError, http.client.HTTPException):
             raise ProcessError(
-                f"{service} cannot be started: supervisord is gone.", hint="Run `trilake up` again."
+                f"{service} cannot be started: supervisord does not run.", hint="Run `trilake up` again."
             ) from None
 
     def stop(self, services: Collection[str]) -> None:
-        """End these side by side, and wait until they have ended. What does not run is left alone."""
-        asked = []
+        """Stop these services at the same time, and wait until they have ended. Those that do not run are skipped."""
+        stopping = []
         for service in services:
             try:
                 self._call("stopProcess", service, False)
-                asked.append(service)
+                stopping.append(service)
             except xmlrpc.client.Fault:
-                continue  # it does not run
+                continue  # the service does not run
             except (OSError, http.client.HTTPException):
-                return  # supervisord is gone; the caller looks for the remaining processes
-        while asked:
+                return  # supervisord has died; the caller looks for the remaining processes
+        while stopping:
             states = self.states()
-            if not any(states.get(service, NEVER_STARTED).pid for service in asked):
+            if not any(states.get(service, NEVER_STARTED).pid for service in stopping):
                 return
             time.sleep(_POLL_S)
 
     def shutdown(self) -> None:
-        """End supervisord with whatever still runs below it, and wait until it is gone."""
+        """Stop supervisord and all services that it runs, and wait until it has ended."""
         import psutil
 
         pid = self.pid
@@ -234,7 +237,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def base_environment(home: Home, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What every service gets. No secret is in it."""
+    """The environment that every service gets. It has no secrets."""
     return {name: value for name, value in environ.items() if name in _PASSED_ON} | {
         HOME_MARKER: str(home.path),
         "TRILAKE_PROJECT": str(home.project),
@@ -242,13 +245,13 @@ def base_environment(home: Home, environ: Mapping[str, str] = os.environ) -> dic
         "LC_ALL": "C.UTF-8",
         "TZ": "UTC",
         "PYTHONUNBUFFERED": "1",
-        # process titles are set over the environment otherwise, and the marker would be lost
+        # otherwise setproctitle overwrites the environment with the process title, and the marker is lost
         "SPT_NOENV": "1",
     }
 
 
 def configuration(home: Home, programs: Iterable[Program]) -> str:
-    """supervisord's configuration file. No secret is in it."""
+    """supervisord's configuration file. It has no secrets."""
     sections: dict[str, dict[str, object]] = {
         "unix_http_server": {"file": home.socket, "chmod": "0700"},
         "supervisord": {
@@ -270,9 +273,9 @@ def configuration(home: Home, programs: Iterable[Program]) -> str:
         options: dict[str, object] = {
             "command": shlex.join(program.command),
             "environment": f'{SERVICE_MARKER}="{program.name}"',
-            "directory": "/",  # another OS user may not enter ours
+            "directory": "/",  # a service's OS user may have no access to our folders
             "autostart": "false",
-            # one that dies stays dead: `status` says so and `up` starts it, after looking what it left behind
+            # no restart here: `status` shows that it died, and `up` ends its remaining processes before it starts it
             "autorestart": "false",
             "startsecs": 0,
             "startretries": 0,
@@ -296,7 +299,7 @@ def configuration(home: Home, programs: Iterable[Program]) -> str:
 
 
 def last_lines(path: Path, count: int) -> list[str]:
-    """The end of a log; nothing if there is none."""
+    """The last lines of a log; empty if there is no log."""
     try:
         with open(path, errors="replace") as file:
             return [line.rstrip("\n") for line in deque(file, count)]
@@ -304,50 +307,50 @@ def last_lines(path: Path, count: int) -> list[str]:
         return []
 
 
-# --- processes that nobody supervises
+# --- processes that supervisord does not know
 
 
 def find(home: Home) -> dict[psutil.Process, str]:
-    """Every living process of this home's platform and the service it belongs to; supervisord is its own.
+    """Every living process of this home's platform -> its service. For supervisord the service is `SUPERVISOR`.
 
-    PostgreSQL's own write their titles over their environment: they are known by the folder they work in.
+    PostgreSQL's processes overwrite their environment with their titles. They are found by their working directory.
     """
     import psutil
 
-    found = {}
+    services = {}
     data = os.path.realpath(home.data("postgres"))
     for process in psutil.process_iter():
         try:
             if process.name() == "postgres":
                 if process.cwd() == data:
-                    found[process] = "postgres"
+                    services[process] = "postgres"
                 continue
             environment = process.environ()
             if environment.get(HOME_MARKER) != str(home.path):
                 continue
             service = environment.get(SERVICE_MARKER)
             if service is None and str(home.run / _CONFIGURATION) in process.cmdline():
-                service = SUPERVISOR  # it may live on where nobody reaches it: its socket can be lost
+                service = SUPERVISOR  # it may still run although its socket was removed
             if service:
-                found[process] = service
+                services[process] = service
         except (psutil.NoSuchProcess, psutil.AccessDenied, OSError):
-            continue  # gone meanwhile, or another user's
-    return found
+            continue  # it has ended, or belongs to another user
+    return services
 
 
 def end(processes: Mapping[psutil.Process, str], grace_s: float = _ORPHAN_GRACE_S) -> None:
-    """End these, and wait until they are gone: asked first, by force after `grace_s`."""
+    """Send a signal to end, then SIGKILL after `grace_s` seconds, and wait until the processes have ended."""
     import psutil
 
-    def send(number: Any, to: Iterable[psutil.Process]) -> None:
+    def send(signal_number: Any, to: Iterable[psutil.Process]) -> None:
         for process in to:
             try:
-                process.send_signal(number)
+                process.send_signal(signal_number)
             except psutil.NoSuchProcess:
                 continue
 
     postgres = [process for process, service in processes.items() if service == "postgres"]
-    # to its postmaster SIGINT means: end now, cleanly; to its other processes, to give up a query
+    # for the postmaster, SIGINT means a fast and clean shutdown; for its other processes, to cancel the query
     send(signal.SIGINT, postgres)
     send(signal.SIGTERM, processes.keys() - set(postgres))
     _, alive = psutil.wait_procs(list(processes), timeout=grace_s)

@@ -1,6 +1,6 @@
-"""Java and jars: found on this machine, or fetched once for all projects.
+"""Java and jars: found on this machine, or downloaded once for all projects.
 
-``python -m trilake.platform.embedded.provision`` fetches them in advance.
+``python -m trilake.platform.embedded.provision`` downloads them in advance.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ def quiet(_what: str, _how: str) -> None:
 
 
 def provision(home: Home, progress: Progress = quiet) -> tuple[javas.Java, Path, Path]:
-    """Java, the folder of Spark's jars and that of S3Proxy's: found, or fetched once for all clones.
+    """Find or download Java, the folder of Spark's jars and the folder of S3Proxy's jars.
 
     The choice of Java is stored: another shell may find another Java, which must not restart all services.
 
-    :raises TrilakeError: one of them is not to be had.
+    :raises TrilakeError: one of them cannot be found or downloaded.
     """
     remembered = home.run.parent / "config" / "java.json"
     java = _remembered_java(remembered)
     if java is None:
-        progress("java", "looking for one")
+        progress("java", "searching")
         java = javas.ensure()
         remembered.parent.mkdir(parents=True, exist_ok=True)
         write_private(remembered, json.dumps({"home": str(java.home), "version": java.version}) + "\n")
@@ -47,12 +47,12 @@ def provision(home: Home, progress: Progress = quiet) -> tuple[javas.Java, Path,
 def fetch_jars(java: javas.Java, progress: Progress = quiet) -> tuple[Path, Path]:
     """The folders of Spark's and of S3Proxy's jars.
 
-    :raises TrilakeError: one of them is not to be had.
+    :raises TrilakeError: one of them cannot be downloaded.
     """
 
     def fetch(name: str) -> Path:
         if not jars.folder_of(name).is_dir():
-            progress(f"{name} jars", "fetching")
+            progress(f"{name} jars", "downloading")
         return jars.ensure(name, lambda: java)
 
     with ThreadPoolExecutor(2) as pool:
@@ -70,7 +70,7 @@ def _remembered_java(path: Path) -> javas.Java | None:
 
 
 def main() -> int:
-    """Return exit code 1 and print one line if something cannot be downloaded."""
+    """Download Java and the jars. If a download fails, print one line and return exit code 1."""
     try:
         fetch_jars(javas.ensure(), lambda what, how: print(f"  {what}: {how}", file=sys.stderr))
     except TrilakeError as e:

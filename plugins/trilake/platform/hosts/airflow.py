@@ -1,4 +1,4 @@
-"""Airflow on vps_1: its settings made of the secrets in a container's environment, and its database and admin."""
+"""Airflow on vps_1: its settings, made from the secrets in a container's environment, its database and its admin."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trilake.postgres.connection import connect
 ADMIN = "admin"
 BUNDLE = "trilake"
 LOGS = "/opt/trilake/logs"
-# Where the DAGs' Git repository is, and where Airflow keeps the versions that runs need (volumes of vps_1).
+# The DAGs' Git repository. In `_BUNDLES` Airflow keeps the versions that runs need. Both are volumes of vps_1.
 REPOSITORY = "/opt/trilake/bundle/repository.git"
 LIVE = "live"
 _BUNDLES = "/opt/trilake/bundles"
@@ -30,15 +30,16 @@ class AirflowSetupError(TrilakeError):
 
 
 def metadata(env: Mapping[str, str]) -> PostgresEndpoint:
-    """Airflow's own database: on loopback, for vps_1's processes alone."""
+    """Airflow's own database. It listens on loopback, so only processes of vps_1 can connect."""
     return PostgresEndpoint(_LOOPBACK, METADATA_PORT, "airflow", "airflow", required(env, "AIRFLOW_DB_PASSWORD"))
 
 
 def settings(env: Mapping[str, str]) -> dict[str, str]:
-    """Everything that Airflow is told, as environment variables; without the connections.
+    """Airflow's settings as environment variables, without the connections.
 
-    :param env: ``DAG_BUNDLE`` is ``git`` (what `trilake deploy` made live) or ``folder`` (the project's, as it is now).
-    :raises EnvironmentFileError: a secret is missing; names the variable.
+    :param env: ``DAG_BUNDLE`` is ``git`` (the DAGs that `trilake deploy` made live) or ``folder`` (the project's DAGs,
+        as they are now).
+    :raises EnvironmentFileError: a secret is missing. The message names the variable.
     """
     if env.get("DAG_BUNDLE") == "folder":
         kind = "airflow.dag_processing.bundles.local.LocalDagBundle"
@@ -51,11 +52,11 @@ def settings(env: Mapping[str, str]) -> dict[str, str]:
             "auth_manager": "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManager",
             "fernet_key": required(env, "AIRFLOW_FERNET_KEY"),
             "execution_api_server_url": f"http://vps-1:{AIRFLOW_PORT}/execution/",
-            # the provider is installed, and nothing is to be loaded a second time
+            # The provider is an installed package. This folder has no plugins, so nothing is loaded twice.
             "plugins_folder": "/opt/airflow/plugins",
         },
         "database": {"sql_alchemy_conn": metadata(env).uri},
-        # no base_url: the UI is opened by the host's name, by its address and, in the replica, on loopback
+        # No base_url: browsers open the UI by the host's name, by its address and, in the replica, on loopback.
         "api": {
             "host": required(env, "VPS_1_ADDRESS"),
             "port": AIRFLOW_PORT,
@@ -81,18 +82,18 @@ def settings(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def set_up(env: Mapping[str, str]) -> None:
-    """Migrate Airflow's database to this version and give the UI's admin the password of ``.env``. It can be repeated.
+    """Migrate Airflow's database to this version and set the UI admin's password from ``.env``. It can be repeated.
 
-    :raises AirflowSetupError: one of the two was refused.
-    :raises UnreachableError: its database does not answer, or refuses the password.
+    :raises AirflowSetupError: the migration failed, or Airflow refused the admin.
+    :raises UnreachableError: the database does not answer, or refuses the password.
     """
     password = required(env, "AIRFLOW_ADMIN_PASSWORD")
-    with connect(metadata(env)):  # what is wrong with it Airflow says in a hundred lines
+    with connect(metadata(env)):  # gives an error of one line; Airflow's own has a hundred lines
         pass
     done = subprocess.run([sys.executable, "-m", "airflow", "db", "migrate"], check=False)
     if done.returncode:
         raise AirflowSetupError("`airflow db migrate` failed. Its output is above.")
-    # through Airflow's Python interface: a command line would show the password in the list of processes
+    # This uses Airflow's Python interface: a command line would show the password in the list of processes.
     from airflow.providers.fab.auth_manager.cli_commands.utils import get_application_builder
 
     with get_application_builder() as builder:

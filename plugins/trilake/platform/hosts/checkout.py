@@ -17,9 +17,9 @@ def has_hosts_files(folder: Path) -> bool:
 
 
 def find_checkout(start: Path | None = None, environ: Mapping[str, str] = os.environ) -> Path:
-    """The nearest folder from `start` upward with the hosts' files; else the project's.
+    """The nearest folder with the hosts' files, from `start` upward. If there is none: the project's folder.
 
-    :raises ConfigurationError: there is neither.
+    :raises ConfigurationError: there is no such folder and no project.
     """
     here = (start or Path.cwd()).absolute()
     for folder in (here, *here.parents):
@@ -29,12 +29,12 @@ def find_checkout(start: Path | None = None, environ: Mapping[str, str] = os.env
 
 
 def served_project(checkout: Path, settings: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> Path:
-    """The project whose DAGs, jobs and SQL the hosts run: ``TRILAKE_PROJECT`` of the environment, or of ``.env``.
+    """The project whose DAGs, jobs and SQL the hosts run: ``TRILAKE_PROJECT`` of the environment, else of ``.env``.
 
-    Without either it is the checkout's own.
+    If neither sets it, this is the checkout's own project.
 
-    :param settings: what ``.env`` says.
-    :raises ConfigurationError: the folder that is named is not a project.
+    :param settings: the variables of ``.env``.
+    :raises ConfigurationError: the named folder is not a project.
     """
-    named = environ.get(PROJECT) or settings.get(PROJECT)
-    return find_project(checkout, {PROJECT: str(checkout / named)} if named else {})
+    folder = environ.get(PROJECT) or settings.get(PROJECT)
+    return find_project(checkout, {PROJECT: str(checkout / folder)} if folder else {})

@@ -1,4 +1,4 @@
-"""The connections (``AIRFLOW_CONN_*``) of the three hosts, made of ``.env`` here and nowhere else."""
+"""The connections (``AIRFLOW_CONN_*``) of the three hosts. Only this module makes them from ``.env``."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ S3_PORT = 7070
 POSTGRES_PORT = 5432
 METADATA_PORT = 5433
 AIRFLOW_PORT = 8080
-# a server a shard, on one host
+# One server for each shard, all on one host.
 SHARDS = (ClickHouseShard(1, "vps-3", 8123, "shard_1"), ClickHouseShard(2, "vps-3", 8124, "shard_2"))
-# Read when it is used: Kubernetes may come up after Airflow, and a token may be another tomorrow.
+# Airflow reads this file at each use: Kubernetes may start after Airflow, and its token may change.
 KUBECONFIG = "/opt/trilake/kubernetes/config"
 
 
 def connections(env: Mapping[str, str], who: Who) -> dict[str, dict[str, Any]]:
-    """Connections by id, as `who` enters: Airflow's processes or Spark's pods.
+    """Connections by id, with the credentials of `who`: Airflow's processes or Spark's pods.
 
-    :raises EnvironmentFileError: a secret is missing; names the variable.
+    :raises EnvironmentFileError: a secret is missing. The message names the variable.
     """
 
     def database(name: str) -> dict[str, Any]:
@@ -43,22 +43,22 @@ def connections(env: Mapping[str, str], who: Who) -> dict[str, dict[str, Any]]:
 
     s3 = S3Endpoint(f"http://vps-1:{S3_PORT}", who, required(env, f"S3_{who.upper()}_SECRET"))
     clickhouse = ClickHouseEndpoint(SHARDS, "etl_writer", required(env, "CLICKHOUSE_ETL_PASSWORD"))
-    found = {
+    by_id = {
         S3_CONNECTION: s3.connection(),
         LAKE_CONNECTION: database("lake"),
         OLTP_CONNECTION: database("oltp"),
         CLICKHOUSE_CONNECTION: clickhouse.connection(),
     }
     if who == "airflow":
-        found[KUBERNETES_CONNECTION] = {
+        by_id[KUBERNETES_CONNECTION] = {
             "conn_type": "kubernetes",
             "extra": {"kube_config_path": KUBECONFIG, "namespace": NAMESPACE},
         }
-    return found
+    return by_id
 
 
 def required(env: Mapping[str, str], name: str) -> str:
-    """:raises EnvironmentFileError: it is not set."""
+    """:raises EnvironmentFileError: the variable is not set."""
     if not (value := env.get(name)):
-        raise EnvironmentFileError(f"{name} is not set.", hint="`trilake env --check` looks at .env.")
+        raise EnvironmentFileError(f"{name} is not set.", hint="`trilake env --check` checks .env.")
     return value

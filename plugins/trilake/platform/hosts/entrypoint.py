@@ -1,6 +1,6 @@
-"""The entry point of Airflow's image: makes settings and connections of the secrets here, then becomes the command.
+"""The entry point of Airflow's image: makes settings and connections from the secrets, then runs the command.
 
-So that the secrets are in the environment of the processes that need them and in no file, argument or image.
+So the secrets are only in the environment of the processes that need them, and in no file, argument or image.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from trilake.platform.hosts.environment import check_given
 
 
 def environment(env: Mapping[str, str]) -> dict[str, str]:
-    """What the command is given beside what is there: connections where ``TRILAKE_CONNECTIONS`` says whose, and
-    Airflow's settings where its keys are.
+    """The variables that are added for the command: connections if ``TRILAKE_CONNECTIONS`` is set, and Airflow's
+    settings if ``AIRFLOW_FERNET_KEY`` is set.
 
-    :raises EnvironmentFileError: a secret is missing, or is none; names the variable.
+    :raises EnvironmentFileError: a secret is missing or not valid. The message names the variable.
     """
     check_given(env)
-    found: dict[str, str] = {}
+    added: dict[str, str] = {}
     if "TRILAKE_CONNECTIONS" in env:
-        found |= as_environment(connections(env, "airflow"))
+        added |= as_environment(connections(env, "airflow"))
     if "AIRFLOW_FERNET_KEY" in env:
-        found |= airflow.settings(env)
-    return found
+        added |= airflow.settings(env)
+    return added
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit code 1 and one line if a secret is missing or is none; else the command's."""
+    """Run the command in this process. Exit code 1 and one line if a secret is missing or not valid."""
     if not arguments:
-        print("Say what to run: airflow ..., or trilake ...", file=sys.stderr)
+        print("Give a command to run: airflow ... or trilake ...", file=sys.stderr)
         return 2
     try:
-        made = environment(os.environ)
+        added = environment(os.environ)
     except TrilakeError as e:
         print(f"trilake: {e}", file=sys.stderr)
         return 1
-    os.execvpe(arguments[0], list(arguments), {**os.environ, **made})  # noqa: S606  replaces this process
+    os.execvpe(arguments[0], list(arguments), {**os.environ, **added})  # noqa: S606  replaces this process
 
 
 if __name__ == "__main__":

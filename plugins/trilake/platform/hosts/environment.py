@@ -1,7 +1,7 @@
-"""``.env``: addresses and secrets of the three hosts, written once. Compose reads it, and so does everything here.
+"""``.env``: addresses and secrets of the three hosts. It is written once. Compose and this package read it.
 
-`VARIABLES` says what there is and which host needs it: a host is given its own part (`part`) and no other host's
-secrets. vps_3 knows digests of its users' passwords and not the passwords.
+`VARIABLES` lists the variables and the hosts that need them. A host gets only its own part (`part`), without the
+secrets of other hosts. vps_3 has digests of its users' passwords, not the passwords.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SHORTEST_SECRET = 16
 class Variable:
     """A variable of ``.env``.
 
-    :param hosts: those that need it.
+    :param hosts: the hosts that need it.
     :param kind: ``address``; ``secret`` (random, hexadecimal); ``fernet`` (a key of Fernet); ``digest`` (SHA-256, in
         hexadecimal, of the variable of the same name without ``_SHA256``).
     """
@@ -62,12 +62,12 @@ VARIABLES = (
     Variable("S3_AGENTS_SECRET", "S3: key agents"),
     Variable("CLICKHOUSE_ETL_PASSWORD", "ClickHouse: user etl_writer (Airflow, Spark)"),
     Variable("CLICKHOUSE_AGENT_PASSWORD", "ClickHouse: user agent_ro (for agents and readers; no host has it)", ()),
-    Variable("CLICKHOUSE_BACKUP_PASSWORD", "ClickHouse: user backup (for who orders one; no host has it)", ()),
-    Variable("CLICKHOUSE_ETL_PASSWORD_SHA256", "what ClickHouse itself is told of them", ("vps_3",), "digest"),
+    Variable("CLICKHOUSE_BACKUP_PASSWORD", "ClickHouse: user backup (to start a backup; no host has it)", ()),
+    Variable("CLICKHOUSE_ETL_PASSWORD_SHA256", "ClickHouse: digests of its users' passwords", ("vps_3",), "digest"),
     Variable("CLICKHOUSE_AGENT_PASSWORD_SHA256", "", ("vps_3",), "digest"),
     Variable("CLICKHOUSE_BACKUP_PASSWORD_SHA256", "", ("vps_3",), "digest"),
-    Variable("K3S_TOKEN", "Kubernetes: with which a node joins", ("vps_2",)),
-    Variable("CLICKHOUSE_INTERSERVER_SECRET", "ClickHouse: between the shards", ("vps_3",)),
+    Variable("K3S_TOKEN", "Kubernetes: the token that a node joins with", ("vps_2",)),
+    Variable("CLICKHOUSE_INTERSERVER_SECRET", "ClickHouse: secret between the shards", ("vps_3",)),
 )
 
 
@@ -86,7 +86,7 @@ def replica_settings(subnet: str = REPLICA_SUBNET) -> dict[str, str]:
         raise EnvironmentFileError(f"{subnet!r} is not a subnet ({e}).", hint="Use one like 10.77.0.0/24.") from None
     if network.num_addresses < 16 or not network.is_private:
         raise EnvironmentFileError(f"{subnet} is too small or public.", hint="Use one like 10.77.0.0/24.")
-    # a laptop's DAGs are those of the folder, as they are now; a host's are those that were deployed
+    # On a laptop, Airflow runs the DAGs of the folder as they are now. On a host, it runs the deployed DAGs.
     settings = {"TRILAKE_SUBNET": str(network), "DAG_BUNDLE": "folder"}
     for host, last in _REPLICA_LAST_BYTES.items():
         settings[f"{host.upper()}_ADDRESS"] = str(network[last])
@@ -135,9 +135,9 @@ def digest(password: str) -> str:
 
 
 def _lines(values: Mapping[str, str]) -> Iterator[str]:
-    known = {variable.name for variable in VARIABLES}
+    names = {variable.name for variable in VARIABLES}
     yield "# Addresses and secrets of the three hosts; `trilake env --check` checks it. Never add it to git."
-    yield from (f"{name}={value}" for name, value in values.items() if name not in known)
+    yield from (f"{name}={value}" for name, value in values.items() if name not in names)
     for variable in VARIABLES:
         if variable.name in values:
             yield from [f"# {variable.about}"] if variable.about else []
@@ -171,7 +171,7 @@ def read(path: Path) -> dict[str, str]:
 def check(values: Mapping[str, str], host: str | None = None, *, where: str = FILE) -> None:
     """Check that every variable that `host` (or any host) needs is set and valid.
 
-    :raises EnvironmentFileError: names the first variable that is missing or wrong, never its value.
+    :raises EnvironmentFileError: the message names the first variable that is missing or wrong, never its value.
     """
     for variable in VARIABLES:
         if host is not None and host not in variable.hosts:
@@ -186,7 +186,7 @@ def check(values: Mapping[str, str], host: str | None = None, *, where: str = FI
 def check_given(values: Mapping[str, str]) -> None:
     """Check the variables that are set. A container gets only some of its host's variables.
 
-    :raises EnvironmentFileError: names the first variable that is wrong, never its value.
+    :raises EnvironmentFileError: the message names the first variable that is wrong, never its value.
     """
     for variable in VARIABLES:
         if (value := values.get(variable.name)) and (problem := _problem(variable, value, values)):
@@ -194,7 +194,7 @@ def check_given(values: Mapping[str, str]) -> None:
 
 
 def _problem(variable: Variable, value: str, values: Mapping[str, str]) -> str:
-    """What is wrong with a value, as text that follows its name; empty if nothing is."""
+    """The problem with a value, as text that follows its name; empty if the value is valid."""
     return _PROBLEMS[variable.kind](variable.name, value, values) if value else "is not set"
 
 
@@ -203,7 +203,7 @@ def _problem_of_address(name: str, value: str, values: Mapping[str, str]) -> str
         address = ipaddress.IPv4Address(value)
     except ValueError:
         return "is not an IPv4 address"
-    # of these `is_private` holds, too: what one host names by them no other reaches
+    # `is_private` is true for these, too, but another host cannot reach such an address
     if not address.is_private or address.is_loopback or address.is_link_local or address.is_unspecified:
         return "is not a private address"
     others = [v.name for v in VARIABLES if v.kind == "address" and v.name != name and values.get(v.name) == value]
@@ -212,22 +212,22 @@ def _problem_of_address(name: str, value: str, values: Mapping[str, str]) -> str
 
 def _problem_of_fernet(_name: str, value: str, _values: Mapping[str, str]) -> str:
     try:
-        whole = len(base64.urlsafe_b64decode(value)) == 32
+        valid = len(base64.urlsafe_b64decode(value)) == 32
     except ValueError:
-        whole = False
-    return "" if whole else "is not a Fernet key (32 bytes in base64)"
+        valid = False
+    return "" if valid else "is not a Fernet key (32 bytes in base64)"
 
 
 def _problem_of_digest(name: str, value: str, values: Mapping[str, str]) -> str:
-    of = name.removesuffix(_DIGEST)
+    password = name.removesuffix(_DIGEST)
     if not re.fullmatch(r"[0-9a-f]{64}", value):
         return "is not a SHA-256 digest in hexadecimal"
-    return f"is not the digest of {of}" if of in values and digest(values[of]) != value else ""
+    return f"is not the digest of {password}" if password in values and digest(values[password]) != value else ""
 
 
 def _problem_of_secret(_name: str, value: str, _values: Mapping[str, str]) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", value):
-        return "may have letters, digits, dots, dashes and underscores alone (it goes into addresses and files)"
+        return "may have only letters, digits, dots, dashes and underscores (it goes into addresses and files)"
     return "" if len(value) >= _SHORTEST_SECRET else f"is shorter than {_SHORTEST_SECRET} characters"
 
 
@@ -240,7 +240,7 @@ _PROBLEMS: Mapping[str, Callable[[str, str, Mapping[str, str]], str]] = {
 
 
 def part(values: Mapping[str, str], host: str) -> str:
-    """The text of the ``.env`` of one host: no secret that another one alone needs.
+    """The text of one host's ``.env``, without secrets that only other hosts need.
 
     :raises EnvironmentFileError: as `check`.
     """

@@ -2,8 +2,8 @@
 
 ``python -m trilake.platform.hosts.healthcheck PROCESS`` exits with code 0 if the process is healthy.
 
-Those that listen are asked; those that do not write a heartbeat into the database, which is where `airflow jobs check`
-looks, too. This looks without loading Airflow, which takes seconds of a small host's CPU every time.
+Processes that listen on a port are asked over HTTP. The others write a heartbeat into the database, and this module
+reads it, like `airflow jobs check`. It does not load Airflow: loading takes seconds of a small host's CPU each time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ JOBS = {"dag-processor": "DagProcessorJob", "triggerer": "TriggererJob"}
 def problem(process: str, env: Mapping[str, str]) -> str:
     """Why the process is not healthy; empty if it is.
 
-    :raises TrilakeError: that cannot be told.
+    :raises TrilakeError: the process cannot be checked.
     """
     if process == "api-server":
         return _problem_of_url(required(env, "VPS_1_ADDRESS"), AIRFLOW_PORT, "/api/v2/monitor/health")
@@ -59,14 +59,14 @@ def _problem_of_url(host: str, port: int, path: str) -> str:
 
 
 def main() -> int:
-    """Exit code 0 when it is healthy, else 1 and a line that says why."""
+    """Exit code 0 if the process is healthy, else 1 and one line with the reason."""
     try:
-        found = problem(sys.argv[1], os.environ)
+        reason = problem(sys.argv[1], os.environ)
     except TrilakeError as e:
-        found = str(e)
-    if found:
-        print(found, file=sys.stderr)
-    return 1 if found else 0
+        reason = str(e)
+    if reason:
+        print(reason, file=sys.stderr)
+    return 1 if reason else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""k8s/ for one deployment: the hosts' addresses and the jobs' connections in an overlay, for ``kubectl apply -k``."""
+"""A copy of k8s/ for one deployment, with the hosts' addresses and the jobs' connections, for ``kubectl apply -k``."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from trilake.platform.private_files import create_private
 
 
 def write_overlay(k8s: Path, name: str, env: Mapping[str, str], into: Path) -> Path:
-    """Copy `k8s` to `into`, with ``hosts.env`` and ``jobs.env`` of the overlay `name` made of `env`; gives its folder.
+    """Copy `k8s` to `into`, and write ``hosts.env`` and ``jobs.env`` of the overlay `name` from `env`.
 
-    What `into` was is replaced, when all of the new is there. ``jobs.env`` holds passwords: mode 600.
+    An old `into` is replaced when the new copy is complete. ``jobs.env`` holds passwords, so its mode is 600.
 
+    :return: the overlay's folder.
     :raises ConfigurationError: there is no such overlay, or `into` holds something else.
     :raises EnvironmentFileError: a variable is missing.
     """
-    known = sorted(folder.name for folder in (k8s / "overlays").glob("*") if folder.is_dir())
-    if name not in known:
-        raise ConfigurationError(f"{k8s} has no overlay {name}.", hint=f"It has {', '.join(known) or 'none'}.")
+    names = sorted(folder.name for folder in (k8s / "overlays").glob("*") if folder.is_dir())
+    if name not in names:
+        raise ConfigurationError(f"{k8s} has no overlay {name}.", hint=f"It has {', '.join(names) or 'none'}.")
     if into.exists() and any(into.iterdir()) and not (into / "overlays").is_dir():
-        raise ConfigurationError(f"{into} holds something else than an overlay.", hint="Name a folder to be made.")
+        raise ConfigurationError(f"{into} holds something else, not an overlay.", hint="Choose a new or empty folder.")
     addresses = {host: required(env, f"{host.upper()}_ADDRESS") for host in HOSTS}
     jobs = as_environment(connections(env, "spark"))
     fresh = into.with_name(f".{into.name}.new")

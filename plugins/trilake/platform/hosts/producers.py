@@ -1,4 +1,4 @@
-"""Producers: their keys may put files below one data set's prefix of ``s3://raw/``, and nothing else.
+"""Producers: a producer's key can put files below one data set's prefix of ``s3://raw/``, and nothing else.
 
 On vps_1 and in the replica the gateway's administration listens on its host's loopback only. So a container of
 Airflow's image makes each request, in the gateway's network. Secrets go through its standard input and output.
@@ -43,7 +43,7 @@ class Producers:
     """The producers of the S3 gateway in a compose project on this machine.
 
     :param project: the compose project's name.
-    :param root_secret: of S3's key root.
+    :param root_secret: the secret of S3's key root.
     """
 
     def __init__(self, project: str, root_secret: str) -> None:
@@ -51,7 +51,7 @@ class Producers:
         self._root_secret = root_secret
 
     def list(self) -> list[dict[str, str]]:
-        """``key, name, data_set`` of each."""
+        """``key, name, data_set`` of each producer."""
         return [{"key": key, **_parts(key)} for key in self._ask("list")]
 
     def add(self, name: str, data_set: str, file: Path) -> dict[str, str]:
@@ -65,35 +65,36 @@ class Producers:
                 f"{file.absolute().parent} is not a folder.", hint="Create it, or choose another with --out."
             )
         if file.exists():
-            # an old secret cannot be read back from the gateway
+            # The gateway does not return a secret, so an overwritten key file would be lost.
             raise ProducerError(
                 f"{file} exists and is never overwritten.", hint="Remove it if its key is not needed any more."
             )
-        begun = file.with_name(f"{file.name}.part")
-        secret = _secret_of(begun, key) if begun.exists() else ""
+        unfinished = file.with_name(f"{file.name}.part")
+        secret = _secret_of(unfinished, key) if unfinished.exists() else ""
         if not (secret and self._ask("resume", key, secret)):
             # The unfinished file has no key, or a revoked one. Its secret cannot be used again.
             if key in self._ask("list"):
                 raise ProducerError(
                     f"{name} has a key for {data_set} already.", hint="Revoke it first, then add it again."
                 )
-            begun.unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
             secret = secrets.token_hex(24)
             # Write the file first: a key whose secret is lost would have to be revoked.
-            if not write_once(begun, _text(key, secret)):
+            if not write_once(unfinished, _text(key, secret)):
                 raise ProducerError(
-                    f"Another `producer add` is writing {begun}.", hint="Wait for it to finish, then run this again."
+                    f"Another `producer add` is writing {unfinished}.",
+                    hint="Wait for it to finish, then run this again.",
                 )
             self._ask("add", key, secret)
         if not write_once(file, _text(key, secret)):
             raise ProducerError(
-                f"Another process has just created {file}.", hint=f"Move it. {name}'s key is in {begun}."
+                f"Another process has just created {file}.", hint=f"Move it. {name}'s key is in {unfinished}."
             )
-        begun.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
         return {"key": key, **_parts(key)}
 
     def revoke(self, name: str, data_set: str) -> dict[str, str]:
-        """Revoke its key at once. The files that it uploaded are kept.
+        """Revoke the producer's key at once. The files that it uploaded are kept.
 
         :raises ProducerError: there is no such producer.
         """
@@ -106,17 +107,17 @@ class Producers:
     def _ask(self, verb: str, *arguments: str) -> Any:
         inspected = docker("inspect", find_container(self.project, "s3"), error=ProducerError)
         network = json.loads(inspected)[0]["HostConfig"]["NetworkMode"]
-        setup = docker("inspect", self._of_airflows_image(), error=ProducerError)
+        setup = docker("inspect", self._container_of_airflow_image(), error=ProducerError)
         limits = ("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--log-driver=none")
         command = ("--entrypoint=python", json.loads(setup)[0]["Image"], "-m", __name__)
         request = json.dumps([self._root_secret, verb, *arguments])
-        told = docker(
+        answer = docker(
             "run", "--rm", "-i", f"--network={network}", *limits, *command, stdin=request, error=ProducerError
         )
-        return json.loads(told)
+        return json.loads(answer)
 
-    def _of_airflows_image(self) -> str:
-        """A container of Airflow's image. The one of the job has ended and may have been removed by a prune."""
+    def _container_of_airflow_image(self) -> str:
+        """A container of Airflow's image. That of setup-s3 has stopped, and a prune may have removed it."""
         try:
             return find_container(self.project, "setup-s3", ended=True)
         except UnreachableError:
@@ -128,13 +129,15 @@ def _parts(key: str) -> dict[str, str]:
     return {"name": name, "data_set": data_set}
 
 
-def _secret_of(begun: Path, key: str) -> str:
+def _secret_of(unfinished: Path, key: str) -> str:
     """:raises ProducerError: the file does not belong to this key."""
-    text = begun.read_text()
-    found = _SECRET.search(text)
-    if found is None or text != _text(key, found[1]):
-        raise ProducerError(f"{begun} does not belong to {key}.", hint="Remove it, or choose another file with --out.")
-    return found[1]
+    text = unfinished.read_text()
+    match = _SECRET.search(text)
+    if match is None or text != _text(key, match[1]):
+        raise ProducerError(
+            f"{unfinished} does not belong to {key}.", hint="Remove it, or choose another file with --out."
+        )
+    return match[1]
 
 
 def _text(key: str, secret: str) -> str:
@@ -147,7 +150,7 @@ def _text(key: str, secret: str) -> str:
 
 
 def main() -> int:
-    """Runs in the gateway's network: does what standard input requests."""
+    """Run the request that is in standard input. This runs in the gateway's network."""
     root_secret, verb, *arguments = json.load(sys.stdin)
     root = s3_admin.root_of(root_secret)
     verbs: dict[str, Callable[..., Any]] = {

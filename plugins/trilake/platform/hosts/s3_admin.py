@@ -1,9 +1,9 @@
-"""S3 on vps_1: its buckets, its identities, and who may do what in which bucket.
+"""S3 on vps_1: its buckets, its identities, and the rights of each identity in each bucket.
 
-The gateway (versitygw) knows users and bucket policies. A user without a policy may do nothing. `RIGHTS` is all that
-each identity may do; docs/operations/hosts.md shows it. Producers may also put objects below one data set's prefix of
-bucket raw, and do nothing else. The gateway's list of users is the list of producers too. Identities are made by the
-gateway's administration interface, which listens on loopback only.
+The gateway (versitygw) knows users and bucket policies. A user without a policy has no rights. `RIGHTS` has all rights
+of each identity, and docs/operations/hosts.md shows them. A producer can only put objects below one data set's prefix
+of bucket raw. The gateway's list of users is also the list of producers. Identities are made through the gateway's
+administration interface, which listens on loopback only.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 ROOT = "root"
-# A producer's key is <data set>.<name>; no other key has a dot, and no name of a data set.
+# A producer's key is <data set>.<name>. No other key has a dot, and the name of a data set has none either.
 PRODUCER = re.compile(r"(?P<data_set>[a-z][a-z0-9_]{0,39})\.(?P<name>[a-z0-9][a-z0-9-]{0,29})")
 IDENTITIES = ("airflow", "spark", "clickhouse", "agents")
 ADMINISTRATION_PORT = 7071
 _TIMEOUT_S = 10
 
-# read, write (what is there included), delete
+# r: read; w: write, also over an existing object; d: delete
 _OF_OBJECTS = {
     "r": ("s3:GetObject",),
     "w": ("s3:PutObject", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"),
@@ -51,18 +51,18 @@ _OF_OBJECTS = {
 _OF_PRODUCERS = ("s3:PutObject", "s3:AbortMultipartUpload")
 _OF_BUCKETS = {"r": ("s3:ListBucket", "s3:GetBucketLocation"), "w": ("s3:ListBucketMultipartUploads",), "d": ()}
 
-# Bucket -> identity -> rights. Nobody but root gets to a bucket that has no entry for it.
+# Bucket -> identity -> rights. An identity without an entry cannot use the bucket. Only root needs no entry.
 RIGHTS: Mapping[str, Mapping[str, str]] = {
-    # what sources gave: Airflow ingests, everybody else reads
+    # files from the sources: Airflow writes them, the others read them
     RAW_BUCKET: {"airflow": "rwd", "spark": "r", "clickhouse": "r"},
-    # Iceberg: Spark's and PyIceberg's commits, and what expiry takes away; ClickHouse pulls files
+    # Iceberg: Spark and PyIceberg commit, and expiry removes files; ClickHouse pulls files
     LAKE_BUCKET: {"airflow": "rwd", "spark": "rwd", "clickhouse": "r", "agents": "r"},
     # job code, reports, results of runs
     ARTIFACTS_BUCKET: {"airflow": "rwd", "spark": "rw", "agents": "r"},
     LOGS_BUCKET: {"airflow": "rwd"},
     # Spark renames a log when it ends, which is a copy and a delete
     EVENTS_BUCKET: {"airflow": "r", "spark": "rwd"},
-    # each shard writes what Airflow or a Spark driver ordered; who ordered it removes what is stale
+    # Airflow or a Spark driver starts an export and removes its stale files; each shard writes
     EXPORTS_BUCKET: {"airflow": "rwd", "spark": "rwd", "clickhouse": "rw", "agents": "r"},
     BACKUPS_BUCKET: {"clickhouse": "rwd"},
 }
@@ -73,14 +73,14 @@ class StoreError(TrilakeError):
 
 
 def secret(env: Mapping[str, str], identity: str) -> str:
-    """:raises EnvironmentFileError: it is not set."""
+    """:raises EnvironmentFileError: the secret is not set."""
     return required(env, f"S3_{identity.upper()}_SECRET")
 
 
 def policy(bucket: str, producers: Iterable[str] = ()) -> dict[str, Any]:
-    """The bucket's policy, as S3 writes it.
+    """The bucket's policy, in S3's format.
 
-    :param producers: their keys; they have no right in any bucket but raw.
+    :param producers: the producers' keys. They have rights only in bucket raw.
     """
     statements = []
     for identity, rights in RIGHTS[bucket].items():
@@ -103,24 +103,24 @@ def set_up(env: Mapping[str, str], host: str = "vps-1") -> None:
     """Create what is missing: identities with the secrets of ``.env``, buckets, policies. It can be repeated.
 
     :raises UnreachableError: the gateway does not answer.
-    :raises StoreError: it refuses us, or what it is asked.
+    :raises StoreError: it refuses the root key or a request.
     """
     root = root_of(secret(env, ROOT), host)
-    known = _identities(root)
+    existing = _identities(root)
     for identity in IDENTITIES:
-        _set_identity(root, identity, secret(env, identity), known=identity in known)
+        _set_identity(root, identity, secret(env, identity), known=identity in existing)
     client = s3.client(root)
-    there = {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
+    existing_buckets = {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
     for bucket in BUCKETS:
-        if bucket not in there:
+        if bucket not in existing_buckets:
             client.create_bucket(Bucket=bucket)
         if bucket != RAW_BUCKET:
             _set_policy(client, bucket)
-    _let_producers(root)
+    _set_policy_of_raw(root)
 
 
 def root_of(secret_key: str, host: str = "vps-1") -> S3Endpoint:
-    """The store as its root sees it."""
+    """The S3 store, with the key root."""
     return S3Endpoint(f"http://{host}:{S3_PORT}", ROOT, secret_key)
 
 
@@ -130,29 +130,29 @@ def producers(root: S3Endpoint) -> list[str]:
 
 
 def add_producer(root: S3Endpoint, key: str, secret_key: str) -> None:
-    """Let a producer in.
+    """Add a producer.
 
     :param key: ``<data set>.<name>``.
-    :raises StoreError: there is one of this key: nothing replaces its secret, and of two at once the gateway takes one.
+    :raises StoreError: the key exists. Its secret is not replaced. If two add it at once, the gateway accepts one.
     """
     if key in _identities(root):
         raise StoreError(f"There is a producer {key} already.", hint="Revoke it first, then add it again.")
     _set_identity(root, key, secret_key, known=False)
-    _let_producers(root)
+    _set_policy_of_raw(root)
 
 
 def resume_producer(root: S3Endpoint, key: str, secret_key: str) -> bool:
-    """Whether the producer has this secret now. If so, grant it its rights: the process that added it may have been
-    killed before that.
+    """Whether the producer has this secret. If so, grant its rights: the process that added it may have been killed
+    before that.
     """
     if key not in _identities(root):
         return False
     try:
-        # the one request that the gateway answers to every known key, whatever its rights
+        # the gateway answers this request for every known key, whatever its rights
         s3.client(S3Endpoint(root.url, key, secret_key)).list_buckets()
     except RefusedError:
         return False
-    _let_producers(root)
+    _set_policy_of_raw(root)
     return True
 
 
@@ -160,22 +160,22 @@ def revoke_producer(root: S3Endpoint, key: str) -> None:
     """Revoke a producer's key at once. The files that it uploaded are kept."""
     if key in _identities(root):
         _administer(root, f"/delete-user?access={quote(key)}")
-    _let_producers(root)
+    _set_policy_of_raw(root)
 
 
-def _let_producers(root: S3Endpoint) -> None:
-    """Bucket raw's policy names the producers that there are, also where somebody else adds one at this moment."""
-    client, told = s3.client(root), None
-    while told != (there := producers(root)):
-        _set_policy(client, RAW_BUCKET, there)
-        told = there
+def _set_policy_of_raw(root: S3Endpoint) -> None:
+    """Write bucket raw's policy for all producers. Repeat it if another process has added or revoked one meanwhile."""
+    client, written = s3.client(root), None
+    while written != (keys := producers(root)):
+        _set_policy(client, RAW_BUCKET, keys)
+        written = keys
 
 
 def _set_policy(client: S3Client, bucket: str, producers: Iterable[str] = ()) -> None:
     client.put_bucket_policy(Bucket=bucket, Policy=json.dumps(policy(bucket, producers)))
 
 
-# --- the administration interface: requests as S3's, signed likewise, with bodies in XML
+# --- the administration interface: requests are signed like S3's, and bodies are XML
 
 
 def _identities(root: S3Endpoint) -> set[str]:
@@ -194,7 +194,7 @@ def _set_identity(root: S3Endpoint, name: str, secret_key: str, *, known: bool) 
 
 
 def _administer(root: S3Endpoint, path: str, body: bytes = b"") -> bytes:
-    """:raises UnreachableError: it does not answer. :raises StoreError: it refuses; its words, never ours."""
+    """:raises UnreachableError: no answer. :raises StoreError: refused; the message never has the request's body."""
     from botocore.auth import S3SigV4Auth
     from botocore.awsrequest import AWSRequest
     from botocore.credentials import Credentials
@@ -228,7 +228,7 @@ def _administer(root: S3Endpoint, path: str, body: bytes = b"") -> bytes:
 
 def _message(text: bytes) -> str:
     try:
-        found = ElementTree.fromstring(text)  # noqa: S314  our own gateway's
+        document = ElementTree.fromstring(text)  # noqa: S314  our own gateway's
     except ElementTree.ParseError:
         return "no reason given"
-    return next((element.text or "" for element in found.iter() if element.tag.endswith("Code")), "no reason given")
+    return next((element.text or "" for element in document.iter() if element.tag.endswith("Code")), "no reason given")

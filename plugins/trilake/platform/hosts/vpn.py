@@ -1,6 +1,6 @@
-"""The VPN's people, as the container ``openvpn`` of this machine keeps them (docker/openvpn/trilake_vpn).
+"""The VPN's profiles, which the container ``openvpn`` of this machine keeps (docker/openvpn/trilake_vpn).
 
-On vps_1 and in the replica alike: the container is found by its project's name, whichever compose file started it.
+This works on vps_1 and in the replica: the container is found by its project's name, with any compose file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SERVICE = "openvpn"
 
 
 class VpnError(TrilakeError):
-    """The VPN refused, and says why."""
+    """The VPN refused a request. The message says why."""
 
 
 class Vpn:
@@ -34,7 +34,7 @@ class Vpn:
         return dict(self._ask("init"))
 
     def people(self) -> list[dict[str, Any]]:
-        """Every profile there was: ``name, role, address, cn, created_at, expires_at, revoked_at, delivered,
+        """Every profile, revoked ones too: ``name, role, address, cn, created_at, expires_at, revoked_at, delivered,
         connected_from`` (times in ISO 8601; None: not revoked, not connected)."""
         return list(self._ask("list"))
 
@@ -45,11 +45,11 @@ class Vpn:
         :param remote: ``host[:port]`` of the VPN. Default: the container's setting.
         :raises VpnError: the name has a profile already or is not valid, or the file exists with other text.
         """
-        waiting = any(
+        undelivered = any(
             person["name"] == name and person["revoked_at"] is None and not person["delivered"]
             for person in self.people()
         )
-        if file.exists() and not waiting:
+        if file.exists() and not undelivered:
             raise VpnError(f"{file} exists. A profile is never overwritten.", hint="Choose another file with --out.")
         if not file.absolute().parent.is_dir():
             raise VpnError(
@@ -76,5 +76,5 @@ def _write(file: Path, text: str) -> None:
     """Write the profile. A file with the same text is accepted: a killed call left it."""
     if not write_once(file, text) and file.read_text() != text:
         raise VpnError(
-            f"{file} is there and is another profile, it is not written over.", hint="Name another one by --out."
+            f"{file} exists and is another profile. It is not overwritten.", hint="Choose another file with --out."
         )

@@ -1,1 +1,1 @@
-"""Locks: every package with its version and hashes, for the images, for a project of its own, and for a Java."""
+"""Locks: every package with its version and hashes, for the images, a project outside this repository, and Java."""

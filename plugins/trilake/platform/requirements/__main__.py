@@ -1,6 +1,6 @@
-"""``python -m trilake.platform.requirements``: the path of the lock that a project of its own is installed by.
+"""``python -m trilake.platform.requirements``: prints the path of the lock for a project outside this repository.
 
-It needs nothing but the package itself: ``pip install --no-deps trilake`` comes first.
+It needs only the package itself. Run ``pip install --no-deps trilake`` first.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     run_job.py --version <version> --job <name> -- <the job's own arguments>
 
-Standard library and boto3 alone, so that the image stays as it is while jobs and the package change. S3 is the one of
-the connection aws_default, in Airflow's JSON form in AIRFLOW_CONN_AWS_DEFAULT. The zip is first on sys.path, and its
-path is in TRILAKE_JOBS_ZIP for a session that hands it to executors.
+It uses only the standard library and boto3, so the image stays the same when jobs or the package change. The address of
+S3 is in the connection aws_default, in Airflow's JSON form in AIRFLOW_CONN_AWS_DEFAULT. The zip is first on sys.path.
+Its path is in TRILAKE_JOBS_ZIP, so that the Spark session can send it to executors.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 BUCKET = "artifacts"
-# Apart from 1 (the job itself failed) and 2 (the command line): the code could not be had.
+# The code could not be fetched. It differs from 1 (the job itself failed) and 2 (the command line is wrong).
 EXIT_NO_CODE = 3
 
 
@@ -45,14 +45,14 @@ def s3_client() -> Any:
             "aws_secret_access_key": connection["password"],
         }
     except (KeyError, ValueError, AttributeError) as e:
-        # the kind of error alone: its text may hold the connection, and that a password
-        refuse(f"AIRFLOW_CONN_AWS_DEFAULT is missing or no connection in JSON ({type(e).__name__}).")
+        # only the type of the error: its text may contain the connection, which contains a password
+        refuse(f"AIRFLOW_CONN_AWS_DEFAULT is missing or is not a connection in JSON ({type(e).__name__}).")
     retries: Any = {"max_attempts": 8, "mode": "standard"}
     return boto3.client("s3", config=Config(s3={"addressing_style": "path"}, retries=retries), **settings)
 
 
 def fetch(version: str, folder: Path) -> Path:
-    """Put the version's zip into `folder`; its name is checked against the manifest, the manifest against the zip."""
+    """Put the version's zip into `folder`. The version must match the manifest, and the manifest must match the zip."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     client = s3_client()
@@ -70,10 +70,10 @@ def fetch(version: str, folder: Path) -> Path:
 
     manifest = read("manifest.json")
     if not hashlib.sha256(manifest).hexdigest().startswith(version):
-        refuse(f"The manifest of version {version} is not the one of that name: its content was changed.")
+        refuse(f"The manifest of version {version} does not match the version's name: its content was changed.")
     archive = read("jobs.zip")
     if hashlib.sha256(archive).hexdigest() != json.loads(manifest)["sha256"]:
-        refuse(f"jobs.zip of version {version} is not the one of its manifest: its content was changed.")
+        refuse(f"jobs.zip of version {version} does not match its manifest: its content was changed.")
     path = folder / f"jobs-{version}.zip"
     path.write_bytes(archive)
     return path
@@ -81,14 +81,14 @@ def fetch(version: str, folder: Path) -> Path:
 
 def main(command_line: list[str]) -> Any:
     parser = argparse.ArgumentParser(
-        prog="run_job", description="Run a job of a version of the job code.", allow_abbrev=False
+        prog="run_job", description="Run a job from one version of the job code.", allow_abbrev=False
     )
-    parser.add_argument("--version", required=True, help="of the job code: 16 hexadecimal digits")
-    parser.add_argument("--job", required=True, help="the module of the job")
-    # The job's own arguments are its own: argparse never sees them.
-    at = command_line.index("--") if "--" in command_line else len(command_line)
-    own, theirs = command_line[:at], command_line[at + 1 :]
-    options = parser.parse_args(own)
+    parser.add_argument("--version", required=True, help="version of the job code: 16 hexadecimal digits")
+    parser.add_argument("--job", required=True, help="module of the job")
+    # This parser does not get the job's own arguments.
+    separator = command_line.index("--") if "--" in command_line else len(command_line)
+    job_arguments = command_line[separator + 1 :]
+    options = parser.parse_args(command_line[:separator])
     if not re.fullmatch(r"[0-9a-f]{16}", options.version):
         parser.error(f"{options.version!r} is not a version")
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", options.job):
@@ -104,9 +104,9 @@ def main(command_line: list[str]) -> Any:
                 raise
             refuse(f"Version {options.version} has no job {options.job}.")
         if not str(job.__file__).startswith(str(path)):
-            refuse(f"Version {options.version} has no job {options.job}: that is another module, {job.__file__}.")
-        sys.argv = [options.job, *theirs]
-        return job.main(theirs)
+            refuse(f"Version {options.version} has no job {options.job}. That name is another module: {job.__file__}.")
+        sys.argv = [options.job, *job_arguments]
+        return job.main(job_arguments)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""ClickHouse for one machine: the ClickHouse engine in this process (chDB) behind ClickHouse's HTTP interface.
+"""ClickHouse for one machine: ClickHouse's HTTP interface over the ClickHouse engine in this process (chDB).
 
-It does what clickhouse-connect, curl and Airflow's hook need of a server, and refuses the rest with ClickHouse's own
-error codes. The engine does the work; the modules here only carry requests to it and answers back:
+It supports what clickhouse-connect, curl and Airflow's hook need, and refuses other requests with ClickHouse's error
+codes. The engine runs the queries. The modules here pass requests to it and return its answers:
 
-- `config`: the JSON file that starts the gateway, and the XML file that it makes for the engine
-- `statement`: what has to be known of a text of SQL before the engine sees it
+- `config`: the gateway's configuration (JSON), and the engine's configuration (XML) that is made from it
+- `statement`: finds what the gateway must know about an SQL text before the engine gets it
 - `protocol`: a request's parameters and headers, typed; errors and their HTTP status
-- `wire`: the bytes of bodies: compression, forms, spooling
-- `engine`: connections, sessions, streams of the engine
-- `server`: one request from its first byte to its last
+- `wire`: the bytes of request and answer bodies: compression, forms, spooling
+- `engine`: connections, sessions and streams of the engine
+- `gateway`: handles one request from its first byte to its last
+- `server`: the process: its data folder, its port, its shutdown
 """

@@ -23,7 +23,7 @@ def main() -> int:
     parser.add_argument("--config", type=Path, required=True, help="JSON file; `trilake up` writes it")
     arguments = parser.parse_args()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    # uvicorn says that an answer was not completed; here that is on purpose, and said in our own words
+    # uvicorn logs an error for an incomplete answer. The gateway does this on purpose, and logs it itself.
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
     try:
         serve(GatewayConfig.load(arguments.config))

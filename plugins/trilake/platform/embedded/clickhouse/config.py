@@ -1,4 +1,4 @@
-"""What the gateway is told (a JSON file), and what it tells the engine (an XML file that holds secrets: mode 0600)."""
+"""The gateway's configuration (a JSON file), and the engine's (an XML file with secrets, so its mode is 0600)."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ MINIMUM_MEMORY_BYTES = 256 * MIB
 
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
-# The engine's defaults are for a host of its own (5 GiB for one cache of indexes alone); here everything shares
-# one small machine. In bytes.
+# In bytes. The engine's defaults are for a dedicated host (for example 5 GiB for one index cache). Here, all services
+# share one small machine.
 _CACHES = {
     "mark_cache_size": 32 * MIB,
     "primary_index_cache_size": 32 * MIB,
@@ -38,13 +38,13 @@ _CACHES = {
     "query_condition_cache_size": 8 * MIB,
 }
 _QUERY_LOG_DAYS = 7
-# The engine wants a native port for every replica although nothing listens there.
+# The engine requires a native port for every replica, although no process listens on it.
 _NATIVE_PORT = 9000
 
 
 @dataclass(frozen=True)
 class GatewayConfig:
-    """One gateway: where it listens, where its data is, who may enter."""
+    """One gateway: its address, its data folder, its users."""
 
     host: str
     port: int
@@ -62,19 +62,19 @@ class GatewayConfig:
 
     @property
     def engine_file(self) -> Path:
-        """The engine's configuration; its name is given to the engine relative to the data folder."""
+        """The engine's configuration file. The engine gets its name relative to the data folder."""
         return self.data / "engine.xml"
 
     @property
     def spool(self) -> Path:
-        """Answers that are made as a whole before their first byte is sent."""
+        """The folder for answers that are complete before their first byte is sent."""
         return self.data / "spool"
 
     @classmethod
     def load(cls, path: Path) -> GatewayConfig:
         """Read the JSON file.
 
-        :raises ConfigurationError: it cannot be read or makes no sense. Its content is never shown: it holds passwords.
+        :raises ConfigurationError: it cannot be read or is invalid. Messages do not show it: it has passwords.
         """
         try:
             document = json.loads(path.read_text())
@@ -113,9 +113,9 @@ class GatewayConfig:
         if not isinstance(users, dict) or not users or not all(isinstance(p, str) and p for p in users.values()):
             raise wrong("users", "an object of user names and passwords, none of them empty")
         shards = document.get("shards", cls.shards)
-        names = [*shards, document.get("database", cls.database), document.get("cluster", cls.cluster)]
+        identifiers = [*shards, document.get("database", cls.database), document.get("cluster", cls.cluster)]
         collections = document.get("named_collections", {})
-        if not all(isinstance(n, str) and _IDENTIFIER.fullmatch(n) for n in [*names, *collections]):
+        if not all(isinstance(n, str) and _IDENTIFIER.fullmatch(n) for n in [*identifiers, *collections]):
             raise wrong("Each of shards, database, cluster and named_collections", "a plain identifier")
         for values in collections.values():
             if not all(_IDENTIFIER.fullmatch(key) and isinstance(value, str) for key, value in values.items()):
@@ -126,7 +126,7 @@ class GatewayConfig:
         return cls(**{**document, "data": Path(data), "shards": tuple(shards)})
 
     def engine_xml(self) -> bytes:
-        """The engine's configuration."""
+        """The content of the engine's configuration file."""
         root = ElementTree.Element("clickhouse")
 
         def add(parent: ElementTree.Element, tag: str, text: object = None) -> ElementTree.Element:
@@ -155,12 +155,12 @@ class GatewayConfig:
         for name, values in self.named_collections.items():
             collection = add(collections, name)
             for key, value in values.items():
-                # a query names the collection and can change none of its values: no key is sent to another address
+                # a query cannot override the collection's values, so the secret key is never sent to another address
                 add(collection, key, value).set("overridable", "0")
         return bytes(ElementTree.tostring(root, encoding="utf-8"))
 
     def write_engine_file(self) -> None:
-        """Write the engine's configuration, for this user's eyes only from its first byte.
+        """Write the engine's configuration. No other user can read it at any time.
 
         :raises ConfigurationError: the data folder cannot be written.
         """

@@ -1,8 +1,8 @@
-"""The engine: chDB's connections, each used by one request or one session, and what streams through them.
+"""The engine: chDB's connections, each for one request or one session, and the streams over them.
 
-chDB runs the queries of one connection one after the other and those of several side by side. A buffered query that
-fails leaves its partial output to the connection's next answer: a request has a connection of its own (about 1 ms),
-and a session's is rinsed after every failure.
+chDB runs the queries of one connection one after the other, and those of several connections in parallel. If a buffered
+query fails, its partial output is added to the connection's next answer. So each request gets a new connection (about
+1 ms), and the connection of a session is cleaned after every failure.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ from trilake.platform.embedded.clickhouse.wire import (
 )
 
 MAX_SESSIONS = 1000
-"""Sessions kept at the same time; each holds a connection (about 80 KiB) until its timeout."""
+"""The maximum number of sessions. Each has a connection (about 80 KiB) until its timeout."""
 
 _BLOCKS_IN_MEMORY = 16
-"""An insert gathers rows into blocks of this part of the memory limit: a few are in work at the same time."""
+"""An insert's block has the memory limit divided by this, because several blocks are in memory at the same time."""
 
-_OURS = b"/* gateway */ "
-"""Begins every statement of the gateway itself; the view of the query log leaves them out."""
+_GATEWAY_COMMENT = b"/* gateway */ "
+"""The beginning of every statement of the gateway itself. The views of system tables hide these statements."""
 
 _READ_ONLY = "READ_ONLY"
 
 FULL_BYTES = 16 << 20
-"""With less room on its disk, an error of the engine may come of that."""
+"""If less space than this is free, an error of the engine may be caused by the full disk."""
 
 
 @dataclass
 class Summary:
-    """What a query read, wrote and gave, as far as the engine tells. Bytes are uncompressed."""
+    """What a query read, wrote and returned, as reported by the engine. Bytes are uncompressed."""
 
     started_ns: int
     read_rows: int = 0
@@ -66,7 +66,7 @@ class Summary:
     result_bytes: int = 0
 
     def add(self, result: Any) -> None:
-        """Count one of the engine's results."""
+        """Add the counts of one of the engine's results."""
         self.read_rows += result.storage_rows_read()
         self.read_bytes += result.storage_bytes_read()
         self.written_rows += result.rows_written()
@@ -75,47 +75,47 @@ class Summary:
         self.result_bytes += result.bytes_read()
 
     def fields(self) -> dict[str, str]:
-        """The fields of X-ClickHouse-Summary; numbers are strings there."""
+        """The fields of X-ClickHouse-Summary. Numbers are strings there."""
         values = {name: str(value) for name, value in vars(self).items() if name != "started_ns"}
         return {**values, "elapsed_ns": str(time.perf_counter_ns() - self.started_ns)}
 
 
 class Connection:
-    """One connection to the engine. Used by one thread at a time."""
+    """A connection to the engine. Only one thread may use it at a time."""
 
     def __init__(self, opened: Any) -> None:
-        self._opened = opened  # closes itself when it is no longer held, and a closed one never answers
+        self._opened = opened  # keep a reference: else chDB closes the connection, and a closed one never answers
         self._raw = opened._conn
         self._dirty = False
         self.streams = True
-        """False once a session has made a setting that keeps answers from being streamed."""
+        """False after a SET statement with a setting that prevents streaming."""
 
     def configure(self, database: str, settings: Mapping[str, str]) -> None:
-        """Make the database and the settings those of the following statements.
+        """Set the database and the settings for the following statements.
 
-        :raises QueryError: the engine refuses one.
+        :raises QueryError: the engine refuses one of them.
         """
         if database:
             self._command(f"USE {identifier(database)}")
-        # readonly last: after it nothing can be set
+        # readonly last: after it, no setting can be changed
         names = sorted(settings, key=lambda name: name == "readonly")
         if names:
             self._command("SET " + ", ".join(f"{name} = {quoted(settings[name])}" for name in names))
 
     def remember(self, settings: Iterable[str]) -> Mapping[str, str | None]:
-        """The present database (under an empty name) and values of settings; None where it is the default."""
+        """The current database (under an empty name) and the values of settings; None for a default value."""
         names = ", ".join(map(quoted, settings)) or "''"
-        found = self._command(
+        answer = self._command(
             "SELECT '' AS name, currentDatabase() AS value, true AS changed UNION ALL "
             f"SELECT name, value, changed::Bool FROM system.settings WHERE name IN ({names}) FORMAT JSONCompactEachRow"
         )
-        rows = [json.loads(line) for line in found.splitlines()]
+        rows = [json.loads(line) for line in answer.splitlines()]
         return {name: value if changed else None for name, value, changed in rows}
 
     def restore(self, remembered: Mapping[str, str | None], *, database: bool) -> None:
         """Undo `configure`.
 
-        :param database: whether it changed the database; if not, a USE since then stands.
+        :param database: whether `configure` changed the database. If not, the effect of a USE statement is kept.
         """
         if database:
             self._command(f"USE {identifier(remembered[''] or 'default')}")
@@ -126,20 +126,20 @@ class Connection:
             )
 
     def rinse(self) -> None:
-        """Take away what a failed query left: the next answer would begin with it."""
+        """Discard the partial output of a failed query. Otherwise the next answer would begin with it."""
         if self._dirty:
             with contextlib.suppress(QueryError):
                 self._command("SELECT 1 FORMAT Null")
             self._dirty = False
 
     def classify(self, sql: bytes) -> tuple[int, bool]:
-        """How many statements a text holds (0: it is none), and whether it only reads."""
-        found = self._raw.classify_query(sql)
-        return found["statement_count"], found["query_class"].name == _READ_ONLY
+        """The number of statements in a text (0 if it has none), and whether it only reads."""
+        answer = self._raw.classify_query(sql)
+        return answer["statement_count"], answer["query_class"].name == _READ_ONLY
 
     def query(self, sql: bytes, format_: str, parameters: Mapping[str, str], summary: Summary) -> Iterator[bytes]:
-        """Run a statement; its answer is made as a whole, in memory, then given piece by piece: not for SELECT."""
-        with self._failing():
+        """Run a statement, and return its answer in pieces. Not for SELECT: the answer is buffered in memory."""
+        with self._engine_errors():
             result = self._raw.query(sql, format_, params=dict(parameters))
         summary.add(result)
         view = memoryview(result.get_memview().view())
@@ -147,19 +147,19 @@ class Connection:
             yield bytes(view[start : start + PIECE_BYTES])
 
     def to_file(self, sql: bytes, path: str, parameters: Mapping[str, str], summary: Summary) -> Iterator[bytes]:
-        """Run a SELECT that writes a file, then give the file piece by piece and remove it.
+        """Run a SELECT that writes a file, then return the file in pieces and remove it.
 
-        Some formats are whole documents (JSON, Parquet); chDB would make them in memory, beyond any limit.
+        An answer in some formats is one document (JSON, Parquet). chDB would make it in memory, without a limit.
 
         :param path: relative to the data folder, as in the statement.
         """
         remembered = self.remember(["max_result_bytes", "readonly"])
-        # with readonly=1 nothing can be set, and nothing undone
+        # with readonly=1, no setting can be changed or reset
         limited = remembered["max_result_bytes"] is None and remembered["readonly"] != "1"
         if limited:
             self._command(f"SET max_result_bytes = {MAX_SPOOL_BYTES}")
         try:
-            with self._failing():
+            with self._engine_errors():
                 summary.add(self._raw.query(sql, "TabSeparated", params=dict(parameters)))
             with open(path, "rb") as file:
                 while piece := file.read(PIECE_BYTES):
@@ -170,17 +170,17 @@ class Connection:
                 self.restore({"max_result_bytes": None}, database=False)
 
     def stream(self, sql: bytes, format_: str, parameters: Mapping[str, str], summary: Summary) -> Iterator[bytes]:
-        """Run a SELECT; its answer is made while it is taken. Closing the iterator cancels it."""
-        with contextlib.closing(self._blocks(sql, format_, parameters, summary)) as pieces:
-            yield from joined_arrow_streams(pieces) if format_.lower() == "arrowstream" else pieces
+        """Run a SELECT. Its answer is made while the iterator is read. Closing the iterator cancels the query."""
+        with contextlib.closing(self._blocks(sql, format_, parameters, summary)) as blocks:
+            yield from joined_arrow_streams(blocks) if format_.lower() == "arrowstream" else blocks
 
     def _blocks(self, sql: bytes, format_: str, parameters: Mapping[str, str], summary: Summary) -> Generator[bytes]:
-        with self._failing():
+        with self._engine_errors():
             handle = self._raw.send_query(sql, format_, params=dict(parameters))
         rows, first = 1, True
         try:
             while rows:
-                with self._failing():
+                with self._engine_errors():
                     result = self._raw.streaming_fetch_result(handle)
                 summary.add(result)
                 rows = result.rows_read()
@@ -194,10 +194,10 @@ class Connection:
                 self._raw.streaming_cancel_query(handle)
 
     def insert(self, head: Head, data: Iterable[bytes], spool_path: str, summary: Summary) -> None:
-        """Insert data while it comes, or from a file once it is whole, as its format allows.
+        """Insert data while it arrives. If the format does not allow this, insert it from a file when it is complete.
 
-        If `data` raises, the insert is aborted: everything that the engine has not yet made a part of the table is
-        dropped. It makes parts of min_insert_block_size_bytes or _rows (1M); those stay, as in a server.
+        If `data` raises an error, the insert is aborted: rows that the engine has not written to a part are dropped. It
+        writes a part for min_insert_block_size_bytes or _rows (1M). Written parts are kept, as in a ClickHouse server.
 
         :param spool_path: a new file for the data, relative to the data folder.
         """
@@ -209,24 +209,24 @@ class Connection:
         else:
             try:
                 spool(data, Path(spool_path))
-                with self._failing():
+                with self._engine_errors():
                     summary.add(self._raw.query(head.from_file(spool_path), "TabSeparated"))
             finally:
                 Path(spool_path).unlink(missing_ok=True)
 
     def _insert_stream(self, sql: bytes | None, format_: str, data: Iterable[bytes], summary: Summary) -> None:
-        with self._failing():
+        with self._engine_errors():
             handle = self._raw.send_insert(sql, format_)
-        done = False
+        finished = False
         try:
             for piece in data:
-                with self._failing():
+                with self._engine_errors():
                     self._raw.insert_append(handle, piece)
-            with self._failing():
+            with self._engine_errors():
                 result = self._raw.insert_done(handle)
-            done = True
+            finished = True
         finally:
-            if not done:
+            if not finished:
                 with contextlib.suppress(RuntimeError):
                     self._raw.insert_cancel(handle)
         summary.add(result)
@@ -235,37 +235,38 @@ class Connection:
         self._opened.close()
 
     def _command(self, sql: str) -> str:
-        with self._failing():
-            content: bytes = self._raw.query(_OURS + sql.encode(), "TabSeparated").bytes() or b""
+        with self._engine_errors():
+            content: bytes = self._raw.query(_GATEWAY_COMMENT + sql.encode(), "TabSeparated").bytes() or b""
         return content.decode()
 
     @contextlib.contextmanager
-    def _failing(self) -> Iterator[None]:
+    def _engine_errors(self) -> Iterator[None]:
         try:
             yield
         except RuntimeError as e:
             self._dirty = True
-            raise QueryError.of_engine(e, note=_lack_of_room()) from None
+            raise QueryError.of_engine(e, note=_disk_full_message()) from None
 
 
 def check_room() -> None:
-    """Before a statement makes or fills a table: on a full disk the engine makes one whose definition is empty.
+    """Check the disk before a statement creates or fills a table.
 
-    It reports success, finds the definition to be an "Empty query" when it reads it again, and does not say why.
+    On a full disk, the engine reports success but creates a table with an empty definition. When it reads the
+    definition later, the error is only "Empty query".
 
     :raises QueryError: the disk is full (243).
     """
-    if lack := _lack_of_room():
-        raise QueryError(243, lack)
+    if message := _disk_full_message():
+        raise QueryError(243, message)
 
 
-def _lack_of_room() -> str:
-    free = shutil.disk_usage(".").free  # the data folder, see `Engine`
+def _disk_full_message() -> str:
+    free = shutil.disk_usage(".").free  # the current folder is the data folder, see `Engine`
     return f"The disk of the data folder is full: {free} bytes are free." if free < FULL_BYTES else ""
 
 
-class _Held:
-    """A session's connection, and until when it is kept."""
+class _OpenSession:
+    """A session's connection, and the time until which it is kept."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -274,9 +275,9 @@ class _Held:
 
 
 class Engine:
-    """The engine of this process, on one data folder.
+    """The engine of this process, with one data folder.
 
-    :raises ConfigurationError: the folder is another process's, or the engine cannot start on it.
+    :raises ConfigurationError: the engine cannot start with this folder.
     """
 
     def __init__(self, config: GatewayConfig) -> None:
@@ -284,32 +285,32 @@ class Engine:
         block = str(config.max_memory_bytes // _BLOCKS_IN_MEMORY)
         self._settings = {
             "log_queries": "1",
-            # what differs between the engine as a library and as a server
+            # defaults that differ between the engine as a library and as a server
             "implicit_select": "0",
             "allow_introspection_functions": "0",
             "storage_file_read_method": "pread",
-            # acknowledged is written, by the insert itself
+            # an insert is acknowledged only after its data is written
             "async_insert": "0",
-            # by default a block of wide rows may be as large as the memory limit
+            # by default, a block of wide rows can be as large as the memory limit
             "max_insert_block_size_bytes": block,
             "min_insert_block_size_bytes": block,
         }
-        self._sessions: dict[str, _Held] = {}
-        self._guard = threading.Lock()
+        self._sessions: dict[str, _OpenSession] = {}
+        self._lock = threading.Lock()
         # the engine takes its time zone from the process, not from its configuration
         os.environ["TZ"] = "UTC"
         time.tzset()
         import chdb
 
         self._chdb: Any = chdb
-        # The engine takes its paths from a URL; relative ones need no quoting.
+        # The engine gets its paths in a URL. Relative paths need no quoting.
         os.chdir(config.data)
         try:
-            self._first = self._connect()  # the engine ends with its last connection
+            self._permanent_connection = self._connect()  # the engine ends when its last connection is closed
         except RuntimeError as e:
             raise ConfigurationError(
-                f"The engine cannot start on {config.data} ({str(e).splitlines()[0]}).",
-                hint="If the folder was made by a newer version, use that one; the message above says more.",
+                f"The engine cannot start with the data folder {config.data} ({str(e).splitlines()[0]}).",
+                hint="If a newer version of Trilake or chDB created the folder, use that version.",
             ) from None
         self._prepare()
 
@@ -319,21 +320,21 @@ class Engine:
     def _prepare(self) -> None:
         for database in (*self._config.shards, self._config.database, GATEWAY_DATABASE):
             self.run(f"CREATE DATABASE IF NOT EXISTS {identifier(database)}")
-        self.run("SYSTEM FLUSH LOGS")  # makes the log's table, which the view stands on
-        replaced = f"if(Settings['{QUERY_ID_SETTING}'] = '', {{0}}, {QUERY_ID}) AS {{0}}"
+        self.run("SYSTEM FLUSH LOGS")  # creates the table of the query log, which the view needs
+        column = f"if(Settings['{QUERY_ID_SETTING}'] = '', {{0}}, {QUERY_ID}) AS {{0}}"
         for table in sorted(VIEWS):
             self.run(
                 f"CREATE OR REPLACE VIEW {GATEWAY_DATABASE}.{table} AS SELECT * REPLACE "
-                f"({replaced.format('query_id')}, {replaced.format('initial_query_id')}) "
-                f"FROM system.{table} WHERE NOT startsWith(query, {quoted(_OURS.decode().strip())})"
+                f"({column.format('query_id')}, {column.format('initial_query_id')}) "
+                f"FROM system.{table} WHERE NOT startsWith(query, {quoted(_GATEWAY_COMMENT.decode().strip())})"
             )
         self.version = self.run("SELECT version()").strip()
         self.timezone = self.run("SELECT timezone()").strip()
 
     def run(self, sql: str) -> str:
-        """Run a statement of the gateway's own.
+        """Run a statement of the gateway itself.
 
-        :raises QueryError: it failed.
+        :raises QueryError: the statement failed.
         """
         connection = self._connect()
         try:
@@ -351,9 +352,9 @@ class Engine:
 
     @contextlib.contextmanager
     def connection(self, session: Session | None, database: str, settings: Mapping[str, str]) -> Iterator[Connection]:
-        """A request's connection, with its database and settings: a new one, or its session's.
+        """A connection for a request, with its database and settings: a new one, or that of its session.
 
-        :raises QueryError: the session is in use (373), is not there and must be (372), or a setting is refused.
+        :raises QueryError: the session is in use (373), must exist but does not (372), or a setting is refused.
         """
         if session is None:
             connection = self._connect()
@@ -363,50 +364,50 @@ class Engine:
             finally:
                 connection.close()
             return
-        held = self._enter(session)
+        open_session = self._enter(session)
         try:
-            # a request's settings are its own; what it SETs is the session's
-            remembered = held.connection.remember(settings)
+            # settings of the request are reset after it; settings of a SET statement stay in the session
+            remembered = open_session.connection.remember(settings)
             try:
-                held.connection.configure(database, settings)
-                yield held.connection
+                open_session.connection.configure(database, settings)
+                yield open_session.connection
             finally:
-                held.connection.rinse()
-                held.connection.restore(remembered, database=bool(database))
+                open_session.connection.rinse()
+                open_session.connection.restore(remembered, database=bool(database))
         finally:
-            with self._guard:
-                held.busy, held.until = False, time.monotonic() + session.seconds
+            with self._lock:
+                open_session.busy, open_session.until = False, time.monotonic() + session.seconds
 
-    def _enter(self, session: Session) -> _Held:
+    def _enter(self, session: Session) -> _OpenSession:
         now = time.monotonic()
-        with self._guard:
-            for name, other in list(self._sessions.items()):
-                if not other.busy and other.until < now:
+        with self._lock:
+            for name, candidate in list(self._sessions.items()):
+                if not candidate.busy and candidate.until < now:
                     self._sessions.pop(name).connection.close()
-            held = self._sessions.get(session.id)
-            if held is None:
+            open_session = self._sessions.get(session.id)
+            if open_session is None:
                 if session.must_exist:
                     raise QueryError(372, "Session not found.")
                 if len(self._sessions) >= MAX_SESSIONS:
                     raise QueryError(202, f"Too many sessions: {MAX_SESSIONS} are open.")
                 connection = self._connect()
                 connection.configure("", self._settings)
-                held = self._sessions[session.id] = _Held(connection)
-            if held.busy:
+                open_session = self._sessions[session.id] = _OpenSession(connection)
+            if open_session.busy:
                 raise QueryError(373, "Session is locked by a concurrent client.")
-            held.busy = True
-            return held
+            open_session.busy = True
+            return open_session
 
     def close(self) -> None:
-        """End the engine; queries that still run are lost."""
+        """End the engine. Queries that still run are lost."""
         self.run("SYSTEM FLUSH LOGS")
-        with self._guard:
-            for held in self._sessions.values():
-                if not held.busy:
-                    held.connection.close()
-        self._first.close()
+        with self._lock:
+            for open_session in self._sessions.values():
+                if not open_session.busy:
+                    open_session.connection.close()
+        self._permanent_connection.close()
 
 
 def can_stream(format_: str) -> bool:
-    """Whether answers in a format can be sent while they are made."""
+    """Whether an answer in this format can be sent while it is made."""
     return format_.lower() in STREAMED_FORMATS

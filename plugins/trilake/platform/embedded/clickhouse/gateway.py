@@ -1,7 +1,7 @@
-"""One request from its first byte to its last.
+"""Handles one request from its first byte to its last.
 
-uvicorn does HTTP. The engine's calls block, so each query has a worker thread, which pulls the body and pushes the
-answer through the event loop: neither side gets ahead of the other, whatever their sizes.
+uvicorn implements HTTP. The engine's calls block, so each query has a worker thread. It reads the body and sends the
+answer through the event loop and waits for each piece, so bodies of any size need little memory.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from trilake.platform.embedded.clickhouse.protocol import QueryError, Request
 from trilake.platform.embedded.clickhouse.statement import QUERY_ID_SETTING, UNSTREAMABLE_SETTINGS, Head, understand
 
 MAX_QUERIES = 100
-"""Queries at the same time; each holds a thread and a connection."""
+"""The maximum number of queries at the same time. Each uses a thread and a connection."""
 
 KILL_INTERVAL_SECONDS = 0.1
-"""A query whose client is gone is killed again until it ends: the first kill may come before it started."""
+"""After its client has disconnected, a query is killed repeatedly: the first kill may come before it starts."""
 
 _FILLS_THE_DISK = frozenset({"CREATE", "INSERT"})
-"""First words. What frees room has to go on: DROP, TRUNCATE, and partitions are replaced by links."""
+"""First words of statements that need disk space. DROP, TRUNCATE and REPLACE PARTITION (hard links) must still work."""
 
 Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -45,11 +45,11 @@ log = logging.getLogger("trilake.clickhouse")
 
 
 class ClientGoneError(Exception):
-    """The client closed its connection before the exchange was over."""
+    """The client closed its connection before it had the complete answer."""
 
 
 class Exchange:
-    """A request's body and its answer, as seen from a worker thread."""
+    """A request's body and its answer, for use in a worker thread."""
 
     def __init__(self, scope: Message, receive: Receive, send: Send) -> None:
         self.method: str = scope["method"]
@@ -69,7 +69,7 @@ class Exchange:
     def body(self) -> Iterator[bytes]:
         """The body's pieces.
 
-        :raises ClientGoneError: the client left before it had sent all of it.
+        :raises ClientGoneError: the client disconnected before it had sent the complete body.
         """
         more = True
         while more:
@@ -89,16 +89,16 @@ class Exchange:
         self._post({"type": "http.response.start", "status": status, "headers": pairs})
 
     def send(self, data: bytes) -> None:
-        """Send a piece of the answer; waits until the client has room for it.
+        """Send a piece of the answer, and wait until the connection has accepted it.
 
-        :raises ClientGoneError: the client is gone.
+        :raises ClientGoneError: the client has disconnected.
         """
         if self.method != "HEAD":
             self._post({"type": "http.response.body", "body": data, "more_body": True})
 
     def end(self) -> None:
-        """Send the end of the answer. Without it the client sees that the answer was cut."""
-        # a client that knows the length may have closed the connection after the last byte; nothing is lost
+        """Send the end of the answer. Without it, the client notices that the answer is incomplete."""
+        # a client that knows the length may close the connection after the last byte; no data is lost
         with contextlib.suppress(ClientGoneError):
             self._post({"type": "http.response.body", "body": b""})
 
@@ -113,21 +113,21 @@ class Exchange:
 
         try:
             return asyncio.run_coroutine_threadsafe(awaited(), self._loop).result()
-        except concurrent.futures.CancelledError:  # the process ends
+        except concurrent.futures.CancelledError:  # the process is ending
             raise ClientGoneError from None
 
 
 class Users:
-    """Who may enter. Passwords are compared as digests, in the same time for every answer."""
+    """The users. Passwords are compared as digests, and the time of a comparison does not depend on its result."""
 
     def __init__(self, users: Mapping[str, str]) -> None:
         self._digests = {name: hashlib.sha256(password.encode()).digest() for name, password in users.items()}
         self._nobody = secrets.token_bytes(32)
 
     def check(self, name: str, password: str) -> None:
-        """:raises QueryError: no such user, or not its password (516)."""
-        given = hashlib.sha256(password.encode("utf-8", "surrogateescape")).digest()
-        if not hmac.compare_digest(given, self._digests.get(name, self._nobody)):
+        """:raises QueryError: the user does not exist, or the password is wrong (516)."""
+        digest = hashlib.sha256(password.encode("utf-8", "surrogateescape")).digest()
+        if not hmac.compare_digest(digest, self._digests.get(name, self._nobody)):
             raise QueryError(
                 516, f"{name}: Authentication failed: password is incorrect, or there is no user with such name."
             )
@@ -136,9 +136,9 @@ class Users:
 class RunningQuery:
     """A request's query while it runs.
 
-    :ivar head: whether data follows its text, and where.
-    :ivar start: the bytes of text and data that were read to find that out.
-    :ivar headers: what is known of its answer.
+    :ivar head: whether data follows the SQL text, and where it begins.
+    :ivar start: the bytes of text and data that were read for `head`.
+    :ivar headers: more headers of its answer.
     """
 
     def __init__(self, request: Request) -> None:
@@ -158,14 +158,14 @@ class Gateway:
         self._users = Users(config.users)
         self._workers = ThreadPoolExecutor(MAX_QUERIES, thread_name_prefix="query")
         self._running: set[str] = set()
-        self._guard = threading.Lock()
+        self._lock = threading.Lock()
         self._requests = 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["path"] in ("/ping", "/replicas_status"):
             await _plain(send, 200, "Ok.\n")
         elif scope["path"] != "/":
-            await _plain(send, 404, f"There is no handle {scope['path']}.\n")
+            await _plain(send, 404, f"The path {scope['path']} does not exist. Use /, /ping or /replicas_status.\n")
         elif scope["method"] not in ("GET", "HEAD", "POST"):
             await _plain(send, 405, "Use GET or POST.\n", allow="GET, HEAD, POST")
         else:
@@ -178,16 +178,16 @@ class Gateway:
             return
         self._requests += 1
         loop = asyncio.get_running_loop()
-        watch = loop.create_task(self._watch(exchange))
+        watch_task = loop.create_task(self._watch(exchange))
         try:
-            # the worker goes on if this task is cancelled: an INSERT SELECT outlives its client
+            # if this task is cancelled, the worker continues: an INSERT SELECT goes on after its client disconnects
             await asyncio.shield(loop.run_in_executor(self._workers, self._serve, exchange))
         finally:
             self._requests -= 1
-            watch.cancel()
+            watch_task.cancel()
 
     async def _watch(self, exchange: Exchange) -> None:
-        """Notice that the client left after its request was read, and stop a query that is only for it."""
+        """Notice a disconnect after the request was read, and kill the query if `cancel_when_gone` is set."""
         await exchange.body_read.wait()
         while (await exchange._receive())["type"] != "http.disconnect":
             pass
@@ -198,7 +198,7 @@ class Gateway:
             await asyncio.sleep(KILL_INTERVAL_SECONDS)
 
     def _serve(self, exchange: Exchange) -> None:
-        """Answer one request; runs in a worker thread."""
+        """Answer one request, in a worker thread."""
         try:
             request = self._request(exchange)
             if request is None:
@@ -209,15 +209,15 @@ class Gateway:
             exchange.query_id = request.query_id
             self._answer(exchange, request)
         except ClientGoneError:
-            log.info("query %s: the client is gone", exchange.query_id or "-")
+            log.info("query %s: the client has disconnected", exchange.query_id or "-")
         except QueryError as e:
             _refuse(exchange, e)
         except Exception as e:
             log.exception("query %s", exchange.query_id or "-")
-            _refuse(exchange, _unforeseen(e))
+            _refuse(exchange, _internal_error(e))
 
     def _request(self, exchange: Exchange) -> Request | None:
-        """The request, known to be from a user; None if it asks for nothing."""
+        """The request, after authentication; None if a GET has no query."""
         pairs = protocol.decode_parameters(exchange.query_string)
         if exchange.method != "POST" and not any(name == "query" and value for name, value in pairs):
             return None
@@ -240,14 +240,14 @@ class Gateway:
 
     @contextlib.contextmanager
     def _claimed(self, query_id: str) -> Generator[None]:
-        with self._guard:
+        with self._lock:
             if query_id in self._running:
                 raise QueryError(216, f"Query with id = {query_id} is already running.")
             self._running.add(query_id)
         try:
             yield
         finally:
-            with self._guard:
+            with self._lock:
                 self._running.discard(query_id)
 
     def _answer(self, exchange: Exchange, request: Request) -> None:
@@ -265,10 +265,11 @@ class Gateway:
                 **query.headers,
             }
 
-        hold = request.hold if exchange.http_version != "1.0" else None  # 1.0 has no chunks: a cut would look whole
+        # HTTP/1.0 has no chunks: an incomplete answer would look complete
+        hold = request.hold if exchange.http_version != "1.0" else None
         with contextlib.closing(wire.Answer(exchange, hold, self._config.spool, request.lz4_answer, headers)) as answer:
             try:
-                # its id and its session are free again before the client can know that it is over
+                # release the query id and the session before the client gets the end of the answer
                 with self._claimed(request.query_id):
                     self._execute(exchange, query, answer)
                 answer.finish()
@@ -276,11 +277,11 @@ class Gateway:
                 if not answer.started:
                     raise
                 log.info("query %s: error %d after its answer began", request.query_id, e.code)
-                answer.break_off(_last_word(str(e), tag))
+                answer.break_off(_error_block(str(e), tag))
 
     def _execute(self, exchange: Exchange, query: RunningQuery, answer: wire.Answer) -> None:
         request = query.request
-        # the statement is read before it has a connection: a slow sender holds none
+        # read the statement before taking a connection, so that a slow sender does not occupy one
         text = self._text(exchange, request)
         query.head, query.start = wire.read_statement(text)
         settings = {**request.settings, QUERY_ID_SETTING: request.query_id}
@@ -292,31 +293,31 @@ class Gateway:
                 answer.write(piece)
 
     def _run(
-        self, exchange: Exchange, query: RunningQuery, connection: Connection, rest: Iterator[bytes]
+        self, exchange: Exchange, query: RunningQuery, connection: Connection, remaining: Iterator[bytes]
     ) -> Generator[bytes]:
-        """Run a query; its answer piece by piece."""
+        """Run a query, and return its answer in pieces."""
         path = f"{self._config.spool.name}/{secrets.token_hex(16)}"
         if query.head.insert is not None:
-            yield from _insert(query, connection, rest, path)
+            yield from _insert(query, connection, remaining, path)
         else:
-            yield from self._whole(exchange, query, connection, rest, path)
+            yield from self._run_statement(exchange, query, connection, remaining, path)
 
-    def _whole(
-        self, exchange: Exchange, query: RunningQuery, connection: Connection, rest: Iterator[bytes], path: str
+    def _run_statement(
+        self, exchange: Exchange, query: RunningQuery, connection: Connection, remaining: Iterator[bytes], path: str
     ) -> Generator[bytes]:
-        """Run what is a statement from its first byte to its last."""
+        """Run a statement without data after it."""
         request = query.request
-        text = wire.read_whole(query.start, rest)
+        text = wire.read_whole(query.start, remaining)
         statement = understand(text)
         count, reads = connection.classify(text)
         if not statement.first_word:
             raise QueryError(62, "Syntax error: Empty query.")
         if statement.inserts_input:
-            raise QueryError(48, "INSERT through input() is not implemented by this gateway: INSERT the data itself.")
+            raise QueryError(48, "INSERT with input() is not implemented by this gateway: insert the data directly.")
         if statement.file:
             code = 358 if statement.file == "OUTFILE" else 78
-            raise QueryError(code, f"{statement.file} is for clients with files; this is a server.")
-        _permit(request, count, reads)
+            raise QueryError(code, f"{statement.file} works only in clients that read local files; this is a server.")
+        _check_permitted(request, count, reads)
         if statement.first_word in _FILLS_THE_DISK:
             check_room()
         format_ = statement.format or request.default_format
@@ -339,35 +340,35 @@ class Gateway:
             connection.streams = connection.streams and statement.streams
 
 
-def _insert(query: RunningQuery, connection: Connection, rest: Iterator[bytes], path: str) -> Generator[bytes]:
-    """Run an INSERT whose data follow it."""
+def _insert(query: RunningQuery, connection: Connection, remaining: Iterator[bytes], path: str) -> Generator[bytes]:
+    """Run an INSERT with data after it."""
     request, head = query.request, query.head
     check_room()
-    if request.parameters:  # the engine's parser fills them in: it has to see all of it
-        text = wire.read_whole(query.start, rest)
-        _permit(request, *connection.classify(text))
+    if request.parameters:  # the engine's parser replaces parameters, so it needs the complete text
+        text = wire.read_whole(query.start, remaining)
+        _check_permitted(request, *connection.classify(text))
         yield from connection.query(text, request.default_format, request.parameters, query.summary)
     else:
-        _permit(request, *connection.classify(query.start[: head.data_at]))
-        connection.insert(head, _data(query.start[head.data_at :], rest), path, query.summary)
+        _check_permitted(request, *connection.classify(query.start[: head.data_at]))
+        connection.insert(head, _data(query.start[head.data_at :], remaining), path, query.summary)
 
 
-def _permit(request: Request, statements: int, reads: bool) -> None:
-    """:raises QueryError: a request has one statement (62), and one that writes is not a GET (164)."""
+def _check_permitted(request: Request, statements: int, reads: bool) -> None:
+    """:raises QueryError: the request has several statements (62), or is a GET that writes (164)."""
     if statements > 1:
         raise QueryError(62, "Syntax error: Multi-statements are not allowed.")
     if statements and not reads and not request.may_write:
         raise QueryError(164, "Cannot execute query in readonly mode: GET only reads, use POST.")
 
 
-def _data(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+def _data(first: bytes, remaining: Iterator[bytes]) -> Iterator[bytes]:
     if first:
         yield first
-    yield from rest
+    yield from remaining
 
 
-def _last_word(text: str, tag: str) -> bytes:
-    """An error inside an answer, marked so that a client which knows the tag from the headers finds it."""
+def _error_block(text: str, tag: str) -> bytes:
+    """An error inside an answer, between marks. A client finds it by the tag in the headers."""
     message = text.encode()
     return b"__exception__\r\n%s\r\n%s\n%d %s\r\n__exception__\r\n" % (
         tag.encode(),
@@ -377,11 +378,13 @@ def _last_word(text: str, tag: str) -> bytes:
     )
 
 
-def _unforeseen(error: Exception) -> QueryError:
-    """A full disk below a body, or a defect of the gateway: its text may hold data, so only its kind is told."""
+def _internal_error(error: Exception) -> QueryError:
+    """The answer to a full disk or a defect of the gateway. It names only the type: the error's text may have data."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return QueryError(243, "The disk of the data folder is full.")
-    return QueryError(1001, f"The gateway failed ({type(error).__name__}); its log says where.")
+    return QueryError(
+        1001, f"The gateway failed ({type(error).__name__}). Its log has the traceback: run `trilake logs clickhouse`."
+    )
 
 
 def _refuse(exchange: Exchange, error: QueryError) -> None:

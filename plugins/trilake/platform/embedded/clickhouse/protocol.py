@@ -1,4 +1,4 @@
-"""ClickHouse's HTTP interface as far as it is spoken here: a request's parameters and headers, typed; errors."""
+"""The supported part of ClickHouse's HTTP interface: typed parameters and headers of a request, and errors."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ DEFAULT_FORMAT = "TabSeparated"
 DEFAULT_SESSION_SECONDS = 60
 MAX_SESSION_SECONDS = 3600
 DEFAULT_HOLD_BYTES = 1 << 20
-"""An answer up to this size is complete before its first byte is sent: its status and summary are the final ones."""
+"""An answer up to this size is complete before its first byte is sent, so its status and summary are final."""
 
 _SETTING = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _FORMAT = re.compile(r"\w+", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-# What changes the answer in a way that is not made here. Refused when asked for.
+# These change the answer in a way that is not implemented here. They are refused unless they are off.
 _REFUSED_PARAMETERS = frozenset({"client_protocol_version", "compress", "decompress", "quota_key", "stacktrace"})
 _REFUSED_SETTINGS = frozenset(
     {
@@ -102,23 +102,23 @@ class QueryError(TrilakeError):
 
     @classmethod
     def of_engine(cls, error: Exception, *, note: str = "") -> QueryError:
-        """The engine raises RuntimeError with ClickHouse's text; the number is in the text.
+        """Convert the engine's RuntimeError. ClickHouse's error number is in its text.
 
-        :param note: what the engine does not know of it; it follows.
+        :param note: more about the cause, which the engine does not know. It is added to the text.
         """
         text = str(error).strip()
-        m = _CODE.search(text)
-        said = text[m.start() :] if m else text or type(error).__name__
-        return cls(int(m.group(1)) if m else 1001, f"{said} {note}".strip())
+        match = _CODE.search(text)
+        message = text[match.start() :] if match else text or type(error).__name__
+        return cls(int(match.group(1)) if match else 1001, f"{message} {note}".strip())
 
     @property
     def status(self) -> int:
-        """The HTTP status that goes with the number."""
+        """The HTTP status for the error number."""
         return _STATUS.get(self.code, 500)
 
 
 def quoted(text: str) -> str:
-    """A string literal of ClickHouse's SQL; nothing in it can end it."""
+    """A string literal of ClickHouse's SQL. All characters that could end it are escaped."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'").replace("\0", "\\0") + "'"
 
 
@@ -129,7 +129,7 @@ def identifier(name: str) -> str:
 
 @dataclass(frozen=True)
 class Session:
-    """A session that a request belongs to."""
+    """The session of a request."""
 
     id: str
     seconds: int = DEFAULT_SESSION_SECONDS
@@ -138,12 +138,12 @@ class Session:
 
 @dataclass(frozen=True)
 class Request:
-    """A request but its body.
+    """A request without its body.
 
-    :param settings: the engine's settings, in the order given.
+    :param settings: the engine's settings, in the given order.
     :param parameters: values of the query's {name:Type}, as text that the engine parses.
-    :param hold: bytes of the answer to wait for before its first is sent; None is all of them.
-    :param may_write: a GET may not.
+    :param hold: how many bytes of the answer to buffer before the first is sent; None means all.
+    :param may_write: False for a GET.
     """
 
     query: str
@@ -158,7 +158,7 @@ class Request:
     lz4_answer: bool
 
     def is_on(self, setting: str) -> bool:
-        """Whether a setting of the HTTP interface is switched on by this request."""
+        """Whether this request turns a setting of the HTTP interface on."""
         return self.settings.get(setting, "0").lower() in _ON
 
 
@@ -174,19 +174,19 @@ def decode_parameters(query_string: bytes) -> list[tuple[str, str]]:
 
 
 def credentials(parameters: Iterable[tuple[str, str]], headers: Mapping[str, str]) -> tuple[str, str]:
-    """User and password of a request, from one of the three places where they may be.
+    """User and password of a request: from the URL, the X-ClickHouse headers or Basic authentication.
 
-    :raises QueryError: they are given in two places, or cannot be read (516).
+    :raises QueryError: they are given in two of these ways, or cannot be read (516).
     """
-    url = {name: value for name, value in parameters if name in ("user", "password")}
+    url_values = {name: value for name, value in parameters if name in ("user", "password")}
     basic = headers.get("authorization")
-    own = {name: headers[name] for name in ("x-clickhouse-user", "x-clickhouse-key") if name in headers}
+    clickhouse_headers = {name: headers[name] for name in ("x-clickhouse-user", "x-clickhouse-key") if name in headers}
     if "x-clickhouse-ssl-certificate-auth" in headers:
         raise QueryError(516, "Authentication by certificate is not available here.")
-    if sum(map(bool, (url, basic, own))) > 1:
+    if sum(map(bool, (url_values, basic, clickhouse_headers))) > 1:
         raise QueryError(516, "Use one way to authenticate: the URL, X-ClickHouse headers or Basic authentication.")
-    if own:
-        return own.get("x-clickhouse-user", "default"), own.get("x-clickhouse-key", "")
+    if clickhouse_headers:
+        return clickhouse_headers.get("x-clickhouse-user", "default"), clickhouse_headers.get("x-clickhouse-key", "")
     if basic:
         scheme, _, encoded = basic.partition(" ")
         try:
@@ -196,13 +196,13 @@ def credentials(parameters: Iterable[tuple[str, str]], headers: Mapping[str, str
         if scheme.lower() != "basic" or not colon:
             raise QueryError(516, "Authentication failed: only Basic authentication is available here.")
         return name, password
-    return url.get("user", "default"), url.get("password", "")
+    return url_values.get("user", "default"), url_values.get("password", "")
 
 
 def parse_request(method: str, pairs: Iterable[tuple[str, str]], headers: Mapping[str, str]) -> Request:
-    """Type a request's parameters (of the URL, then of a form) and headers (names in lower case).
+    """Parse a request's parameters (of the URL, then of a form) and headers (names in lower case).
 
-    :raises QueryError: a parameter makes no sense, or asks for what is not to be had here.
+    :raises QueryError: a parameter is invalid, or requests a feature that is not implemented.
     """
     values = dict(pairs)
     for name in sorted((_REFUSED_PARAMETERS | _REFUSED_SETTINGS) & values.keys()):
@@ -211,7 +211,7 @@ def parse_request(method: str, pairs: Iterable[tuple[str, str]], headers: Mappin
     if headers.get("x-clickhouse-quota"):
         raise QueryError(48, "Quotas are not implemented by this gateway.")
     if values.get("role"):
-        raise QueryError(511, "There are no roles in this gateway.")
+        raise QueryError(511, "Roles are not implemented by this gateway.")
     settings = {n: v for n, v in values.items() if n not in _NOT_SETTINGS and not n.startswith("param_")}
     for name in settings:
         if name == QUERY_ID_SETTING or not _SETTING.fullmatch(name):
@@ -221,7 +221,7 @@ def parse_request(method: str, pairs: Iterable[tuple[str, str]], headers: Mappin
         raise QueryError(73, f"Unknown format {quoted(default_format)}.")
     query_id = values.get("query_id") or str(uuid.uuid4())
     if _CONTROL.search(query_id):
-        raise QueryError(36, "A query id has no control characters.")
+        raise QueryError(36, "A query id must not have control characters.")
     wait = _boolean(values, "wait_end_of_query") or _boolean(values, "http_wait_end_of_query")
     accepted = {part.partition(";")[0].strip().lower() for part in headers.get("accept-encoding", "").split(",")}
     return Request(
@@ -234,19 +234,19 @@ def parse_request(method: str, pairs: Iterable[tuple[str, str]], headers: Mappin
         session=_session(values),
         hold=None if wait else max(DEFAULT_HOLD_BYTES, _integer(values, "buffer_size", 0)),
         may_write=method == "POST",
-        # the engine's own default of the setting is on
+        # the setting is on by default, as in the engine
         lz4_answer="lz4" in accepted and values.get("enable_http_compression", "1").lower() in _ON,
     )
 
 
 def body_is_lz4(headers: Mapping[str, str]) -> bool:
-    """Whether a body is compressed with the one compression that is known here.
+    """Whether a body is compressed with LZ4, the only supported compression.
 
-    :raises QueryError: it is compressed with another (432).
+    :raises QueryError: another compression is used (432).
     """
     encoding = headers.get("content-encoding", "").strip().lower()
     if encoding not in ("", "identity", "lz4"):
-        raise QueryError(432, f"Unknown Content-Encoding {quoted(encoding)}: send lz4 (frames) or nothing.")
+        raise QueryError(432, f"Unknown Content-Encoding {quoted(encoding)}: use lz4 (frames) or no compression.")
     return encoding == "lz4"
 
 
@@ -257,7 +257,7 @@ def _session(values: Mapping[str, str]) -> Session | None:
     if not 0 < seconds <= MAX_SESSION_SECONDS:
         raise QueryError(374, f"Session timeout {seconds} is not between 1 and {MAX_SESSION_SECONDS} seconds.")
     if "readonly" in values:
-        raise QueryError(48, "readonly as a parameter is not implemented for sessions: the engine cannot take it back.")
+        raise QueryError(48, "readonly as a parameter is not implemented for sessions: the engine cannot reset it.")
     return Session(values["session_id"], seconds, must_exist=_boolean(values, "session_check"))
 
 

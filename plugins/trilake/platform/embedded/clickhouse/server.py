@@ -1,4 +1,4 @@
-"""The process around the gateway: its folder, its port, its end."""
+"""The process of the gateway: its data folder, its port, its shutdown."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from trilake.platform.embedded.clickhouse.gateway import Gateway
 from trilake.platform.embedded.clickhouse.protocol import QueryError
 
 GRACE_SECONDS = 2
-"""On SIGTERM, how long running queries may go on; then they are killed."""
+"""How long queries may still run after SIGTERM. Then they are killed."""
 
 CUT_SECONDS = 3
-"""On SIGTERM, when connections are cut that are still open: clients that send or read slowly."""
+"""How long after SIGTERM open connections are closed, for example of clients that send or read slowly."""
 
 END_SECONDS = 1.5
-"""How long the engine may take to end after that. Whatever was acknowledged is in its files already."""
+"""How long the engine may take to end after that. All acknowledged data is already in its files."""
 
 log = logging.getLogger("trilake.clickhouse")
 
 
 def lock(config: GatewayConfig) -> IO[str]:
-    """Take the data folder for this process, as long as the result is kept open; a killed process gives it back.
+    """Lock the data folder for this process until the returned file is closed or the process ends.
 
-    :raises ConfigurationError: another process has it, or it cannot be written.
+    :raises ConfigurationError: another process has the lock, or the folder cannot be written.
     """
     try:
         config.data.mkdir(parents=True, exist_ok=True, mode=0o700)
-        file = open(config.lock_file, "a+")  # noqa: SIM115  stays open with the process
+        file = open(config.lock_file, "a+")  # noqa: SIM115  stays open until the process ends
     except OSError as e:
         raise ConfigurationError(
             f"The data folder {config.data} cannot be written ({e.strerror}).", hint="Make it writable for this user."
@@ -52,7 +52,7 @@ def lock(config: GatewayConfig) -> IO[str]:
         file.seek(0)
         raise ConfigurationError(
             f"The data folder {config.data} is in use by process {file.read().strip() or '?'}.",
-            hint="Stop it first, or give this gateway a folder of its own.",
+            hint="Stop that process, or configure another data folder for this gateway.",
         ) from None
     file.truncate(0)
     file.write(f"{os.getpid()}\n")
@@ -63,14 +63,14 @@ def lock(config: GatewayConfig) -> IO[str]:
 def listen(config: GatewayConfig) -> socket.socket:
     """Open the port.
 
-    :raises ConfigurationError: it is in use, or the address is not this machine's.
+    :raises ConfigurationError: the port is in use, or the address does not belong to this machine.
     """
-    # TCP by name: asyncio turns Nagle's algorithm off for no other, and each answer's body would wait 40 ms for the
-    # client to acknowledge the head.
+    # With a named protocol, asyncio turns off Nagle's algorithm. Otherwise each answer's body waits 40 ms, until the
+    # client acknowledges the headers.
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # What it accepts inherits this. asyncio sets it on sockets of a named protocol only, and without it the second
+    # Accepted connections inherit this. asyncio sets it only on sockets with a named protocol. Without it, the second
     # piece of every answer waits 40 ms for the client's delayed acknowledgement of the first.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
@@ -79,17 +79,17 @@ def listen(config: GatewayConfig) -> socket.socket:
     except OSError as e:
         raise ConfigurationError(
             f"Cannot listen on {config.host}:{config.port} ({e.strerror}).",
-            hint="Stop what is there or choose another port.",
+            hint="Stop the program that uses the port, or choose another port.",
         ) from None
     return listener
 
 
 def serve(config: GatewayConfig) -> None:
-    """Serve until SIGTERM or SIGINT; ends the process.
+    """Serve until SIGTERM or SIGINT, then end the process.
 
-    :raises ConfigurationError: the folder, the port or the engine is not to be had.
+    :raises ConfigurationError: the data folder or the port is not available, or the engine cannot start.
     """
-    kept = lock(config)
+    lock_file = lock(config)
     listener = listen(config)
     shutil.rmtree(config.spool, ignore_errors=True)
     config.spool.mkdir(mode=0o700)
@@ -118,8 +118,8 @@ def serve(config: GatewayConfig) -> None:
             server.should_exit = True
             loop.call_later(GRACE_SECONDS, loop.run_in_executor, None, kill_all)
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop)
+        for signal_number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signal_number, stop)
         log.info("ClickHouse %s ready on %s:%d", engine.version, config.host, config.port)
         await server._serve([listener])
 
@@ -129,6 +129,6 @@ def serve(config: GatewayConfig) -> None:
         engine.kill_all()
         engine.close()
     log.info("stopped")
-    kept.close()
+    lock_file.close()
     sys.stderr.flush()
     os._exit(0)  # worker threads may still wait for the engine

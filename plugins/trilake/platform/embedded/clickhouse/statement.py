@@ -1,8 +1,8 @@
-"""What has to be known of a text of SQL before the engine sees it.
+"""Finds what the gateway must know about an SQL text before the engine gets it.
 
-The engine parses SQL; this only finds where an INSERT's data begins, which format an answer will have, and the few
-names that mean something else here. It works on tokens, so a keyword inside a string or a comment is none, and on
-bytes (as Latin-1, so that offsets agree), because SQL and binary data may share one body.
+The engine parses SQL. This module only finds where an INSERT's data begins, which format an answer will have, and the
+few names that the gateway replaces. It works on tokens, so that a keyword in a string or comment is ignored. It works
+on bytes (as Latin-1, so that offsets match), because one body can have SQL and binary data.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 GATEWAY_DATABASE = "trilake_gateway"
-"""Holds views of the system tables that know the clients' query ids."""
+"""The database with views of system tables that show the clients' query ids."""
 
 QUERY_ID_SETTING = "stream_like_engine_insert_queue"
-"""The engine makes query ids of its own. A client's travels in this setting, which only NATS and Redis tables read."""
+"""The engine makes its own query ids. The client's is passed in this setting, which only NATS and Redis tables use."""
 
 QUERY_ID = f"CAST(Settings['{QUERY_ID_SETTING}'] AS String)"
 
 VIEWS = frozenset({"processes", "query_log"})
 
-# Formats whose answers' pieces follow each other without header, footer or separator (ArrowStream: once spliced).
+# Formats whose pieces can be concatenated: no header, footer or separator (ArrowStream: after `joined_arrow_streams`).
 STREAMED_FORMATS = frozenset(
     """
     ArrowStream CSV JSONCompactEachRow JSONEachRow JSONLines JSONStringsEachRow LineAsString Native NDJSON Null Raw
     RowBinary TabSeparated TabSeparatedRaw TSV TSVRaw
     """.lower().split()
 )
-# Formats that the engine reads while they come; of others it would gather the whole in memory, beyond any limit.
+# Formats that the engine parses while data arrives. For others it would buffer all data in memory, without a limit.
 STREAMED_INPUTS = frozenset(
     """
     Arrow ArrowStream Avro CSV CSVWithNames CSVWithNamesAndTypes JSONAsObject JSONAsString JSONCompactEachRow
@@ -39,7 +39,7 @@ STREAMED_INPUTS = frozenset(
     TSV TSVRaw TSVWithNames TSVWithNamesAndTypes Values
     """.lower().split()
 )
-# Settings that put something before, between or after the rows of those formats.
+# Settings that add output before, between or after the rows of `STREAMED_FORMATS`.
 UNSTREAMABLE_SETTINGS = frozenset({"extremes", "output_format_json_array_of_rows"})
 
 _TOKEN = re.compile(
@@ -63,7 +63,7 @@ _SELECTS = frozenset({"SELECT", "WITH", "FROM", "("})
 
 @dataclass(frozen=True)
 class Token:
-    """A piece of SQL that is neither blank nor comment; `depth` counts the brackets around it."""
+    """A piece of SQL that is not white space or a comment; `depth` is the number of brackets around it."""
 
     kind: str
     text: str
@@ -73,27 +73,27 @@ class Token:
 
     @property
     def word(self) -> str:
-        """A bare word in capitals; brackets and signs as they are; nothing for strings and quoted names."""
+        """An unquoted word in upper case; brackets and signs unchanged; empty for strings and quoted names."""
         return "" if self.kind == "quoted" else self.text.upper()
 
     @property
     def name(self) -> str:
-        """An identifier without its quotes; nothing for a string."""
+        """An identifier without quotes; empty for a string."""
         if self.kind == "word":
             return self.text
         return self.text[1:-1] if self.kind == "quoted" and self.text[0] in '`"' else ""
 
 
 def tokens(sql: bytes) -> Iterator[Token]:
-    """The tokens of a text of SQL; a string or comment without an end is one token of kind `unfinished`."""
+    """The tokens of an SQL text. A string or comment without an end is a token of kind `unfinished`, the last one."""
     depth = 0
-    for m in _TOKEN.finditer(sql.decode("latin-1")):
-        kind = m.lastgroup or ""
+    for match in _TOKEN.finditer(sql.decode("latin-1")):
+        kind = match.lastgroup or ""
         kind = "quoted" if kind == "tag" else kind
         if kind == "close":
             depth = max(0, depth - 1)
         if kind != "space":
-            yield Token(kind, m.group(), m.start(), m.end(), depth)
+            yield Token(kind, match.group(), match.start(), match.end(), depth)
         if kind == "open":
             depth += 1
         if kind == "unfinished":
@@ -102,12 +102,12 @@ def tokens(sql: bytes) -> Iterator[Token]:
 
 @dataclass(frozen=True)
 class Head:
-    """The beginning of a request's text, understood.
+    """The parsed beginning of a request's text.
 
-    :param insert: the INSERT without its FORMAT or VALUES; None if the whole text is a statement.
+    :param insert: the INSERT without its FORMAT or VALUES; None if the text has no data after a statement.
     :param format: the format of its data.
-    :param data_at: where the data begins.
-    :param file_at: where FROM INFILE may be put in the INSERT.
+    :param data_at: the offset at which the data begins.
+    :param file_at: the offset in the INSERT at which FROM INFILE can be inserted.
     """
 
     insert: bytes | None = None
@@ -116,7 +116,7 @@ class Head:
     file_at: int = 0
 
     def from_file(self, path: str) -> bytes:
-        """The INSERT with its data coming from a file of the engine's.
+        """The INSERT, changed to read its data from a file of the engine.
 
         :param path: a plain path, without quotes.
         """
@@ -126,47 +126,47 @@ class Head:
 
 
 class _Cursor:
-    """Walks tokens no further than asked: binary data may follow them."""
+    """Reads tokens one by one, and never ahead: binary data may follow them."""
 
-    def __init__(self, walked: Iterator[Token]) -> None:
-        self._walked = walked
+    def __init__(self, remaining: Iterator[Token]) -> None:
+        self._tokens = remaining
         self.step()
 
     def step(self) -> None:
-        self.now = next(self._walked, None)
+        self.current = next(self._tokens, None)
 
     def skip(self, word: str) -> None:
-        if self.now is not None and self.now.word == word:
+        if self.current is not None and self.current.word == word:
             self.step()
 
 
 def read_head(text: bytes, *, complete: bool) -> Head | None:
-    """Find an INSERT's data in the first bytes of a text; None if more of it has to be seen.
+    """Find an INSERT's data in the first bytes of a text; None if more bytes are needed.
 
-    :param complete: no more bytes follow.
+    :param complete: whether the text is complete.
     """
-    cursor = _Cursor(_certain(text, complete))
-    if cursor.now is None or cursor.now.word != "INSERT":
-        return Head() if cursor.now is not None or complete else None
+    cursor = _Cursor(_stable_tokens(text, complete))
+    if cursor.current is None or cursor.current.word != "INSERT":
+        return Head() if cursor.current is not None or complete else None
     for word in ("INSERT", "INTO", "TABLE", "FUNCTION"):
         cursor.skip(word)
-    # the name, whose parts may be keywords
-    while cursor.now is not None and cursor.now.kind in ("word", "quoted"):
+    # skip the table name, whose parts may be keywords
+    while cursor.current is not None and cursor.current.kind in ("word", "quoted"):
         cursor.step()
-        if cursor.now is None or cursor.now.text != ".":
+        if cursor.current is None or cursor.current.text != ".":
             break
         cursor.step()
     head = _find_data(cursor, text)
     if head is not None and head.data_at == len(text) and not complete and not text.endswith(b"\n"):
-        return None  # a line's end may follow, which is not data either
+        return None  # the end of the line may follow, which is not data
     return head or (Head() if complete else None)
 
 
 def _find_data(cursor: _Cursor, text: bytes) -> Head | None:
     settings_at = 0
-    while (token := cursor.now) is not None:
+    while (token := cursor.current) is not None:
         cursor.step()
-        following = cursor.now
+        following = cursor.current
         if token.depth:
             continue
         if token.word == "SETTINGS":
@@ -177,16 +177,16 @@ def _find_data(cursor: _Cursor, text: bytes) -> Head | None:
             end = _AFTER_FORMAT.match(text, following.end)
             data_at = end.end() if end else following.end
             return Head(text[: token.start], following.text, data_at, settings_at or token.start)
-        inner = following is not None and token.word == "(" and following.word in _SELECTS
-        if inner or token.word in ("SELECT", "WITH", "FROM", "WATCH", ";"):
+        is_select = following is not None and token.word == "(" and following.word in _SELECTS
+        if is_select or token.word in ("SELECT", "WITH", "FROM", "WATCH", ";"):
             return Head()
     return None
 
 
-def _certain(text: bytes, complete: bool) -> Iterator[Token]:
-    """Tokens that further bytes cannot change."""
+def _stable_tokens(text: bytes, complete: bool) -> Iterator[Token]:
+    """The tokens that more bytes cannot change."""
     for token in tokens(text):
-        # at the very end a word may go on, a quote be half of a doubled one, a sign half of a comment's begin
+        # more bytes may continue the last word, double the last quote, or make a comment of the last sign
         open_end = token.kind == "unfinished" or (token.end == len(text) and token.kind not in ("open", "close"))
         if open_end and not complete:
             return
@@ -195,17 +195,17 @@ def _certain(text: bytes, complete: bool) -> Iterator[Token]:
 
 @dataclass(frozen=True)
 class ParsedStatement:
-    """A statement that is run as it is.
+    """A statement without data after it.
 
-    :param sql: what the engine gets.
-    :param first_word: in capitals.
-    :param format: the format that it names for its answer, if it does.
-    :param select: it is a SELECT.
-    :param streams: nothing in it keeps the rows of its answer from being the whole answer.
-    :param file: OUTFILE or INFILE if it names a file of the client's.
-    :param inserts_input: it is an INSERT SELECT with data behind it, which the engine would answer with OK and lose.
-    :param file_at: where INTO OUTFILE may be put.
-    :param end: where only comments and semicolons are left.
+    :param sql: the text for the engine.
+    :param first_word: in upper case.
+    :param format: the FORMAT of its answer; None if it has no FORMAT clause.
+    :param select: whether it is a SELECT.
+    :param streams: whether its answer has only rows, so that it can be sent while it is made.
+    :param file: OUTFILE or INFILE if it refers to a file of the client.
+    :param inserts_input: whether it is an INSERT SELECT from input(). The engine would lose its data and answer OK.
+    :param file_at: the offset at which INTO OUTFILE can be inserted.
+    :param end: the offset after which only comments and semicolons follow.
     """
 
     sql: bytes
@@ -219,29 +219,31 @@ class ParsedStatement:
     end: int
 
     def into_file(self, path: str, format_: str) -> bytes:
-        """The statement with its answer going to a file of the engine's, in its own format or another.
+        """The statement, changed to write its answer to a file of the engine.
 
         :param path: a plain path, without quotes.
+        :param format_: used if the statement has no FORMAT.
         """
         clause = f" INTO OUTFILE '{path}' " + ("" if self.format else f"FORMAT {format_}")
         return self.sql[: self.file_at] + clause.encode() + self.sql[self.file_at : self.end]
 
 
 def understand(text: bytes) -> ParsedStatement:
-    """Look at a statement; views of `GATEWAY_DATABASE` and the clients' query ids are put in their places."""
+    """Parse a statement, and replace system tables by views of `GATEWAY_DATABASE` and query_id by the clients' ids."""
     sql = _rewrite(text, list(tokens(text)))
-    seen = list(tokens(sql))
-    words = [token.word for token in seen]
+    token_list = list(tokens(sql))
+    words = [token.word for token in token_list]
     pairs = set(itertools.pairwise(words))
-    outermost = {token.word for token in seen if not token.depth}
-    format_ = _named_format(seen)
-    end = max((token.end for token in seen if token.text != ";"), default=0)
+    outermost = {token.word for token in token_list if not token.depth}
+    format_ = _named_format(token_list)
+    end = max((token.end for token in token_list if token.text != ";"), default=0)
     return ParsedStatement(
         sql=sql,
         first_word=words[0] if end else "",
         format=format_[1] if format_ else None,
         select=bool(words) and words[0] in _SELECTS and "INSERT" not in outermost,
-        streams=("WITH", "TOTALS") not in pairs and not any(token.text in UNSTREAMABLE_SETTINGS for token in seen),
+        streams=("WITH", "TOTALS") not in pairs
+        and not any(token.text in UNSTREAMABLE_SETTINGS for token in token_list),
         file="OUTFILE" if ("INTO", "OUTFILE") in pairs else "INFILE" if ("FROM", "INFILE") in pairs else "",
         inserts_input="INSERT" in outermost and ("INPUT", "(") in pairs,
         file_at=format_[0] if format_ else end,
@@ -249,26 +251,28 @@ def understand(text: bytes) -> ParsedStatement:
     )
 
 
-def _named_format(seen: Sequence[Token]) -> tuple[int, str] | None:
-    """Where the last FORMAT outside brackets is, and the word after it, if only settings follow."""
-    outer = [token for token in seen if not token.depth and token.kind not in ("open", "close")]
-    for at in range(len(outer) - 2, -1, -1):
-        before, name = outer[at - 1] if at else None, outer[at + 1]
-        if outer[at].word == "FORMAT" and name.kind == "word":
+def _named_format(token_list: Sequence[Token]) -> tuple[int, str] | None:
+    """The offset of the last FORMAT outside brackets and the word after it. None if more than settings follows."""
+    outer = [token for token in token_list if not token.depth and token.kind not in ("open", "close")]
+    for position in range(len(outer) - 2, -1, -1):
+        before, name = outer[position - 1] if position else None, outer[position + 1]
+        if outer[position].word == "FORMAT" and name.kind == "word":
             if name.word in _AFTER_A_COLUMN or (before and (before.text in ".," or before.word in ("BY", "AS"))):
-                continue  # a column, or a name for one
-            after = outer[at + 2].word if at + 2 < len(outer) else ";"
-            return (outer[at].start, name.text) if after in (";", "SETTINGS") else None
+                continue  # a column or an alias with the name "format"
+            after = outer[position + 2].word if position + 2 < len(outer) else ";"
+            return (outer[position].start, name.text) if after in (";", "SETTINGS") else None
     return None
 
 
-def _rewrite(sql: bytes, seen: Sequence[Token]) -> bytes:
+def _rewrite(sql: bytes, token_list: Sequence[Token]) -> bytes:
     replacements: list[tuple[int, int, str]] = []
-    words = [token.word for token in seen[:2]]
+    words = [token.word for token in token_list[:2]]
     if words == ["KILL", "QUERY"]:
-        replacements = [(token.start, token.end, QUERY_ID) for token in seen if token.name == "query_id"]
+        replacements = [(token.start, token.end, QUERY_ID) for token in token_list if token.name == "query_id"]
     elif words and words[0] in _SELECTS | {"EXPLAIN", "INSERT"}:
-        for before, schema, dot, table in zip([None, *seen], seen, seen[1:], seen[2:], strict=False):
+        for before, schema, dot, table in zip(
+            [None, *token_list], token_list, token_list[1:], token_list[2:], strict=False
+        ):
             if (
                 schema.name == "system"
                 and dot.text == "."

@@ -1,4 +1,4 @@
-"""The bytes of bodies: compression, forms, and answers held back until they are whole."""
+"""The bytes of request and answer bodies: compression, forms, and answers that are buffered until they are complete."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from trilake.platform.embedded.clickhouse.protocol import QueryError
 from trilake.platform.embedded.clickhouse.statement import Head, read_head
 
 PIECE_BYTES = 1 << 20
-"""Bodies move in pieces of about this size."""
+"""Bodies are read and sent in pieces of about this size."""
 
 MAX_STATEMENT_BYTES = 16 << 20
-"""SQL that is not an INSERT's data is held in memory as a whole. The engine's own max_query_size is far below."""
+"""The limit for SQL without INSERT data, which is kept in memory. The engine's max_query_size is much lower."""
 
 MAX_INSERT_BYTES = 1 << 18
-"""An INSERT's data begins within this many bytes: the engine's own max_query_size."""
+"""The data of an INSERT must begin within this many bytes, which is also the engine's max_query_size."""
 
 MAX_SPOOL_BYTES = 8 << 30
-"""Largest answer or insert that is kept on disk until it is whole."""
+"""The largest answer or insert that is kept on disk until it is complete."""
 
 _ARROW_MAGIC_BYTES = 8  # ARROW1 and padding
 
 
 def decompressed(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The content of one LZ4 frame after the other (clickhouse-connect makes one for each block).
+    """The content of a sequence of LZ4 frames (clickhouse-connect makes one for each block).
 
-    :raises QueryError: the bytes are not LZ4 frames, or the last one is not whole (271).
+    :raises QueryError: the bytes are not LZ4 frames, or the last frame is incomplete (271).
     """
     decoder, idle = lz4.frame.LZ4FrameDecompressor(), True
     for piece in pieces:
@@ -40,7 +40,7 @@ def decompressed(pieces: Iterable[bytes]) -> Iterator[bytes]:
             try:
                 content = decoder.decompress(data, max_length=PIECE_BYTES)
             except RuntimeError:
-                raise QueryError(271, "The body is not in LZ4 frames although its Content-Encoding says so.") from None
+                raise QueryError(271, "The Content-Encoding is lz4, but the body is not LZ4 frames.") from None
             data, idle = b"", False
             if content:
                 yield content
@@ -48,11 +48,11 @@ def decompressed(pieces: Iterable[bytes]) -> Iterator[bytes]:
                 data = decoder.unused_data or b""
                 decoder, idle = lz4.frame.LZ4FrameDecompressor(), True
     if not idle:
-        raise QueryError(271, "The body ends within an LZ4 frame.")
+        raise QueryError(271, "The body ends inside an LZ4 frame.")
 
 
 def joined_arrow_streams(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """One Arrow stream of several with the same schema: the first one's schema, everybody's batches, one end.
+    """Join several Arrow streams with the same schema: the schema of the first, the batches of all, one end mark.
 
     A stream is a schema message (0xFFFFFFFF, its length, the message), record batches, and an end mark of 8 bytes.
     """
@@ -65,11 +65,12 @@ def joined_arrow_streams(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def arrow_stream_of_file(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The stream inside an Arrow file: what is between its magic and its footer; the footer only speeds up seeking.
+    """The stream inside an Arrow file. It is between the magic bytes and the footer, which is only needed for seeking.
 
-    The engine reads a stream while it comes, and of a file the whole first. It ignores what follows a stream's end.
+    The engine parses a stream while it arrives, but reads a file completely before it parses it. It ignores bytes after
+    the end of a stream.
 
-    :raises QueryError: it is not an Arrow file, or not all of it (117).
+    :raises QueryError: the bytes are not a complete Arrow file (117).
     """
     magic = b"ARROW1"
     start, end = b"", b""
@@ -87,19 +88,19 @@ def arrow_stream_of_file(pieces: Iterable[bytes]) -> Iterator[bytes]:
         if content:
             yield content
     if end != magic:
-        raise QueryError(117, "Not an Arrow file: missing magic at its start or its end.")
+        raise QueryError(117, "Not a complete Arrow file: the magic bytes at its start or its end are missing.")
 
 
 def read_form(content_type: str, pieces: Iterable[bytes]) -> list[tuple[str, str]]:
-    """The fields of a multipart form, which clients use for parameters that are too long for a URL.
+    """The fields of a multipart form. Clients use forms for parameters that are too long for a URL.
 
-    :raises QueryError: it holds a file (48: external tables), is not UTF-8 (36), or is too long (62).
+    :raises QueryError: it has a file (48: external tables), is not UTF-8 (36), or is too long (62).
     """
     body = read_whole(b"", pieces)
     header = f"Content-Type: {content_type}\r\n\r\n".encode()
     message = email.parser.BytesParser().parsebytes(header + body)
     if not message.is_multipart():
-        raise QueryError(36, "The body is not the multipart form that its Content-Type announces.")
+        raise QueryError(36, "The Content-Type is multipart/form-data, but the body is not a multipart form.")
     fields = []
     for part in message.walk():
         if part.is_multipart():
@@ -118,7 +119,7 @@ def read_form(content_type: str, pieces: Iterable[bytes]) -> list[tuple[str, str
 
 
 def spool(pieces: Iterable[bytes], path: Path) -> None:
-    """Put a body into a file.
+    """Write a body to a file.
 
     :raises QueryError: it is larger than `MAX_SPOOL_BYTES` (396).
     """
@@ -127,11 +128,13 @@ def spool(pieces: Iterable[bytes], path: Path) -> None:
         for piece in pieces:
             size += file.write(piece)
             if size > MAX_SPOOL_BYTES:
-                raise QueryError(396, f"An insert in this format may have {MAX_SPOOL_BYTES} bytes here: stream it.")
+                raise QueryError(
+                    396, f"An insert in this format can have at most {MAX_SPOOL_BYTES} bytes: use CSV or Native."
+                )
 
 
 def read_whole(start: bytes, pieces: Iterable[bytes]) -> bytes:
-    """A statement that is not followed by data.
+    """Read a statement that has no data after it.
 
     :raises QueryError: it is longer than `MAX_STATEMENT_BYTES` (62).
     """
@@ -140,33 +143,33 @@ def read_whole(start: bytes, pieces: Iterable[bytes]) -> bytes:
         parts.append(piece)
         size += len(piece)
         if size > MAX_STATEMENT_BYTES:
-            raise QueryError(62, f"Max query size exceeded: a statement may have {MAX_STATEMENT_BYTES} bytes here.")
+            raise QueryError(62, f"Max query size exceeded: a statement can have at most {MAX_STATEMENT_BYTES} bytes.")
     return b"".join(parts)
 
 
 def read_statement(pieces: Iterator[bytes]) -> tuple[Head, bytes]:
-    """Read until it is known whether data follows; what was read comes back with the finding.
+    """Read until it is clear whether data follows. Returns the result and all bytes that were read.
 
-    :raises QueryError: nothing was found within `MAX_INSERT_BYTES` (62).
+    :raises QueryError: it is not clear after `MAX_INSERT_BYTES` (62).
     """
-    text, look_at = bytearray(), 0
+    text, next_look = bytearray(), 0
     for piece in pieces:
         text += piece
-        if len(text) < look_at:
+        if len(text) < next_look:
             continue
         head = read_head(bytes(text), complete=False)
         if head is not None:
             return head, bytes(text)
         if len(text) > MAX_INSERT_BYTES:
             raise QueryError(
-                62, f"Max query size exceeded: an INSERT's data begins within {MAX_INSERT_BYTES} bytes here."
+                62, f"Max query size exceeded: an INSERT's data must begin within {MAX_INSERT_BYTES} bytes."
             )
-        look_at = 2 * len(text)  # looking starts at the beginning: not for every byte of a slow sender
+        next_look = 2 * len(text)  # parsing starts at the beginning each time, so do it only when the text has doubled
     return read_head(bytes(text), complete=True) or Head(), bytes(text)
 
 
 class Outlet(Protocol):
-    """Where an answer goes: the client, as far as the answer knows it."""
+    """The interface by which an answer is sent to the client."""
 
     def start(self, status: int, headers: dict[str, str]) -> None: ...
 
@@ -176,10 +179,10 @@ class Outlet(Protocol):
 
 
 class Answer:
-    """An answer on its way: held back up to a size, so that its status can still change, then sent piece by piece.
+    """An answer. It is buffered up to a size, so that its status can still change, and then sent in pieces.
 
-    :param hold: bytes to hold back; None holds back all of it, on disk if need be.
-    :param headers: makes the headers at the moment when the first byte is sent.
+    :param hold: bytes to buffer; None means the complete answer, on disk if it is large.
+    :param headers: called for the headers when the first byte is sent.
     """
 
     def __init__(
@@ -188,62 +191,62 @@ class Answer:
         self._outlet = outlet
         self._hold = hold
         self._headers = headers
-        self._held = tempfile.SpooledTemporaryFile(max_size=PIECE_BYTES, dir=str(spool))  # noqa: SIM115  closed by close()
+        self._buffer = tempfile.SpooledTemporaryFile(max_size=PIECE_BYTES, dir=str(spool))  # noqa: SIM115  closed by close()
         self._size = 0
         self._lz4 = lz4
         self._encode: Callable[[bytes], bytes] = bytes
         self.started = False
 
     def write(self, data: bytes) -> None:
-        """Take a piece; may wait until the client has taken earlier ones.
+        """Add a piece. It may wait until the client has read earlier pieces.
 
-        :raises QueryError: the answer is to be held back as a whole and is larger than `MAX_SPOOL_BYTES` (396).
+        :raises QueryError: the complete answer must be buffered and is larger than `MAX_SPOOL_BYTES` (396).
         """
         if self.started:
             self._send(data)
             return
         self._size += len(data)
         if self._hold is None and self._size > MAX_SPOOL_BYTES:
-            raise QueryError(396, f"An answer with wait_end_of_query may have {MAX_SPOOL_BYTES} bytes here: stream it.")
-        self._held.write(data)
+            raise QueryError(396, f"An answer with wait_end_of_query can have at most {MAX_SPOOL_BYTES} bytes.")
+        self._buffer.write(data)
         if self._hold is not None and self._size > self._hold:
             self._start({})
 
     def finish(self) -> None:
-        """The answer is whole."""
+        """Send the buffered bytes and the end of the answer."""
         if not self.started:
-            # a compressed answer's length is not known; chunks tell where it ends
+            # the length of a compressed answer is unknown, so it is sent in chunks
             self._start({} if self._lz4 and self._size else {"Content-Length": str(self._size)})
         if self._encode is not bytes:
             self._outlet.send(self._encoder.flush())
         self._outlet.end()
 
     def break_off(self, message: bytes) -> None:
-        """A last word in an answer that went wrong after its status was sent. The outlet then cuts the connection."""
+        """Send an error message after the status was sent. Then the connection is closed without the answer's end."""
         self._send(message)
         if self._encode is not bytes:
             self._outlet.send(self._encoder.flush())
 
     def close(self) -> None:
-        """Forget what was held back."""
-        self._held.close()
+        """Discard the buffered bytes."""
+        self._buffer.close()
 
-    def _start(self, more: dict[str, str]) -> None:
+    def _start(self, extra_headers: dict[str, str]) -> None:
         self.started = True
-        headers = {**self._headers(), **more}
-        first = b""
+        headers = {**self._headers(), **extra_headers}
+        lz4_header = b""
         if self._lz4 and self._size:
             self._encoder = lz4.frame.LZ4FrameCompressor()
-            first = self._encoder.begin()
+            lz4_header = self._encoder.begin()
             self._encode = self._encoder.compress
             headers["Content-Encoding"] = "lz4"
         self._outlet.start(200, headers)
-        if first:
-            self._outlet.send(first)
-        self._held.seek(0)
-        while piece := self._held.read(PIECE_BYTES):
+        if lz4_header:
+            self._outlet.send(lz4_header)
+        self._buffer.seek(0)
+        while piece := self._buffer.read(PIECE_BYTES):
             self._send(piece)
-        self._held.close()
+        self._buffer.close()
 
     def _send(self, data: bytes) -> None:
         encoded = self._encode(data)

@@ -21,7 +21,7 @@ from trilake.platform.embedded.kubernetes.cluster import KubernetesObjects
 from trilake.platform.embedded.kubernetes.configuration import ClusterConfiguration
 from trilake.platform.embedded.kubernetes.controller import Controller
 
-# The drivers' grace of 3 s and this must fit into the 5 s in which the platform ends its services.
+# This and the drivers' grace period of 3 s must fit into the 5 s in which the platform stops its services.
 _OPEN_REQUESTS_SECONDS = 1
 
 
@@ -30,11 +30,11 @@ def main(command_line: list[str]) -> int:
     parser.add_argument("--config", type=Path, required=True, help="config/kubernetes.json of the platform's home")
     options = parser.parse_args(command_line)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    os.umask(0o077)  # what drivers write is nobody else's, either
+    os.umask(0o077)  # files of drivers are for this user only, too
     try:
         configuration = ClusterConfiguration.read(options.config)
-        listening = _listen(configuration)
-        asyncio.run(_serve(configuration, listening))
+        listener = _listen(configuration)
+        asyncio.run(_serve(configuration, listener))
     except TrilakeError as e:
         print(e, file=sys.stderr)
         return 1
@@ -45,23 +45,23 @@ def main(command_line: list[str]) -> int:
 
 
 def _listen(configuration: ClusterConfiguration) -> socket.socket:
-    # TCP by name: asyncio turns Nagle's algorithm off for no other, and each answer would wait for an acknowledgement
-    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # inherited by what it accepts; asyncio sets it on sockets of a named protocol only
-    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # With a named protocol, asyncio turns off Nagle's algorithm; otherwise each answer waits for an acknowledgement.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # accepted connections inherit this; asyncio sets it only on sockets with a named protocol
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     address = (configuration.host, configuration.port)
     try:
-        listening.bind(address)
+        listener.bind(address)
     except OSError as e:
         raise TrilakeError(
             f"{address[0]}:{address[1]} cannot be listened on: {e.strerror}.",
-            hint="End what uses the port, or let `trilake up` choose another.",
+            hint="Stop the program that uses the port, or remove the port from config/ports.json and run `trilake up`.",
         ) from None
-    return listening
+    return listener
 
 
-async def _serve(configuration: ClusterConfiguration, listening: socket.socket) -> None:
+async def _serve(configuration: ClusterConfiguration, listener: socket.socket) -> None:
     cluster = KubernetesObjects(configuration.data, configuration.namespace)
     api = Api(cluster, Controller(cluster, configuration), configuration)
     server = _Server(
@@ -71,16 +71,16 @@ async def _serve(configuration: ClusterConfiguration, listening: socket.socket) 
             access_log=False,
             lifespan="on",
             timeout_graceful_shutdown=_OPEN_REQUESTS_SECONDS,
-            # a client keeps its connection between polls, which may be far apart
+            # clients keep their connection between polls, and the polls may be far apart
             timeout_keep_alive=75,
         )
     )
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    host, port = listening.getsockname()[:2]
+    host, port = listener.getsockname()[:2]
     logging.getLogger(__name__).info("listening on http://%s:%d, namespace %s", host, port, configuration.namespace)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, server.end)
-    await server.serve(sockets=[listening])
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signal_number, server.end)
+    await server.serve(sockets=[listener])
 
 
 class _Server(uvicorn.Server):

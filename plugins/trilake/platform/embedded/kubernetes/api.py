@@ -1,4 +1,4 @@
-"""The API server: what Airflow's Kubernetes hook, operator and asynchronous client call, and no more."""
+"""The API server: only the calls of Airflow's Kubernetes hook, operator and asynchronous client."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _CORE = "/api/v1/namespaces/{namespace}"
 _APPLICATIONS = f"/apis/{GROUP}/{VERSION}/namespaces/{{namespace}}/{PLURAL}"
 _OPEN_PATHS = ("/readyz", "/livez", "/healthz", "/version")
 _KINDS = {"sparkapplications": KIND, "pods": "Pod", "events": "Event", "secrets": "Secret"}
-# Of Kubernetes, a part of whose API this speaks; clients insist on every field.
+# The Kubernetes version whose API is partly implemented here. Clients require every field.
 _KUBERNETES = {
     "major": "1",
     "minor": "34",
@@ -55,7 +55,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Api:
-    """The requests on one cluster's objects."""
+    """The request handlers for one cluster's objects."""
 
     def __init__(self, cluster: KubernetesObjects, controller: Controller, configuration: ClusterConfiguration) -> None:
         self._cluster = cluster
@@ -63,7 +63,7 @@ class Api:
         self._configuration = configuration
 
     def application(self) -> Starlette:
-        """The ASGI application; its lifespan is the controller's."""
+        """The ASGI application. It starts and stops the controller."""
 
         @contextlib.asynccontextmanager
         async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -104,9 +104,11 @@ class Api:
             self._authenticate(request)
             namespace = request.path_params["namespace"]
             if namespace != self._cluster.namespace:
-                what = request.url.path.partition("/namespaces/")[2].split("/")[1]
+                resource = request.url.path.partition("/namespaces/")[2].split("/")[1]
                 raise StatusError(
-                    403, f'{what} is forbidden: this user has no right in the namespace "{namespace}"', kind=what
+                    403,
+                    f'{resource} is forbidden: this user has no right in the namespace "{namespace}"',
+                    kind=resource,
                 )
             handler = handlers.get("GET" if request.method == "HEAD" else request.method)
             if handler is None:
@@ -117,8 +119,8 @@ class Api:
 
     def _authenticate(self, request: Request) -> None:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        known = hmac.compare_digest(token.strip().encode(), self._configuration.token.encode())
-        if scheme.lower() != "bearer" or not known:
+        token_matches = hmac.compare_digest(token.strip().encode(), self._configuration.token.encode())
+        if scheme.lower() != "bearer" or not token_matches:
             raise StatusError(401, "Unauthorized")
 
     async def _answer_unknown(self, request: Request, error: Exception) -> Response:
@@ -130,8 +132,8 @@ class Api:
             return await _answer_refusal(request, StatusError(405, "the server does not allow this method"))
         parts = request.url.path.strip("/").split("/")
         if parts[-1] in _KINDS and "namespaces" not in parts:
-            what = StatusError(403, f"{parts[-1]} is forbidden: this user may not list them over all namespaces")
-            return await _answer_refusal(request, what)
+            refusal = StatusError(403, f"{parts[-1]} is forbidden: this user cannot list them across all namespaces")
+            return await _answer_refusal(request, refusal)
         return await _answer_refusal(request, StatusError(404, "the server could not find the requested resource"))
 
     # --- the server itself
@@ -150,7 +152,7 @@ class Api:
     async def _create_application(self, request: Request) -> Response:
         document = await _body(request)
         strict = request.query_params.get("fieldValidation") == "Strict"
-        application, left_out = admit(document, namespace=self._cluster.namespace, strict=strict)
+        application, dropped = admit(document, namespace=self._cluster.namespace, strict=strict)
         metadata = application["metadata"]
         if not metadata.get("name"):
             metadata["name"] = f"{metadata['generateName']}{time.time_ns() % 16**5:05x}"
@@ -163,9 +165,9 @@ class Api:
             record = self._cluster.create(application)
             application = record.application
             self._controller.take_on(record)
-        # one header line has no room for more, and a client shows few
-        warnings = {"warning": ", ".join(f'299 - "unknown field \\"{path}\\""' for path in left_out[:10])}
-        return JSONResponse(application, 201, headers=warnings if left_out else None)
+        # only ten: a header line has a size limit, and clients show only a few
+        warnings = {"warning": ", ".join(f'299 - "unknown field \\"{path}\\""' for path in dropped[:10])}
+        return JSONResponse(application, 201, headers=warnings if dropped else None)
 
     async def _get_application(self, request: Request) -> Response:
         return JSONResponse(self._record(request).application)
@@ -202,7 +204,10 @@ class Api:
         self._check_preconditions(options, record.application, record.name)
         policy = options.get("propagationPolicy") or request.query_params.get("propagationPolicy")
         if policy == "Orphan":
-            raise StatusError(422, "propagationPolicy: Orphan: a driver does not outlive its application here")
+            raise StatusError(
+                422,
+                "propagationPolicy: Orphan is not supported: the embedded platform ends a driver with its application",
+            )
         if _is_dry_run(request):
             return JSONResponse(success(PLURAL, record.name, record.uid))
         self._controller.delete(record, foreground=policy == "Foreground")
@@ -249,21 +254,21 @@ class Api:
 
     async def _get_log(self, request: Request) -> Response:
         record, pod = self._pod(request)
-        name, asked = pod["metadata"]["name"], request.query_params
-        if asked.get("container") not in (None, "", CONTAINER):
-            raise StatusError(400, f"container {asked['container']} is not valid for pod {name}")
-        if asked.get("previous") == "true":
+        name, parameters = pod["metadata"]["name"], request.query_params
+        if parameters.get("container") not in (None, "", CONTAINER):
+            raise StatusError(400, f"container {parameters['container']} is not valid for pod {name}")
+        if parameters.get("previous") == "true":
             raise StatusError(400, f'previous terminated container "{CONTAINER}" in pod "{name}" not found')
         if pod["status"]["phase"] == "Pending":
             raise StatusError(400, f'container "{CONTAINER}" in pod "{name}" is waiting to start: ContainerCreating')
         query = LogQuery(
-            since=_since(asked),
-            tail_lines=_number(asked, "tailLines"),
-            timestamps=asked.get("timestamps") in ("true", "True", "1"),
-            limit_bytes=_number(asked, "limitBytes"),
+            since=_since(parameters),
+            tail_lines=_number(parameters, "tailLines"),
+            timestamps=parameters.get("timestamps") in ("true", "True", "1"),
+            limit_bytes=_number(parameters, "limitBytes"),
         )
         folder = record.attempt_folder
-        if asked.get("follow") in ("true", "True", "1"):
+        if parameters.get("follow") in ("true", "True", "1"):
             ended = self._controller.driver_ended(record)
             return StreamingResponse(follow_log(folder, query, ended), media_type="text/plain")
         return Response(await run_in_threadpool(read_log, folder, query), media_type="text/plain")
@@ -297,17 +302,17 @@ class Api:
     # --- lists and watches
 
     async def _list(self, request: Request, kind: Kind) -> Response:
-        asked = request.query_params
+        parameters = request.query_params
         by_label, by_field = (
-            label_selector(asked.get("labelSelector")),
-            field_selector(kind, asked.get("fieldSelector")),
+            label_selector(parameters.get("labelSelector")),
+            field_selector(kind, parameters.get("fieldSelector")),
         )
 
         def selected(document: Mapping[str, Any]) -> bool:
             return by_label(document) and by_field(document)
 
-        if asked.get("watch") in ("true", "True", "1"):
-            return StreamingResponse(self._watch(asked, kind, selected), media_type="application/json")
+        if parameters.get("watch") in ("true", "True", "1"):
+            return StreamingResponse(self._watch(parameters, kind, selected), media_type="application/json")
         return self._list_of(kind, [document for document in self._cluster.objects(kind) if selected(document)])
 
     def _list_of(self, kind: str, items: list[dict[str, Any]]) -> Response:
@@ -321,13 +326,13 @@ class Api:
         )
 
     async def _watch(
-        self, asked: Mapping[str, str], kind: Kind, selected: Callable[[Mapping[str, Any]], bool]
+        self, parameters: Mapping[str, str], kind: Kind, selected: Callable[[Mapping[str, Any]], bool]
     ) -> AsyncIterator[bytes]:
         def line(change: str, document: Mapping[str, Any]) -> bytes:
             return json.dumps({"type": change, "object": document}).encode() + b"\n"
 
-        seconds = min(_number(asked, "timeoutSeconds") or _LONGEST_WATCH_SECONDS, _LONGEST_WATCH_SECONDS)
-        since = _number(asked, "resourceVersion") or 0
+        seconds = min(_number(parameters, "timeoutSeconds") or _LONGEST_WATCH_SECONDS, _LONGEST_WATCH_SECONDS)
+        since = _number(parameters, "resourceVersion") or 0
         if not since:
             since = int(self._cluster.version)
             for document in [document for document in self._cluster.objects(kind) if selected(document)]:
@@ -342,7 +347,7 @@ class Api:
         except TimeoutError:
             return
 
-    # --- tasks of requests that are answered before they are done
+    # --- work that continues after its request was answered
 
     _tasks: set[asyncio.Task[None]] = set()
 
@@ -367,7 +372,7 @@ async def _body(request: Request, *, optional: bool = False) -> Any:
     try:
         content = await request.body()
     except ClientDisconnect:
-        raise StatusError(400, "the request ended before its body") from None
+        raise StatusError(400, "the connection was closed before the body was complete") from None
     if not content and optional:
         return {}
     try:
@@ -380,18 +385,18 @@ async def _body(request: Request, *, optional: bool = False) -> Any:
 
 
 async def _patched(request: Request, document: dict[str, Any]) -> dict[str, Any]:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip()
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip()
     patch = await _body(request)
-    if kind == _JSON_PATCH and isinstance(patch, list):
+    if content_type == _JSON_PATCH and isinstance(patch, list):
         changed = patches.apply(document, patch)
-    elif kind in _MERGE_PATCHES and isinstance(patch, dict):
+    elif content_type in _MERGE_PATCHES and isinstance(patch, dict):
         changed = patches.merge(document, patch)
-    elif kind in (_JSON_PATCH, *_MERGE_PATCHES):
-        raise StatusError(400, f"a body of {kind} has another form")
+    elif content_type in (_JSON_PATCH, *_MERGE_PATCHES):
+        raise StatusError(400, f"the body does not fit the content type {content_type}")
     else:
-        raise StatusError(415, f"the body of the request was in an unknown format: {kind}")
+        raise StatusError(415, f"the body of the request was in an unknown format: {content_type}")
     if not isinstance(changed, dict):
-        raise StatusError(400, "the patch leaves no object")
+        raise StatusError(400, "the patched document is not an object")
     return changed
 
 
@@ -415,20 +420,20 @@ def _is_dry_run(request: Request) -> bool:
     return "All" in request.query_params.getlist("dryRun")
 
 
-def _number(asked: Mapping[str, str], name: str) -> int | None:
-    text = asked.get(name)
+def _number(parameters: Mapping[str, str], name: str) -> int | None:
+    text = parameters.get(name)
     if not text:
         return None
     if not text.isdecimal():
-        raise StatusError(400, f"{name}: {text!r} is not a number that makes sense here")
+        raise StatusError(400, f"{name}: {text!r} is not a whole number")
     return int(text)
 
 
-def _since(asked: Mapping[str, str]) -> bytes | None:
-    seconds = _number(asked, "sinceSeconds")
+def _since(parameters: Mapping[str, str]) -> bytes | None:
+    seconds = _number(parameters, "sinceSeconds")
     if seconds is not None:
         return log_time(datetime.now(UTC) - timedelta(seconds=seconds))
-    if text := asked.get("sinceTime"):
+    if text := parameters.get("sinceTime"):
         try:
             return log_time(datetime.fromisoformat(text))
         except ValueError:
@@ -436,4 +441,4 @@ def _since(asked: Mapping[str, str]) -> bytes | None:
     return None
 
 
-assert set(get_args(Kind)) < set(_KINDS), "every kind that is kept has a name"  # noqa: S101
+assert set(get_args(Kind)) < set(_KINDS), "every kind of stored object has a name"  # noqa: S101

@@ -1,4 +1,4 @@
-"""The namespace's objects: kept in memory, written down before anybody sees them, and watched."""
+"""The namespace's objects: kept in memory, saved to disk before a client can read them, and watched by clients."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Kind = Literal["sparkapplications", "pods", "events"]
 Change = Literal["ADDED", "MODIFIED", "DELETED"]
 
 _RECORD_FILE = "application.json"
-# Kubernetes forgets events after an hour; we keep the newest of each application for as long as it is there.
+# Kubernetes removes events after an hour. Here, the newest of each application are kept as long as the application.
 _EVENTS_KEPT = 50
 # How many changes back a watch may start. A client that asks for older ones gets 410 Gone and lists again.
 _CHANGES_KEPT = 1_000
@@ -35,7 +35,7 @@ _CHANGES_KEPT = 1_000
 
 @dataclass
 class Record:
-    """An application and what belongs to it. Everything of it lies in one folder, and goes with it."""
+    """An application with its pod and events. All its files are in one folder, which is removed with it."""
 
     folder: Path
     application: dict[str, Any]
@@ -59,18 +59,18 @@ class Record:
 
     @property
     def state(self) -> str:
-        """The application's state, as the operator names it; empty while it is new."""
+        """The application's state, with the operator's names; empty while it is new."""
         return str((self.application.get("status") or {}).get("applicationState", {}).get("state", ""))
 
     @property
     def attempt_folder(self) -> Path:
-        """Where the current attempt's driver lives."""
+        """The folder of the current attempt's driver."""
         return self.folder / f"attempt-{self.status.get('executionAttempts', 0)}"
 
 
 @dataclass(frozen=True)
 class Changed:
-    """What a watch sends."""
+    """A change of an object, as a watch sends it."""
 
     version: int
     kind: Kind
@@ -79,14 +79,14 @@ class Changed:
 
 
 class KubernetesObjects:
-    """All objects of one namespace. It is used from one event loop alone."""
+    """All objects of one namespace. Use it from one event loop only."""
 
     def __init__(self, folder: Path, namespace: str) -> None:
         self.namespace = namespace
         self._folder = folder / "applications"
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._records: dict[str, Record] = {}
-        # Versions only ever grow, also over a restart that has forgotten deleted objects.
+        # Versions must always grow, also after a restart, when the versions of deleted objects are unknown.
         self._version = int(time.time() * 1000)
         self._changes: deque[Changed] = deque(maxlen=_CHANGES_KEPT)
         self._oldest = self._version
@@ -98,7 +98,7 @@ class KubernetesObjects:
         try:
             document = json.loads((folder / _RECORD_FILE).read_text())
         except FileNotFoundError:
-            # the answer to its creation was never sent, or its deletion was not finished
+            # the server was killed before it answered the creation, or before it finished the deletion
             shutil.rmtree(folder, ignore_errors=True)
             return
         record = Record(folder, document["application"], document["pod"], document["events"], document["gone"])
@@ -132,9 +132,9 @@ class KubernetesObjects:
                 yield from record.events
 
     async def watch(self, kind: Kind, since: int) -> AsyncIterator[Changed]:
-        """What changes after version `since`.
+        """The changes after version `since`, and then new ones as they happen.
 
-        :raises StatusError: 410, that is longer ago than is known.
+        :raises StatusError: 410, the changes after `since` are no longer kept.
         """
         if since < self._oldest:
             raise StatusError(410, f"too old resource version: {since} ({self._oldest})")
@@ -152,7 +152,7 @@ class KubernetesObjects:
             self._watching.discard(awake)
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait for what the objects tell."""
+        """Wait until the condition is true. It is checked after every change of an object."""
         awake = asyncio.Event()
         self._watching.add(awake)
         try:
@@ -165,7 +165,7 @@ class KubernetesObjects:
     # --- writing
 
     def create(self, application: dict[str, Any]) -> Record:
-        """Take it in, under a name that is free, and write it down."""
+        """Add a new application and save it. The caller has checked that its name is free."""
         metadata = application["metadata"]
         uid = str(uuid.uuid4())
         metadata |= {"uid": uid, "namespace": self.namespace, "creationTimestamp": now(), "generation": 1}
@@ -181,7 +181,7 @@ class KubernetesObjects:
         return record
 
     def save(self, record: Record, kind: Kind | None = None, change: Change = "MODIFIED") -> None:
-        """Write the record down, then tell those who watch."""
+        """Save the record, then send the change to watches."""
         document = {"sparkapplications": record.application, "pods": record.pod}.get(kind or "")
         if document is not None:
             self._version += 1
@@ -198,26 +198,26 @@ class KubernetesObjects:
             },
         )
         if document is not None and kind is not None:
-            self._tell(kind, change, document)
+            self._notify(kind, change, document)
 
     def note(
         self, record: Record, about: Mapping[str, Any], reason: str, message: str, *, warning: bool = False
     ) -> None:
-        """Record an event; it is written down with the next change of the record."""
+        """Record an event. It is saved with the next `save` of the record."""
         event = event_of(about, "Warning" if warning else "Normal", reason, message)
         self._version += 1
         event["metadata"]["resourceVersion"] = str(self._version)
         record.events = [*record.events, event][-_EVENTS_KEPT:]
-        self._tell("events", "ADDED", event)
+        self._notify("events", "ADDED", event)
         log.info("%s %s: %s: %s", about["kind"], about["metadata"]["name"], reason, message)
 
     def forget_application(self, record: Record) -> None:
-        """The application can no longer be read; what it left is still ending."""
+        """Mark the application as deleted: it can no longer be read, while its driver and pod may still be ending."""
         record.gone = True
         try:
             self.save(record, "sparkapplications", "DELETED")
         except OSError:
-            record.gone = False  # the deletion is not certain: the caller must ask again
+            record.gone = False  # the deletion may not be saved: the caller must repeat it
             raise
 
     def forget_pod(self, record: Record) -> None:
@@ -226,24 +226,24 @@ class KubernetesObjects:
             self._version += 1
             pod["metadata"]["resourceVersion"] = str(self._version)
             self.save(record)
-            self._tell("pods", "DELETED", pod)
+            self._notify("pods", "DELETED", pod)
 
     def forget(self, record: Record) -> None:
-        """Nothing of it is left. Its record goes first: a folder without one is cleared at the next start."""
+        """Remove everything of an application. First its record: the next start removes a folder without one."""
         self.forget_pod(record)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(record.folder / _RECORD_FILE)
-        # At once and not file by file: a driver that is just being started finds that it must not, or no folder.
-        going = record.folder.with_name(f"{record.folder.name}.gone")
+        # Rename first, so that all files disappear at once: a starting driver then finds the claim or no folder.
+        renamed = record.folder.with_name(f"{record.folder.name}.gone")
         with contextlib.suppress(OSError):
-            record.folder.rename(going)
-        shutil.rmtree(going, ignore_errors=True)
+            record.folder.rename(renamed)
+        shutil.rmtree(renamed, ignore_errors=True)
         self._records.pop(record.uid, None)
 
-    def _tell(self, kind: Kind, change: Change, document: dict[str, Any]) -> None:
+    def _notify(self, kind: Kind, change: Change, document: dict[str, Any]) -> None:
         if len(self._changes) == self._changes.maxlen:
             self._oldest = self._changes[0].version
-        # a copy: the object goes on changing
+        # a copy, because the object will change later
         self._changes.append(Changed(self._version, kind, change, copy.deepcopy(document)))
         for awake in self._watching:
             awake.set()

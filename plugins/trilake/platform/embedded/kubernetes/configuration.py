@@ -1,4 +1,4 @@
-"""What the server is told by ``config/kubernetes.json``."""
+"""The server's configuration, ``config/kubernetes.json``."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from typing import Any
 from trilake.errors import ConfigurationError
 from trilake.spark.application import NAMESPACE
 
-# A driver's log lies in at most two files of this size: the newest lines are kept.
+# A driver's log has at most two files of this size. The newest lines are kept.
 DEFAULT_LOG_BYTES = 16 * 1024 * 1024
-# What a driver gets between SIGTERM and SIGKILL. Kubernetes gives 30 s; `trilake down` is to take 5 s in all.
+# The time between SIGTERM and SIGKILL for a driver. Kubernetes gives 30 s, but `trilake down` should take only 5 s.
 DEFAULT_GRACE_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
 class ClusterConfiguration:
-    """One namespace, and where drivers find Spark.
+    """One namespace, and the paths of Spark for its drivers.
 
     :param data: folder of the state, the drivers' logs and their scratch files.
-    :param jars: folder of the jars that the Spark image holds besides Spark's own.
-    :param image_files: path in the Spark image -> path here; what ``local://`` names.
+    :param jars: folder of the jars that the Spark image has in addition to Spark's own.
+    :param image_files: path in the Spark image -> local path, for ``local://`` URLs.
     :param secrets: the namespace's Secrets: name -> key -> text.
-    :param max_running: drivers at once; more wait as pending pods.
-    :param driver_memory_cap: a driver's heap at most, whatever the application asks for.
-    :param spark_conf: settings of this tier, over the application's (as an image's spark-defaults cannot be).
-    :param spark_submit: the command; by default that of `spark_home`.
+    :param max_running: how many drivers run at once; more drivers wait as pending pods.
+    :param driver_memory_cap: the maximum heap of a driver, even if the application requests more.
+    :param spark_conf: settings that override the application's (an image's spark-defaults could not override them).
+    :param spark_submit: the command; by default the one of `spark_home`.
     """
 
     port: int
@@ -51,21 +51,24 @@ class ClusterConfiguration:
 
     @classmethod
     def read(cls, path: Path) -> ClusterConfiguration:
-        """:raises ConfigurationError: the file cannot be read, lacks a value or has one that nobody knows."""
+        """Read the file.
+
+        :raises ConfigurationError: the file cannot be read, lacks a setting or has an unknown one.
+        """
         try:
             document: dict[str, Any] = json.loads(path.read_text())
         except OSError as e:
             raise ConfigurationError(f"{path} cannot be read: {e.strerror}.", hint="`trilake up` writes it.") from None
         except ValueError as e:
-            # the position alone: the document holds passwords
+            # the message has no text of the document, because it holds passwords
             raise ConfigurationError(
                 f"{path} is not JSON ({type(e).__name__}).", hint="`trilake up` writes it."
             ) from None
         if not isinstance(document, dict):
             raise ConfigurationError(f"{path} is not a JSON object.", hint="`trilake up` writes it.")
-        known = {f.name for f in fields(cls)}
-        if unknown := sorted(document.keys() - known):
-            raise ConfigurationError(f"{path} has settings that nobody knows: {', '.join(unknown)}.")
+        setting_names = {f.name for f in fields(cls)}
+        if unknown := sorted(document.keys() - setting_names):
+            raise ConfigurationError(f"{path} has unknown settings: {', '.join(unknown)}.")
         missing = sorted({"port", "data", "token", "spark_home", "python"} - document.keys())
         if missing:
             raise ConfigurationError(f"{path} lacks {', '.join(missing)}.", hint="`trilake up` writes it.")

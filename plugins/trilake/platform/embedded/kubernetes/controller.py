@@ -1,8 +1,8 @@
-"""What spark-operator does: it walks each application through its states, one task an application.
+"""The work of spark-operator: it takes each application through its states, in one asyncio task for each application.
 
-New -> SUBMITTED -> RUNNING -> SUCCEEDING or FAILING -> COMPLETED or FAILED; SUBMISSION_FAILED and PENDING_RERUN where
-the restart policy has it so. A state is written down before the step that follows from it, and each step can be taken
-again: a controller that is restarted continues where the last one was killed.
+New -> SUBMITTED -> RUNNING -> SUCCEEDING or FAILING -> COMPLETED or FAILED. SUBMISSION_FAILED and PENDING_RERUN also
+occur, depending on the restart policy. A state is saved before its step begins, and every step can be repeated, so a
+controller that starts continues where the last one was killed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from trilake.platform.embedded.kubernetes.submission import (
 )
 
 log = logging.getLogger(__name__)
-# After a file that could not be written, or a process that could not be started
+# The wait after a file could not be written or a process could not be started
 _AGAIN_SECONDS = 2.0
 
 
@@ -49,39 +49,41 @@ class Controller:
         self._configuration = configuration
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._places = _Places(configuration.max_running)
-        # applications whose driver was started and has not yet said who it is
+        # applications whose driver was started but has not written its process file yet
         self._starting: set[str] = set()
-        # set when an application's current driver has ended; a log that is followed ends with it
+        # set when an application's current driver has ended; then following its log ends
         self._ended: dict[str, asyncio.Event] = {}
 
     def start(self) -> None:
-        """Go on with every application that there is; drivers that still run are found again."""
-        # those that run have their places before those that wait for one
+        """Continue every stored application. Drivers that still run are found again."""
+        # running drivers get their places before others wait for one
         for record in sorted(self._cluster.records(), key=lambda r: r.state != "RUNNING"):
             if record.gone or "deletionTimestamp" in record.application["metadata"]:
-                self._take_on(record, self._end)
+                self._start_walk(record, self._end)
                 continue
             if record.state == "RUNNING":
                 self._places.take(record.uid)
             self.take_on(record)
 
     async def stop(self) -> None:
-        """End every driver, as a cluster does that is switched off. Their applications are found failed later."""
+        """End every driver, as when a cluster is switched off. The next `start` marks their applications as failed."""
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         grace = self._configuration.grace_seconds
         drivers = [(Driver(r.attempt_folder), r.uid in self._starting) for r in self._cluster.records() if r.pod]
-        await asyncio.gather(*(driver.end(grace_seconds=grace, never_start=never) for driver, never in drivers))
+        await asyncio.gather(
+            *(driver.end(grace_seconds=grace, never_start=never_start) for driver, never_start in drivers)
+        )
 
     def take_on(self, record: Record) -> None:
-        """Start to walk an application."""
-        self._take_on(record, self._walk)
+        """Start to take an application through its states."""
+        self._start_walk(record, self._walk)
 
     def delete(self, record: Record, *, foreground: bool = False) -> None:
-        """Delete an application; its driver ends, then its pod goes.
+        """Delete an application: its driver ends, then its pod is removed.
 
-        :param foreground: the application can be read until its pod has gone.
+        :param foreground: the application can be read until its pod is removed.
         """
         if "deletionTimestamp" in record.application["metadata"]:
             return
@@ -90,10 +92,10 @@ class Controller:
             self._cluster.save(record, "sparkapplications")
         else:
             self._cluster.forget_application(record)
-        self._take_on(record, self._end)
+        self._start_walk(record, self._end)
 
     async def delete_pod(self, record: Record) -> None:
-        """End the driver and take its pod away; the application finds out by itself."""
+        """End the driver and remove its pod. The task of the application notices the end by itself."""
         pod = self._pod(record)
         pod["metadata"].setdefault("deletionTimestamp", now())
         self._cluster.save(record, "pods")
@@ -111,7 +113,7 @@ class Controller:
 
     # --- one application
 
-    def _take_on(self, record: Record, walk: Callable[[Record], Awaitable[None]]) -> None:
+    def _start_walk(self, record: Record, walk: Callable[[Record], Awaitable[None]]) -> None:
         previous = self._tasks.get(record.uid)
 
         async def next_walk() -> None:
@@ -119,16 +121,16 @@ class Controller:
                 previous.cancel()
                 await asyncio.gather(previous, return_exceptions=True)
             try:
-                await self._to_its_end(walk, record)
+                await self._walk_until_done(walk, record)
             except Exception:
-                # one application's trouble is not the others'; the next start tries again
+                # an error in one application must not stop the others; the next start tries it again
                 log.exception("%s: its controller stopped in state %r", record.name, record.state)
 
         self._tasks[record.uid] = asyncio.create_task(next_walk(), name=record.name)
 
     @staticmethod
-    async def _to_its_end(walk: Callable[[Record], Awaitable[None]], record: Record) -> None:
-        """Walk, and again where the machine was in the way (a full disk, no process to be had): every step can be."""
+    async def _walk_until_done(walk: Callable[[Record], Awaitable[None]], record: Record) -> None:
+        """Call `walk`, and again after an OSError (a full disk, no new process): every step can be repeated."""
         while True:
             try:
                 return await walk(record)
@@ -158,7 +160,7 @@ class Controller:
 
     async def _submit(self, record: Record) -> None:
         status = record.status
-        # a deleted application of this name may still be ending
+        # a deleted application of the same name may still have its pod
         await self._cluster.until(lambda: self._cluster.pod(self._pod_name(record)) in (None, record))
         status["lastSubmissionAttemptTime"] = now()
         status["terminationTime"] = None
@@ -179,12 +181,12 @@ class Controller:
         record.pod = driver_pod(record.application)
         self._ended[record.uid] = asyncio.Event()
         record.attempt_folder.mkdir(exist_ok=True, mode=0o700)
-        attempts = status["executionAttempts"]
-        self._set(record, "SUBMITTED", "SparkApplicationSubmitted", f"was submitted (attempt {attempts})")
+        attempt = status["executionAttempts"]
+        self._set(record, "SUBMITTED", "SparkApplicationSubmitted", f"was submitted (attempt {attempt})")
         self._cluster.save(record, "pods", "ADDED")
 
     def _check(self, record: Record) -> None:
-        """What spark-submit finds out before it asks for a driver."""
+        """The checks that spark-submit makes before it creates a driver."""
         spec = record.application["spec"]
         for role in ("driver", "executor"):
             memory_bytes(spec[role]["memory"])
@@ -211,7 +213,7 @@ class Controller:
                 set_waiting(pod, "CreateContainerConfigError", str(e))
                 self._cluster.note(record, pod, "Failed", f"Error: {e}", warning=True)
                 self._cluster.save(record, "pods")
-                # It waits for a Secret that this server cannot get while it runs: until somebody deletes it.
+                # Wait until the application is deleted: this server reads its Secrets only at its start.
                 await asyncio.Event().wait()
                 return
             self._cluster.note(record, pod, "Scheduled", f"Successfully assigned {pod['metadata']['name']}")
@@ -232,18 +234,18 @@ class Controller:
     async def _await_driver(self, record: Record) -> None:
         pod, driver = self._pod(record), Driver(record.attempt_folder)
         try:
-            ended = await driver.finished()
+            driver_exit = await driver.finished()
         finally:
             self._places.leave(record.uid)
-        set_terminated(pod, ended.exit_code, ended.finished)
+        set_terminated(pod, driver_exit.exit_code, driver_exit.finished)
         self._cluster.save(record, "pods")
         self.driver_ended(record).set()
         shutil.rmtree(driver.folder / "scratch", ignore_errors=True)
-        record.status["terminationTime"] = time_text(ended.finished)
-        if ended.exit_code == 0:
+        record.status["terminationTime"] = time_text(driver_exit.finished)
+        if driver_exit.exit_code == 0:
             self._set(record, "SUCCEEDING", "SparkDriverCompleted", f"driver {pod['metadata']['name']} completed")
             return
-        error = f"driver container failed with ExitCode: {ended.exit_code}, Reason: Error"
+        error = f"driver container failed with ExitCode: {driver_exit.exit_code}, Reason: Error"
         self._set(record, "FAILING", "SparkDriverFailed", f"driver {pod['metadata']['name']} failed", error)
 
     async def _retry_or_fail(self, record: Record) -> None:
@@ -251,19 +253,19 @@ class Controller:
         submitting = record.state == "SUBMISSION_FAILED"
         kind = "onSubmissionFailure" if submitting else "onFailure"
         attempts = int(status.get("submissionAttempts" if submitting else "executionAttempts", 0))
-        again = restart["type"] == "Always" or (
+        retry = restart["type"] == "Always" or (
             restart["type"] == "OnFailure" and attempts <= int(restart.get(f"{kind}Retries", 0))
         )
         error = status["applicationState"].get("errorMessage", "")
-        if not again:
+        if not retry:
             status.setdefault("terminationTime", now())
             status["terminationTime"] = status["terminationTime"] or now()
             self._set(record, "FAILED", "SparkApplicationFailed", f"failed: {error}", error)
             return
-        # The wait grows with the attempts, from the last submission on.
-        since = datetime.fromisoformat(status["lastSubmissionAttemptTime"]).timestamp()
+        # The wait is counted from the last submission, and grows with the number of attempts.
+        last_submission = datetime.fromisoformat(status["lastSubmissionAttemptTime"]).timestamp()
         interval = int(restart.get(f"{kind}RetryInterval", 5))
-        await asyncio.sleep(max(0.0, since + interval * int(status["submissionAttempts"]) - time.time()))
+        await asyncio.sleep(max(0.0, last_submission + interval * int(status["submissionAttempts"]) - time.time()))
         self._rerun(record)
 
     def _rerun(self, record: Record) -> None:
@@ -275,8 +277,8 @@ class Controller:
         seconds = record.application["spec"].get("timeToLiveSeconds")
         if seconds is None:
             return
-        ended = datetime.fromisoformat(record.status["terminationTime"]).timestamp()
-        await asyncio.sleep(max(0.0, ended + int(seconds) - time.time()))
+        end_time = datetime.fromisoformat(record.status["terminationTime"]).timestamp()
+        await asyncio.sleep(max(0.0, end_time + int(seconds) - time.time()))
         self._cluster.forget_application(record)
         self._cluster.forget(record)
 
@@ -298,8 +300,8 @@ class Controller:
     def _set(self, record: Record, state: str, reason: str, message: str, error: str = "") -> None:
         record.status["applicationState"] = {"state": state, **({"errorMessage": error} if error else {})}
         warning = state in ("SUBMISSION_FAILED", "FAILING", "FAILED")
-        about = f"SparkApplication {record.name} {message}"
-        self._cluster.note(record, record.application, reason, about, warning=warning)
+        event_message = f"SparkApplication {record.name} {message}"
+        self._cluster.note(record, record.application, reason, event_message, warning=warning)
         self._cluster.save(record, "sparkapplications")
 
     @staticmethod
@@ -326,7 +328,7 @@ class _Places:
         return len(self._taken) < self._count and not self._waiting
 
     def take(self, uid: str) -> None:
-        """Take a place, free or not: the driver is there already."""
+        """Take a place even if none is free: the driver already runs."""
         self._taken.add(uid)
 
     async def wait(self, uid: str) -> None:
@@ -345,7 +347,7 @@ class _Places:
     def leave(self, uid: str) -> None:
         self._taken.discard(uid)
         while self._waiting and len(self._taken) < self._count:
-            other, turn = self._waiting.popleft()
+            next_uid, turn = self._waiting.popleft()
             if not turn.done():
-                self._taken.add(other)
+                self._taken.add(next_uid)
                 turn.set_result(None)

@@ -1,4 +1,4 @@
-"""Reading a driver's log, as the API's ``/log`` gives it: since a time, the last lines, with times, as it grows."""
+"""Reads a driver's log for the API's ``/log``: from a time on, the last lines, with timestamps, or following it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from trilake.platform.embedded.kubernetes.driver_process import LOG_FILE, OLDER_
 
 _BLOCK = 256 * 1024
 _POLL_SECONDS = 0.2
-# 2013-02-01T00:00:00.123456789Z, of one width so that texts compare as times do
+# 2013-02-01T00:00:00.123456789Z: a fixed width, so that times can be compared as strings
 _TIME_BYTES = 30
 
 
 @dataclass(frozen=True)
 class LogQuery:
-    """The parameters of a log request. `since` is a time of the log's own form; no limit is None."""
+    """The parameters of a log request. `since` is a time in the log's format; None means no limit."""
 
     since: bytes | None = None
     tail_lines: int | None = None
@@ -29,46 +29,46 @@ class LogQuery:
 
 
 def log_time(moment: datetime) -> bytes:
-    """`moment` as the log writes it, to compare with."""
+    """`moment` in the log's format, for comparisons."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f000Z").encode()
 
 
 def read_log(folder: Path, query: LogQuery) -> bytes:
-    """What there is, as one text."""
-    text = b"".join(_shown(_records(folder, query), query.timestamps))
+    """The current log as one text."""
+    text = b"".join(_formatted(_records(folder, query), query.timestamps))
     return text if query.limit_bytes is None else text[: query.limit_bytes]
 
 
 async def follow_log(folder: Path, query: LogQuery, ended: asyncio.Event) -> AsyncIterator[bytes]:
-    """What there is, and then what comes, until the driver has `ended`."""
-    left = query.limit_bytes
-    shown = _Shown(query.timestamps)
+    """The current log, and then new lines as they come, until the driver has `ended`."""
+    bytes_left = query.limit_bytes
+    format_record = _RecordFormat(query.timestamps)
     position = _Position(folder)
-    chunk = b"".join(shown(record) for record in _records(folder, query, position))
+    chunk = b"".join(format_record(record) for record in _records(folder, query, position))
     while True:
-        if left is not None:
-            chunk = chunk[:left]
-            left -= len(chunk)
+        if bytes_left is not None:
+            chunk = chunk[:bytes_left]
+            bytes_left -= len(chunk)
         if chunk:
             yield chunk
-        if left == 0:
+        if bytes_left == 0:
             return
-        # in this order: what was written before the end is read after it is known
-        over = ended.is_set()
-        chunk = b"".join(shown(record) for record in position.new_records())
+        # check the end before reading, so that everything written before the end is read
+        driver_ended = ended.is_set()
+        chunk = b"".join(format_record(record) for record in position.new_records())
         if not chunk:
-            if over:
+            if driver_ended:
                 return
             await asyncio.sleep(_POLL_SECONDS)
 
 
 class _Position:
-    """How far the log was read, across its change of files."""
+    """The position up to which the log was read. It continues after a log rotation."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / LOG_FILE
         self._file: BinaryIO | None = None
-        self._rest = b""
+        self._unfinished = b""
 
     def new_records(self) -> Iterator[bytes]:
         while True:
@@ -77,10 +77,10 @@ class _Position:
                     self._file = self._path.open("rb")
                 except FileNotFoundError:
                     return
-            # asked before reading: a file that is no longer the newest grows no more
+            # check before reading: a rotated file does not grow, so reading it to its end is enough
             old = self._is_old(self._file)
             while block := self._file.read(_BLOCK):
-                *records, self._rest = (self._rest + block).split(b"\n")
+                *records, self._unfinished = (self._unfinished + block).split(b"\n")
                 yield from records
             if not old:
                 return
@@ -99,7 +99,7 @@ class _Position:
 
 
 def _records(folder: Path, query: LogQuery, position: _Position | None = None) -> Iterator[bytes]:
-    """Whole records of both files, as far as the query wants them; `position` is left at their end."""
+    """The complete records of both files that the query selects. `position` is moved to their end."""
     records: list[bytes] = []
     older = folder / OLDER_LOG_FILE
     newest = position or _Position(folder)
@@ -127,7 +127,7 @@ def _first_since(records: list[bytes], since: bytes) -> int:
 
 
 def _tail(records: list[bytes], lines: int) -> list[bytes]:
-    """The records of the last `lines` lines; a line may be of several parts."""
+    """The records of the last `lines` lines; a line may have several parts."""
     start, counted = len(records), 0
     while start > 0:
         if records[start - 1][_TIME_BYTES:].startswith(b" stdout F ") or start == len(records):
@@ -138,22 +138,22 @@ def _tail(records: list[bytes], lines: int) -> list[bytes]:
     return records[start:]
 
 
-class _Shown:
-    """A record as the API shows it: without its mark, with its time only at the start of a line."""
+class _RecordFormat:
+    """Formats a record as the API shows it: without stream name and tag, and a time only at the start of a line."""
 
     def __init__(self, timestamps: bool) -> None:
         self._timestamps = timestamps
         self._at_start = True
 
     def __call__(self, record: bytes) -> bytes:
-        moment, _, rest = record.partition(b" stdout ")
-        part, text = rest[:1], rest[2:]
-        start = moment + b" " if self._timestamps and self._at_start else b""
+        moment, _, content = record.partition(b" stdout ")
+        part, text = content[:1], content[2:]
+        prefix = moment + b" " if self._timestamps and self._at_start else b""
         self._at_start = part != b"P"
-        return start + text + (b"\n" if self._at_start else b"")
+        return prefix + text + (b"\n" if self._at_start else b"")
 
 
-def _shown(records: Iterator[bytes], timestamps: bool) -> Iterator[bytes]:
-    shown = _Shown(timestamps)
+def _formatted(records: Iterator[bytes], timestamps: bool) -> Iterator[bytes]:
+    format_record = _RecordFormat(timestamps)
     for record in records:
-        yield shown(record)
+        yield format_record(record)

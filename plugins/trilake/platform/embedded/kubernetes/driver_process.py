@@ -1,8 +1,8 @@
-"""The process between the server and a driver: ``driver_process.py FOLDER LOG_BYTES -- COMMAND...``.
+"""The watcher process between the server and a driver: ``driver_process.py FOLDER LOG_BYTES -- COMMAND...``.
 
-It is started in a session of its own and lives as long as the driver, whether or not the server does. It writes who it
-is (``process.json``), what the driver prints (``driver.log``, with times, bounded) and how it ended (``exit.json``).
-Standard library alone, and little of it: it is there once for every application.
+It has its own session and runs as long as the driver, even if the server ends before. It writes its identity
+(``process.json``), the driver's output (``driver.log``, with times and a size limit) and the exit code (``exit.json``).
+It uses little of the standard library and nothing else, to save memory: one runs for every application.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ EXIT_FILE = "exit.json"
 LOG_FILE = "driver.log"
 OLDER_LOG_FILE = "driver.log.1"
 
-# A line longer than this is cut into parts, as the kubelet's log format does.
+# A longer line is split into parts, as in the kubelet's log format.
 _LINE_BYTES = 16 * 1024
-# What a driver's children may still print after it has ended.
+# How long to read output of the driver's child processes after the driver has ended.
 _DRAIN_SECONDS = 2.0
 _PR_SET_CHILD_SUBREAPER = 36
 
 
 def identity(pid: int) -> dict[str, Any] | None:
-    """What tells a process from a later one of the same number; None if there is none, or only its remains."""
+    """Data that distinguishes a process from a later one with the same id; None if it has ended or is a zombie."""
     try:
-        # after the name, which is in parentheses and may hold anything
+        # skip the name: it is in parentheses and may contain any character
         parts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -44,7 +44,7 @@ def identity(pid: int) -> dict[str, Any] | None:
 
 
 def session_members(leader: int) -> list[int]:
-    """Every living process of `leader`'s session, itself included, whatever process groups Spark makes in it."""
+    """Every living process of `leader`'s session, with `leader`, whatever their process groups."""
     members = []
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -52,14 +52,15 @@ def session_members(leader: int) -> list[int]:
                 if os.getsid(int(name)) == leader and identity(int(name)):
                     members.append(int(name))
             except OSError:
-                continue  # it has ended meanwhile
+                continue  # it has just ended
     return members
 
 
 def write_atomically(path: Path, document: Any) -> None:
-    """Replace a JSON file as a whole, mode 600, also across a power failure.
+    """Replace a JSON file atomically, mode 600. After a power failure it has the old or the new content.
 
-    As `trilake.platform.private_files.replace_private`, which this program cannot import: it runs without the package.
+    It is the same as `trilake.platform.private_files.replace_private`. This program runs without the package and cannot
+    import it.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
@@ -75,37 +76,37 @@ def write_atomically(path: Path, document: Any) -> None:
 
 
 class TimedLog:
-    """Lines with the time they came, in the kubelet's format (``TIME stdout F|P text``), in at most two files."""
+    """A log of lines with their time, in the kubelet's format (``TIME stdout F|P text``), in at most two files."""
 
     def __init__(self, folder: Path, limit: int) -> None:
         self._path, self._older = folder / LOG_FILE, folder / OLDER_LOG_FILE
         self._limit = limit
         self._file = self._open()
         self._size = self._file.tell()
-        self._rest = b""
+        self._unfinished = b""
         self._last = 0
 
     def _open(self) -> Any:
         return open(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab", buffering=0)
 
     def _time(self) -> bytes:
-        # never the same twice: a reader that knows the last line's time knows which lines it has seen
+        # every time is unique, so that a reader can continue after the time of the last line that it has read
         self._last = max(time.time_ns(), self._last + 1)
         seconds, nanoseconds = divmod(self._last, 1_000_000_000)
         return b"%s.%09dZ" % (time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)).encode(), nanoseconds)
 
     def write(self, chunk: bytes) -> None:
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
-        out = []
+        *lines, self._unfinished = (self._unfinished + chunk).split(b"\n")
+        formatted = []
         for line in lines:
             parts = [line[i : i + _LINE_BYTES] for i in range(0, len(line), _LINE_BYTES)] or [b""]
             for part in parts[:-1]:
-                out.append(b"%s stdout P %s\n" % (self._time(), part))
-            out.append(b"%s stdout F %s\n" % (self._time(), parts[-1]))
-        while len(self._rest) >= _LINE_BYTES:
-            out.append(b"%s stdout P %s\n" % (self._time(), self._rest[:_LINE_BYTES]))
-            self._rest = self._rest[_LINE_BYTES:]
-        self._append(b"".join(out))
+                formatted.append(b"%s stdout P %s\n" % (self._time(), part))
+            formatted.append(b"%s stdout F %s\n" % (self._time(), parts[-1]))
+        while len(self._unfinished) >= _LINE_BYTES:
+            formatted.append(b"%s stdout P %s\n" % (self._time(), self._unfinished[:_LINE_BYTES]))
+            self._unfinished = self._unfinished[_LINE_BYTES:]
+        self._append(b"".join(formatted))
 
     def _append(self, text: bytes) -> None:
         if not text:
@@ -119,28 +120,28 @@ class TimedLog:
             self._file.write(text)
             self._size += len(text)
         except OSError:
-            return  # a full disk costs log lines; it must not block the driver at its pipe
+            return  # with a full disk, log lines are lost; otherwise the full pipe would block the driver
 
     def close(self) -> None:
-        if self._rest:
-            self._append(b"%s stdout F %s\n" % (self._time(), self._rest))
+        if self._unfinished:
+            self._append(b"%s stdout F %s\n" % (self._time(), self._unfinished))
         self._file.close()
 
 
 def main(arguments: list[str]) -> int:
     folder, limit, command = Path(arguments[0]), int(arguments[1]), arguments[3:]
-    me = folder / f".{PROCESS_FILE}.{os.getpid()}"
-    me.write_text(json.dumps(identity(os.getpid())))
+    own_file = folder / f".{PROCESS_FILE}.{os.getpid()}"
+    own_file.write_text(json.dumps(identity(os.getpid())))
     try:
-        # a link is made only if there is none: of two that were started for one attempt, one runs
-        os.link(me, folder / PROCESS_FILE)
+        # the link fails if the file exists: if two processes are started for one attempt, only one runs
+        os.link(own_file, folder / PROCESS_FILE)
     except FileExistsError:
         return 0
     finally:
-        me.unlink()
-    # Orphans below come to us and not to init, so that the session is whole until we say that it ended.
+        own_file.unlink()
+    # Orphaned descendants become our children and not init's, so that we can end all of them before the exit file.
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    # The whole session is signalled at its end; this process must outlive the driver to write how it went.
+    # Signals go to the whole session, but this process must outlive the driver to write the exit file.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
 
@@ -162,20 +163,20 @@ def main(arguments: list[str]) -> int:
         while chunk := os.read(output, 65_536):
             log.write(chunk)
 
-    pumping = threading.Thread(target=pump, daemon=True)
-    pumping.start()
+    pump_thread = threading.Thread(target=pump, daemon=True)
+    pump_thread.start()
     status = driver.wait()
-    pumping.join(_DRAIN_SECONDS)
-    # A container ends with its first process, and so does everything that the driver started.
-    while others := [pid for pid in session_members(os.getpid()) if pid != os.getpid()]:
-        for pid in others:
+    pump_thread.join(_DRAIN_SECONDS)
+    # As in a container, all processes that the driver started are ended after it.
+    while remaining := [pid for pid in session_members(os.getpid()) if pid != os.getpid()]:
+        for pid in remaining:
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
         time.sleep(0.01)
         _reap()
-    pumping.join(_DRAIN_SECONDS)
+    pump_thread.join(_DRAIN_SECONDS)
     log.close()
     write_atomically(
         folder / EXIT_FILE, {"exit_code": status if status >= 0 else 128 - status, "finished": time.time()}

@@ -1,4 +1,4 @@
-"""Drivers as processes: started, found again, awaited and ended. A driver is known by its attempt's folder alone."""
+"""Driver processes: start, find again, wait for the end, and end. A driver is identified by its attempt's folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 from trilake.platform.embedded.kubernetes import driver_process
 from trilake.platform.embedded.kubernetes.driver_process import EXIT_FILE, PROCESS_FILE, identity, session_members
 
-# The exit code of a container that was killed from outside, and of a driver whose parent process died without a record.
+# The exit code of a container that got SIGKILL. Also used for a driver whose exit code is unknown.
 LOST_EXIT_CODE = 137
 _START_SECONDS = 10.0
 _POLL_SECONDS = 0.05
@@ -34,17 +34,17 @@ class DriverExit:
 
 @dataclass(frozen=True)
 class Driver:
-    """One attempt to run an application, in a folder of its own."""
+    """One attempt to run an application. It has its own folder."""
 
     folder: Path
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], *, log_bytes: int) -> None:
-        """Start it in a session of its own, unless it was started before. The environment is written nowhere.
+        """Start the driver in a new session, unless it was started before. The environment is not written to a file.
 
-        :raises OSError: no process can be started.
+        :raises OSError: the process cannot be started.
         """
         program = [sys.executable, "-I", driver_process.__file__, str(self.folder), str(log_bytes), "--", *command]
-        keeper = subprocess.Popen(
+        watcher = subprocess.Popen(
             program,
             env=dict(environment),
             start_new_session=True,
@@ -52,10 +52,10 @@ class Driver:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        _children[keeper.pid] = keeper
+        _children[watcher.pid] = watcher
 
     async def started(self) -> bool:
-        """Wait until the process says who it is; False if it never does."""
+        """Wait until the process file exists; False if it does not appear in time."""
         until = time.monotonic() + _START_SECONDS
         while not (self.folder / PROCESS_FILE).exists():
             if time.monotonic() > until:
@@ -65,11 +65,11 @@ class Driver:
 
     @property
     def process(self) -> dict[str, Any] | None:
-        """Who the process says it is, dead or alive."""
+        """The content of the process file, also of a dead process; None if there is no file."""
         return _read(self.folder / PROCESS_FILE)
 
     def alive(self) -> int | None:
-        """Its process id, if it is still that process."""
+        """The process id, if that process is still alive; else None."""
         process = self.process
         if process is None:
             return None
@@ -77,26 +77,26 @@ class Driver:
         return pid if pid and identity(pid) == process else None
 
     async def finished(self) -> DriverExit:
-        """Wait until it has ended, and everything that it started with it."""
+        """Wait until the driver and all processes that it started have ended."""
         while (pid := self.alive()) is not None:
             await _process_end(pid)
-        if (written := self.exit()) is not None:
-            return written
-        # Its keeper was killed: what it kept goes too, and how it would have ended nobody knows.
+        if (driver_exit := self.exit()) is not None:
+            return driver_exit
+        # The watcher process was killed: end its driver too. The driver's exit code is unknown.
         await self.end(grace_seconds=0, never_start=True)
-        lost = DriverExit(LOST_EXIT_CODE, time.time())
+        lost_driver = DriverExit(LOST_EXIT_CODE, time.time())
         driver_process.write_atomically(
-            self.folder / EXIT_FILE, {"exit_code": lost.exit_code, "finished": lost.finished}
+            self.folder / EXIT_FILE, {"exit_code": lost_driver.exit_code, "finished": lost_driver.finished}
         )
-        return lost
+        return lost_driver
 
     def exit(self) -> DriverExit | None:
-        """How it ended, if it did."""
-        written = _read(self.folder / EXIT_FILE)
-        return DriverExit(int(written["exit_code"]), float(written["finished"])) if written else None
+        """How the driver ended; None if it has not ended."""
+        document = _read(self.folder / EXIT_FILE)
+        return DriverExit(int(document["exit_code"]), float(document["finished"])) if document else None
 
     async def end(self, *, grace_seconds: float, never_start: bool = False) -> None:
-        """SIGTERM to every process of its session, then SIGKILL to those still there after `grace_seconds`.
+        """Send SIGTERM to every process of the session, then SIGKILL to those that are alive after `grace_seconds`.
 
         :param never_start: also prevent the start of a driver that is being started now.
         """
@@ -107,30 +107,30 @@ class Driver:
             return
         leader = int(process["pid"])
         if process["boot"] != (identity(os.getpid()) or {}).get("boot"):
-            return  # the machine was restarted: the process is gone, and its id may belong to another one
-        if (now := identity(leader)) is not None and now != process:
-            return  # a session that still has members keeps its number from being given away
+            return  # the machine was restarted: the process has ended, and its id may belong to another one
+        if (current := identity(leader)) is not None and current != process:
+            return  # the id was reused, so the session is empty: an id is not reused while its session has members
         until = time.monotonic() + grace_seconds
-        asked = False
+        terminated = False
         while members := session_members(leader):
             if time.monotonic() >= until:
                 _signal(members, signal.SIGKILL)
-            elif not asked:
+            elif not terminated:
                 _signal(members, signal.SIGTERM)
-                asked = True
+                terminated = True
             await asyncio.sleep(_POLL_SECONDS)
             _reap()
 
     def _claim(self) -> None:
-        """Be who the process file names, if nobody is yet: a process that comes later finds it and goes."""
-        mine = self.folder / f".{PROCESS_FILE}.none"
-        mine.write_text(json.dumps({"pid": 0}))
+        """Create a process file without a process, if there is none. A driver that starts later finds it and exits."""
+        own_file = self.folder / f".{PROCESS_FILE}.none"
+        own_file.write_text(json.dumps({"pid": 0}))
         with contextlib.suppress(FileExistsError):
-            os.link(mine, self.folder / PROCESS_FILE)
-        mine.unlink()
+            os.link(own_file, self.folder / PROCESS_FILE)
+        own_file.unlink()
 
 
-# The keepers that this server started: they must be waited for, or they stay as zombies.
+# The watcher processes that this server started. It must wait for them, or they stay as zombies.
 _children: dict[int, subprocess.Popen[bytes]] = {}
 
 
@@ -147,7 +147,7 @@ def _signal(pids: Sequence[int], number: signal.Signals) -> None:
 
 
 async def _process_end(pid: int) -> None:
-    """Wait without polling where the kernel can tell (Linux 5.3 and later)."""
+    """Wait for the end of a process. On Linux 5.3 and later it does not poll."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""What the API server takes as a SparkApplication: the resource's schema, the operator's defaults, our limits."""
+"""Validation of SparkApplications: the resource's schema, the operator's defaults, and the limits of this platform."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9]
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?")
 _LABEL_KEY = re.compile(r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 
-# The values and bounds that the resource's definition knows and its pydantic models do not.
+# Allowed values and minimums of the CustomResourceDefinition that the pydantic models lack.
 _VALUES = {
     "type": ("Java", "Python", "Scala", "R"),
     "mode": ("cluster", "client"),
@@ -35,7 +35,7 @@ _MINIMUM = {
     "restartPolicy.onSubmissionFailureRetries": 0,
     "restartPolicy.onSubmissionFailureRetryInterval": 1,
 }
-# What would change a run's outcome, and is not to be had without pods.
+# Fields that would change the result of a run, and that are not possible without pods: path -> name of the feature.
 _REFUSED = {
     "suspend": "suspending",
     "proxyUser": "proxy users",
@@ -46,7 +46,7 @@ _REFUSED = {
     "driver.initContainers": "init containers",
     "driver.sidecars": "sidecars",
     "driver.configMaps": "config maps",
-    "driver.secrets": "mounted Secrets (envFrom, envSecretKeyRefs and env are served)",
+    "driver.secrets": "mounted Secrets (envFrom, envSecretKeyRefs and env are supported)",
     "driver.template": "pod templates",
 }
 _WORDS = {
@@ -62,54 +62,54 @@ _METADATA = ("name", "generateName", "namespace", "labels", "annotations", "owne
 
 
 def admit(document: Any, *, namespace: str, strict: bool) -> tuple[dict[str, Any], list[str]]:
-    """The application as it is stored: without unknown fields and nulls, with defaults; and what was left out.
+    """Validate an application. Returns its stored form (with defaults, without unknown fields) and the unknown fields.
 
-    :param strict: unknown fields are refused (the request's ``fieldValidation=Strict``).
-    :raises StatusError: 400 not such an object, 422 not a valid one: its causes name the fields.
+    :param strict: refuse unknown fields (the request's ``fieldValidation=Strict``).
+    :raises StatusError: 400 the document is not a SparkApplication; 422 it is invalid, and the causes name the fields.
     """
     if not isinstance(document, dict):
         raise StatusError(400, "the body is not an object")
     for field, expected in (("apiVersion", f"{GROUP}/{VERSION}"), ("kind", KIND)):
         if document.get(field) != expected:
             raise StatusError(400, f"{field} is {document.get(field)!r}, expected {expected!r}")
-    given = _without_nulls(document)
-    metadata = given.get("metadata")
+    cleaned = _without_nulls(document)
+    metadata = cleaned.get("metadata")
     if not isinstance(metadata, dict):
         raise StatusError(400, "metadata is not an object")
     if metadata.get("namespace", namespace) != namespace:
         raise StatusError(400, "the namespace of the provided object does not match the namespace sent on the request")
-    spec = given.get("spec")
+    spec = cleaned.get("spec")
     causes = [*_metadata_causes(metadata)]
-    left_out: list[str] = []
+    dropped: list[str] = []
     if isinstance(spec, dict):
         admitted, spec_causes = _spec(spec)
         causes += spec_causes
-        left_out = [f"spec{path}" for path in _missing(spec, admitted)]
+        dropped = [f"spec{path}" for path in _missing(spec, admitted)]
     else:
         admitted = {}
         causes.append(Cause("spec", "Required value", "FieldValueRequired"))
-    left_out += [f"metadata.{field}" for field in metadata if field not in _METADATA]
-    left_out += [field for field in given if field not in ("apiVersion", "kind", "metadata", "spec", "status")]
+    dropped += [f"metadata.{field}" for field in metadata if field not in _METADATA]
+    dropped += [field for field in cleaned if field not in ("apiVersion", "kind", "metadata", "spec", "status")]
     name = str(metadata.get("name") or metadata.get("generateName") or "")
     if causes:
-        text = ", ".join(f"{cause.field}: {cause.message}" for cause in causes)
-        text = text if len(causes) == 1 else f"[{text}]"
-        raise StatusError(422, f'{KIND}.{GROUP} "{name}" is invalid: {text}', kind=KIND, name=name, causes=causes)
-    if strict and left_out:
-        unknown = ", ".join(f'unknown field "{path}"' for path in left_out)
+        messages = ", ".join(f"{cause.field}: {cause.message}" for cause in causes)
+        messages = messages if len(causes) == 1 else f"[{messages}]"
+        raise StatusError(422, f'{KIND}.{GROUP} "{name}" is invalid: {messages}', kind=KIND, name=name, causes=causes)
+    if strict and dropped:
+        unknown = ", ".join(f'unknown field "{path}"' for path in dropped)
         raise StatusError(400, f'{KIND} in version "{VERSION}" cannot be handled: strict decoding error: {unknown}')
     return {
         "apiVersion": f"{GROUP}/{VERSION}",
         "kind": KIND,
         "metadata": {field: metadata[field] for field in _METADATA if field in metadata},
         "spec": _with_defaults(admitted),
-    }, left_out
+    }, dropped
 
 
 def _spec(spec: dict[str, Any]) -> tuple[dict[str, Any], list[Cause]]:
     causes = []
     try:
-        # by alias alone: the models would take spark_version for sparkVersion, the real server does not
+        # only by alias: the models also accept spark_version for sparkVersion, the real server does not
         model = SparkV1beta2SparkApplicationSpec.model_validate(spec, by_alias=True, by_name=False)
         admitted: dict[str, Any] = model.model_dump(by_alias=True, exclude_none=True, mode="json")
     except ValidationError as e:
@@ -136,17 +136,17 @@ def _spec(spec: dict[str, Any]) -> tuple[dict[str, Any], list[Cause]]:
             )
     if admitted.get("type") == "R":
         causes.append(_forbidden("type", "R"))
-    causes += [_forbidden(path, what) for path, what in _REFUSED.items() if _get(admitted, path)]
+    causes += [_forbidden(path, feature) for path, feature in _REFUSED.items() if _get(admitted, path)]
     for number, volume in enumerate(admitted.get("volumes") or ()):
         if "emptyDir" not in volume:
             causes.append(_forbidden(f"volumes[{number}]", "volumes other than emptyDir"))
     return admitted, causes
 
 
-def _forbidden(path: str, what: str) -> Cause:
+def _forbidden(path: str, feature: str) -> Cause:
     return Cause(
         f"spec.{path}",
-        f"Forbidden: the embedded platform has no {what}; run this on a Kubernetes cluster",
+        f"Forbidden: the embedded platform has no {feature}; run this on a Kubernetes cluster",
         "FieldValueForbidden",
     )
 
@@ -155,13 +155,13 @@ def _cause(error: Mapping[str, Any]) -> Cause:
     path = "spec" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"])
     if error["type"] == "missing":
         return Cause(path, "Required value", "FieldValueRequired")
-    if word := _WORDS.get(error["type"]):
-        given = error["input"]
-        kind = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object"}
-        # the type and not the value: it may be a secret in the wrong place
+    if expected_type := _WORDS.get(error["type"]):
+        value = error["input"]
+        type_names = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object"}
+        # the message has only the type, because the value may be a secret in the wrong field
         return Cause(
             path,
-            f'Invalid value: "{kind.get(type(given), "null")}": {path} in body must be of type {word}',
+            f'Invalid value: "{type_names.get(type(value), "null")}": {path} in body must be of type {expected_type}',
             "FieldValueTypeInvalid",
         )
     return Cause(path, f"Invalid value: {error['msg']}")
@@ -176,7 +176,8 @@ def _metadata_causes(metadata: Mapping[str, Any]) -> Iterator[Cause]:
     prefix = metadata.get("generateName") or ""
     if not isinstance(prefix, str) or not _NAME.fullmatch(f"{prefix}0"):
         yield Cause(
-            "metadata.generateName", f"Invalid value: {json.dumps(prefix)}: must begin a lowercase RFC 1123 name"
+            "metadata.generateName",
+            f"Invalid value: {json.dumps(prefix)}: must be the beginning of a lowercase RFC 1123 name",
         )
     owners = metadata.get("ownerReferences") or []
     if not isinstance(owners, list) or not all(isinstance(owner, dict) for owner in owners):
@@ -188,13 +189,15 @@ def _metadata_causes(metadata: Mapping[str, Any]) -> Iterator[Cause]:
             continue
         for key, value in texts.items():
             if not isinstance(value, str) or not _LABEL_KEY.fullmatch(key) or len(key.rpartition("/")[2]) > 63:
-                yield Cause(f"metadata.{field}", f'Invalid value: "{key}": a qualified name with a text is required')
+                yield Cause(
+                    f"metadata.{field}", f'Invalid value: "{key}": a qualified name with a string value is required'
+                )
             elif field == "labels" and (len(value) > 63 or not _LABEL_VALUE.fullmatch(value)):
                 yield Cause("metadata.labels", f'Invalid value: "{value}": must be at most 63 of [-A-Za-z0-9_.]')
 
 
 def _with_defaults(spec: dict[str, Any]) -> dict[str, Any]:
-    """As the operator's webhook fills them in."""
+    """The spec with the defaults that the operator's webhook sets."""
     restart = {"type": "Never", **spec.get("restartPolicy", {})}
     if restart["type"] != "Never":
         restart = {"onFailureRetryInterval": 5, "onSubmissionFailureRetryInterval": 5, **restart}
@@ -222,8 +225,8 @@ def _missing(given: Any, admitted: Any, path: str = "") -> Iterator[str]:
             else:
                 yield from _missing(value, admitted[key], f"{path}.{key}")
     elif isinstance(given, list) and isinstance(admitted, list):
-        for number, (one, other) in enumerate(zip(given, admitted, strict=False)):
-            yield from _missing(one, other, f"{path}[{number}]")
+        for number, (given_item, admitted_item) in enumerate(zip(given, admitted, strict=False)):
+            yield from _missing(given_item, admitted_item, f"{path}[{number}]")
 
 
 def _without_nulls(value: Any) -> Any:

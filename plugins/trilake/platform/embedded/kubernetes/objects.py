@@ -1,4 +1,4 @@
-"""The other objects of the namespace: the driver's pod, events and Secrets, as clients read them."""
+"""The namespace's other objects, as clients read them: the driver's pod, events and Secrets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NODE = "localhost"
 
 
 def now() -> str:
-    """Kubernetes' times are whole seconds in UTC."""
+    """The current time in Kubernetes' format: whole seconds in UTC."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -24,7 +24,7 @@ def time_text(seconds: float) -> str:
 
 
 def driver_pod(application: Mapping[str, Any]) -> dict[str, Any]:
-    """The pod that the operator's submission makes: pending, of nothing started yet."""
+    """A new driver pod, as a submission creates it: pending, with no container started."""
     metadata, spec, status = application["metadata"], application["spec"], application["status"]
     driver = spec["driver"]
     name = status["driverInfo"]["podName"]
@@ -81,7 +81,7 @@ def driver_pod(application: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def set_waiting(pod: dict[str, Any], reason: str, message: str = "") -> None:
-    """The pod has a place, and its container does not start yet."""
+    """The pod is scheduled, but its container has not started."""
     _set(pod, "Pending", {"waiting": {"reason": reason, **({"message": message} if message else {})}})
 
 

@@ -1,4 +1,4 @@
-"""Changing a document by a merge patch (RFC 7396) or a JSON patch (RFC 6902)."""
+"""Merge patches (RFC 7396) and JSON patches (RFC 6902) of a document."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trilake.platform.embedded.kubernetes.status import StatusError
 
 
 def merge(document: Any, patch: Any) -> Any:
-    """The document with the patch applied; the document itself stays as it is."""
+    """A copy of the document with the patch applied. The document itself is not changed."""
     if not isinstance(patch, dict):
         return copy.deepcopy(patch)
     merged = copy.deepcopy(document) if isinstance(document, dict) else {}
@@ -22,9 +22,9 @@ def merge(document: Any, patch: Any) -> Any:
 
 
 def apply(document: Any, operations: Any) -> Any:
-    """The document with the operations applied, all or none.
+    """A copy of the document with all operations applied.
 
-    :raises StatusError: 400 these are not operations; 422 an operation does not fit the document.
+    :raises StatusError: 400 the patch is not a list of operations; 422 an operation cannot be applied to the document.
     """
     if not isinstance(operations, list) or not all(isinstance(operation, dict) for operation in operations):
         raise StatusError(400, "a JSON patch is a list of operations")
@@ -35,7 +35,7 @@ def apply(document: Any, operations: Any) -> Any:
         except (AttributeError, LookupError, TypeError, ValueError) as e:
             path, name = operation.get("path"), operation.get("op")
             raise StatusError(
-                422, f"the server rejected our request: {name} at {path!r} does not apply ({e})"
+                422, f"the server rejected our request: {name} at {path!r} cannot be applied ({e})"
             ) from None
     return changed
 
@@ -49,7 +49,7 @@ def _operate(document: Any, operation: dict[str, Any]) -> Any:
             return _remove(document, path)
         case "test":
             if _get(document, path) != operation["value"]:
-                raise ValueError("the value is another")
+                raise ValueError("the value is different")
             return document
         case "copy":
             return _put(document, path, copy.deepcopy(_get(document, _pointer(operation["from"]))))

@@ -1,4 +1,4 @@
-"""Label and field selectors, as ``labelSelector`` and ``fieldSelector`` write them."""
+"""Label and field selectors: the parameters ``labelSelector`` and ``fieldSelector``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trilake.platform.embedded.kubernetes.status import StatusError
 
 Selector = Callable[[Mapping[str, Any]], bool]
 
-# Only these can be asked for, of each kind, as with the real server.
+# The fields that each kind can be selected by, as in the real server.
 _FIELDS = {
     "sparkapplications": ("metadata.name", "metadata.namespace"),
     "pods": ("metadata.name", "metadata.namespace", "spec.nodeName", "status.phase", "status.podIP"),
@@ -37,7 +37,7 @@ _TERM = re.compile(
 
 
 def label_selector(text: str | None) -> Selector:
-    """:raises StatusError: 400, it is none."""
+    """:raises StatusError: 400, the text is not a label selector."""
     terms: list[Callable[[Mapping[str, str]], bool]] = []
     position, text = 0, (text or "").strip()
     while position < len(text):
@@ -66,7 +66,7 @@ def _label_term(match: re.Match[str]) -> Callable[[Mapping[str, str]], bool]:
 
 
 def field_selector(kind: str, text: str | None) -> Selector:
-    """:raises StatusError: 400, it is none, or names a field that this kind is not selected by."""
+    """:raises StatusError: 400, the text is not a field selector, or this kind does not support a field."""
     terms = []
     for part in (text or "").split(","):
         if not part.strip():

@@ -1,4 +1,4 @@
-"""Errors in Kubernetes' own form: a Status object with the code, reason and message that clients know."""
+"""Errors in Kubernetes' form: a Status object with the code, reason and message that clients expect."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Cause:
-    """One thing wrong with a manifest. `reason` is Kubernetes' (FieldValueRequired, ...)."""
+    """One error in a manifest. `reason` is a Kubernetes reason (FieldValueRequired, ...)."""
 
     field: str
     message: str
@@ -30,9 +30,9 @@ class Cause:
 
 
 class StatusError(Exception):
-    """A request that is refused.
+    """A request was refused.
 
-    :param reason: where the code alone does not say it (409 is Conflict or AlreadyExists).
+    :param reason: needed if the code has several reasons (409 is Conflict or AlreadyExists).
     """
 
     def __init__(
@@ -76,12 +76,12 @@ class StatusError(Exception):
 
 
 def not_found(kind: str, name: str) -> StatusError:
-    """`kind` as Kubernetes says it: ``pods``, ``sparkapplications.sparkoperator.k8s.io``."""
+    """`kind` is the resource name: ``pods``, ``sparkapplications.sparkoperator.k8s.io``."""
     return StatusError(404, f'{kind} "{name}" not found', kind=kind, name=name)
 
 
 def success(kind: str, name: str, uid: str) -> dict[str, Any]:
-    """What a deletion answers."""
+    """The answer to a deletion."""
     return {
         "kind": "Status",
         "apiVersion": "v1",

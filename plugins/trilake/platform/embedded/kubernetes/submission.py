@@ -1,4 +1,4 @@
-"""From a SparkApplication to a command: spark-submit in local mode, with the application's own settings."""
+"""Turns a SparkApplication into a command: spark-submit in local mode, with the application's settings."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from trilake.platform.embedded.processes import DRIVER, HOME_MARKER, SERVICE_MAR
 
 PROPERTIES_FILE = "spark.properties"
 _SCRATCH = "scratch"
-# Spark refuses to start with less.
+# Spark does not start with less memory.
 _LEAST_MEMORY = 512 * 1024**2
 _MEMORY = re.compile(r"([0-9]+)([kmgtKMGT]?)[bB]?")
 _UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
 
 
 class SubmissionError(Exception):
-    """spark-submit would fail before there is a driver: SUBMISSION_FAILED."""
+    """spark-submit would fail before it creates a driver: SUBMISSION_FAILED."""
 
 
 class ContainerConfigError(Exception):
-    """A pod that names what is not there waits for it: CreateContainerConfigError."""
+    """The pod refers to a Secret or a key that does not exist: it waits with CreateContainerConfigError."""
 
 
 @dataclass(frozen=True)
 class SubmitCommand:
-    """What runs an application. The environment holds credentials: it is handed over and never written."""
+    """The command for an application. The environment has credentials: it goes to the process and is never written."""
 
     command: list[str]
     environment: dict[str, str] = field(repr=False)
@@ -38,23 +38,23 @@ class SubmitCommand:
 
 
 def memory_bytes(text: str) -> int:
-    """Spark's notation: ``512m``, ``2g``.
+    """The bytes of an amount of memory in Spark's notation: ``512m``, ``2g``.
 
-    :raises SubmissionError: it is not.
+    :raises SubmissionError: the text is not in this notation.
     """
     match = _MEMORY.fullmatch(text)
     if not match:
-        raise SubmissionError(f"{text!r} is not an amount of memory: write it like 512m or 2g")
+        raise SubmissionError(f"{text!r} is not an amount of memory: use a form like 512m or 2g")
     return int(match[1]) * _UNITS[match[2].lower()]
 
 
 def prepare(
     application: Mapping[str, Any], spark_application_id: str, folder: Path, configuration: ClusterConfiguration
 ) -> SubmitCommand:
-    """Work out command, settings and environment; nothing is written.
+    """Compute command, settings and environment. Nothing is written.
 
     :raises SubmissionError: the application cannot be submitted.
-    :raises ContainerConfigError: a Secret or a key is not there.
+    :raises ContainerConfigError: a Secret or a key does not exist.
     """
     spec, name = application["spec"], application["metadata"]["name"]
     driver = spec["driver"]
@@ -65,15 +65,15 @@ def prepare(
     dependencies = spec.get("deps") or {}
     for option, names in (("--py-files", "pyFiles"), ("--jars", "jars"), ("--files", "files")):
         if paths := dependencies.get(names):
-            command += [option, ",".join(_here(path, configuration) for path in paths)]
-    command += [_here(spec["mainApplicationFile"], configuration), *spec.get("arguments", ())]
-    environment = _own_environment(name, spark_application_id, folder, configuration)
+            command += [option, ",".join(_local_path(path, configuration) for path in paths)]
+    command += [_local_path(spec["mainApplicationFile"], configuration), *spec.get("arguments", ())]
+    environment = _image_environment(name, spark_application_id, folder, configuration)
     environment |= container_environment(application, driver, configuration.secrets)
     return SubmitCommand(command, environment, properties)
 
 
 def write_files(submission: SubmitCommand, folder: Path) -> None:
-    """Lay out the attempt's folder: the settings, and scratch space that goes with it."""
+    """Write the settings to the attempt's folder, and create its scratch folder."""
     (folder / _SCRATCH).mkdir(exist_ok=True)
     text = "".join(
         f"{_escape(key, key=True)}={_escape(value)}\n" for key, value in sorted(submission.properties.items())
@@ -87,10 +87,10 @@ def _properties(
     spec: Mapping[str, Any], name: str, application_id: str, folder: Path, configuration: ClusterConfiguration
 ) -> dict[str, str]:
     driver, executor = spec["driver"], spec["executor"]
-    conf = {key: value for key, value in (spec.get("sparkConf") or {}).items() if not _of_kubernetes(key)}
+    conf = {key: value for key, value in (spec.get("sparkConf") or {}).items() if not _is_kubernetes_setting(key)}
     conf |= {f"spark.hadoop.{key}": value for key, value in (spec.get("hadoopConf") or {}).items()}
     executors = int(executor.get("instances") or 1)
-    # One JVM does the driver's and the executors' work, and gets the cores of them all as far as there are any.
+    # One JVM does the work of the driver and all executors. It gets the sum of their cores, up to those of the machine.
     cores = int(driver["cores"]) + executors * int(executor["cores"])
     memory = memory_bytes(driver["memory"]) + executors * memory_bytes(executor["memory"])
     memory = max(_LEAST_MEMORY, min(memory, memory_bytes(configuration.driver_memory_cap)))
@@ -102,7 +102,7 @@ def _properties(
     )
     conf |= {
         "spark.app.name": name,
-        # the only setting by which a local application takes an id from outside; event logs are named by it
+        # the only setting that gives a local application its id; event logs are named after the id
         "spark.test.appId": application_id,
         "spark.master": f"local[{max(1, min(cores, os.cpu_count() or 1))}]",
         "spark.submit.deployMode": "client",
@@ -120,14 +120,14 @@ def _properties(
     return conf | dict(configuration.spark_conf)
 
 
-def _of_kubernetes(key: str) -> bool:
+def _is_kubernetes_setting(key: str) -> bool:
     return key.startswith(("spark.kubernetes.", "spark.executorEnv.")) or key in ("spark.master", "spark.test.appId")
 
 
-def _own_environment(
+def _image_environment(
     name: str, application_id: str, folder: Path, configuration: ClusterConfiguration
 ) -> dict[str, str]:
-    """A container's environment: of the machine's, only what programs need to start."""
+    """A container's variables. Of this machine's environment it takes only what programs need to start."""
     java = configuration.java_home or os.environ.get("JAVA_HOME")
     path = [str(configuration.python.parent), *([f"{java}/bin"] if java else []), "/usr/local/bin", "/usr/bin", "/bin"]
     environment = {
@@ -150,7 +150,7 @@ def _own_environment(
     if java:
         environment["JAVA_HOME"] = str(java)
     if home := os.environ.get(HOME_MARKER):
-        # `trilake down` finds its processes by these, and `up` leaves drivers alone
+        # `trilake down` finds the platform's processes by these, and `up` does not end drivers
         environment |= {HOME_MARKER: home, SERVICE_MARKER: DRIVER}
     return environment
 
@@ -160,7 +160,7 @@ def container_environment(
 ) -> dict[str, str]:
     """The variables that a pod's container gets, in Kubernetes' order: envFrom, then env; later ones win.
 
-    :raises ContainerConfigError: a Secret or a key is not there, or a reference is of a kind not served.
+    :raises ContainerConfigError: a Secret or a key does not exist, or this kind of reference is not supported.
     """
     variables: dict[str, str] = {}
     for source in container.get("envFrom") or ():
@@ -186,7 +186,7 @@ def container_environment(
             key = path.removeprefix("metadata.")
             variables[entry["name"]] = metadata[key] + ("-driver" if key == "name" else "")
         else:
-            raise ContainerConfigError(f"the embedded platform cannot give {entry['name']} its value")
+            raise ContainerConfigError(f"the embedded platform does not support the source of {entry['name']}")
     return variables
 
 
@@ -205,8 +205,8 @@ def _secret_key(reference: Mapping[str, Any], secrets: Mapping[str, Mapping[str,
     return value
 
 
-def _here(path: str, configuration: ClusterConfiguration) -> str:
-    """A path of the image, as it is here. What the image does not have is left for spark-submit to miss."""
+def _local_path(path: str, configuration: ClusterConfiguration) -> str:
+    """The local path for a path in the image. For an unknown path, spark-submit fails later and names it."""
     if not path.startswith("local://"):
         return path
     inside = path.removeprefix("local://")
@@ -214,16 +214,16 @@ def _here(path: str, configuration: ClusterConfiguration) -> str:
 
 
 def _escape(text: str, *, key: bool = False) -> str:
-    """As java.util.Properties reads it."""
-    out = []
+    """Escape a text for java.util.Properties."""
+    escaped = []
     for position, character in enumerate(text):
         if character in "\\=:#!" or (character == " " and (key or position == 0)):
-            out.append("\\" + character)
+            escaped.append("\\" + character)
         elif character in "\n\r\t\f":
-            out.append({"\n": "\\n", "\r": "\\r", "\t": "\\t", "\f": "\\f"}[character])
+            escaped.append({"\n": "\\n", "\r": "\\r", "\t": "\\t", "\f": "\\f"}[character])
         elif " " <= character <= "~":
-            out.append(character)
+            escaped.append(character)
         else:
             units = character.encode("utf-16-be")
-            out += [f"\\u{units[i] << 8 | units[i + 1]:04x}" for i in range(0, len(units), 2)]
-    return "".join(out)
+            escaped += [f"\\u{units[i] << 8 | units[i + 1]:04x}" for i in range(0, len(units), 2)]
+    return "".join(escaped)
