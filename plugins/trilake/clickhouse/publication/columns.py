@@ -17,6 +17,11 @@ CSV_NULL = "\\N"
 _TEXT = re.compile(r"String|FixedString\(\d+\)|LowCardinality\((Fixed)?String(\(\d+\))?\)")
 
 
+def is_text(kind: str) -> bool:
+    """Whether an empty field of CSV is a value of a type. All other types read it as NULL."""
+    return _TEXT.fullmatch(kind) is not None
+
+
 class AuditError(CountMismatchError):
     """Staging does not hold the rows of its source. Nothing was published."""
 
@@ -40,22 +45,9 @@ class Columns:
 
     @property
     def csv_structure(self) -> str:
-        """Like `structure`, but every field is a string: ClickHouse would change a number that is too large for its
-        type.
-        """
-        kinds = ("String" if _TEXT.fullmatch(kind) else "Nullable(String)" for kind in self.types)
+        """Like `structure`, but every field is a string, see `trilake.clickhouse.publication.values`."""
+        kinds = ("String" if is_text(kind) else "Nullable(String)" for kind in self.types)
         return ", ".join(f"{quote_name(n)} {kind}" for n, kind in zip(self.names, kinds, strict=True))
-
-    def accurate(self, *, of_csv: bool) -> str:
-        """Each column cast to the table's type. A number out of range, or a NULL without Nullable, is an error."""
-
-        def column(name: str, kind: str) -> str:
-            value = quote_name(name)
-            if of_csv and _TEXT.fullmatch(kind):
-                value = f"nullIf({value}, {quote_text(CSV_NULL)})"
-            return f"accurateCast({value}, {quote_text(kind)}) AS {quote_name(name)}"
-
-        return ", ".join(column(name, kind) for name, kind in zip(self.names, self.types, strict=True))
 
 
 def read_columns(cluster: Cluster, data_set: DataSet) -> Columns:

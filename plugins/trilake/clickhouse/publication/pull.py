@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import csv
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from trilake.clickhouse.cluster import Cluster, quote_name, quote_text
-from trilake.clickhouse.publication.columns import CSV_NULL, AuditError, Columns
+from trilake.clickhouse.cluster import Cluster, error_of, quote_name, quote_text
+from trilake.clickhouse.publication.columns import CSV_NULL, AuditError, Columns, is_text
+from trilake.clickhouse.publication.values import Conversion, NoConversionError, from_text, from_value
 from trilake.lake.objects import is_plain_key
 from trilake.lake.plan import DataFile, LoadPlan, PartitionPlan
 
@@ -38,6 +39,13 @@ STRICT: dict[str, Any] = {
     "input_format_with_names_use_header": 1,
     "input_format_csv_empty_as_default": 1,
     "format_csv_null_representation": CSV_NULL,
+    "input_format_csv_trim_whitespaces": 0,
+    # without it, every third number with a fraction is a neighbour of the nearest one
+    "precise_float_parsing": 1,
+    # the conversions of a wide table are long
+    "max_query_size": 64 * 1024**2,
+    "max_ast_elements": 1_000_000,
+    "max_expanded_ast_elements": 10_000_000,
 }
 
 # Settings of an insert that pulls: it collects this many rows or bytes in memory before it writes a part. Default:
@@ -55,6 +63,10 @@ MAX_FUNCTIONS = 16
 MAX_FUNCTIONS_BYTES = 4 * 1024**2
 
 _FILE, _ETAG = "_trilake_file", "_trilake_etag"
+# The error code of throwIf()
+_THROWN = 395
+# An error shows so much of a value.
+_SHOWN_LETTERS = 100
 
 
 @dataclass(frozen=True)
@@ -118,6 +130,9 @@ class Pull(ABC):
     def sums(self, client: Client, source: str, files: Sequence[DataFile]) -> tuple[Sums, Mapping[str, int]]:
         """The sums of a source's rows. Also the rows of each file by key, if each file is counted separately."""
 
+    def explain(self, error: Exception, client: Client, files: Sequence[DataFile]) -> AuditError | None:  # noqa: B027
+        """The value that made a statement fail, if `error` says that there is one."""
+
     def check_shard(self, where: str, files: Sequence[DataFile], rows: int) -> None:  # noqa: B027 - optional
         """:raises AuditError: a shard's staging table does not have the same number of rows as its files."""
 
@@ -167,6 +182,9 @@ class IcebergPull(Pull):
     def sums(self, client: Client, source: str, files: Sequence[DataFile]) -> tuple[Sums, Mapping[str, int]]:
         return sums(client, source, self.columns), {}
 
+    def explain(self, error: Exception, client: Client, files: Sequence[DataFile]) -> AuditError | None:
+        """The value that made a statement fail, if `error` says that there is one."""
+
     def check_shard(self, where: str, files: Sequence[DataFile], rows: int) -> None:
         if rows != (expected := sum(file.rows for file in files)):
             raise AuditError(
@@ -184,6 +202,10 @@ class IcebergPull(Pull):
 class ObjectsPull(Pull):
     """Plain Parquet or CSV objects. Each may hold rows of every shard, and has its own types."""
 
+    def __init__(self, plan: LoadPlan, columns: Columns, shards: int) -> None:
+        super().__init__(plan, columns, shards)
+        self._by_key: dict[str, dict[str, Conversion]] = {}
+
     @property
     def _csv(self) -> bool:
         return self.plan.plain == "CSVWithNames"
@@ -194,9 +216,9 @@ class ObjectsPull(Pull):
         return self.plan.data_set.grain is not None
 
     def check_before(self, cluster: Cluster, partitions: Sequence[PartitionPlan]) -> None:
-        if self._csv:
-            files, shards = [file for partition in partitions for file in partition.files], cluster.shards
-            cluster.on_shards([(shards[n % len(shards)], partial(self._check_header, f)) for n, f in enumerate(files)])
+        files, shards = [file for partition in partitions for file in partition.files], cluster.shards
+        check = self._check_header if self._csv else self._check_types
+        cluster.on_shards([(shards[n % len(shards)], partial(check, file)) for n, file in enumerate(files)])
 
     def sums(self, client: Client, source: str, files: Sequence[DataFile]) -> tuple[Sums, Mapping[str, int]]:
         by_file = sums_by_file(client, source, self.plan.bucket, files, self.columns)
@@ -215,13 +237,50 @@ class ObjectsPull(Pull):
                         hint=f"Nothing was published. Count its rows again.{keyless}",
                     )
 
+    def explain(self, error: Exception, client: Client, files: Sequence[DataFile]) -> AuditError | None:
+        if getattr(error_of(None, error), "code", 0) != _THROWN:
+            return None
+        for file in files:
+            conversions = self._conversions(file.key)
+            exact = ", ".join(conversion.exact for conversion in conversions.values())
+            shown = ", ".join(f"left(toString({quote_name(name)}), {_SHOWN_LETTERS})" for name in conversions)
+            wrong = " AND ".join(conversion.exact for conversion in conversions.values())
+            sql = f"SELECT [{exact}], [{shown}] FROM {self._objects([file.key])} WHERE NOT ({wrong}) LIMIT 1"
+            if rows := client.query(sql, settings=STRICT).result_rows:
+                flags, values = rows[0]
+                number = next(n for n, flag in enumerate(flags) if not flag)
+                name, value = self.columns.names[number], values[number]
+                return AuditError(
+                    f"s3://{self.plan.bucket}/{file.key}: column {name} has "
+                    + ("no value" if value is None else f"the value {value!r}")
+                    + f", which {self.columns.types[number]} cannot hold exactly.",
+                    hint="Nothing was published. Correct the file, or change the column's type in a step of "
+                    "sql/clickhouse.",
+                )
+        return None
+
     def _select(self, keys: Sequence[str]) -> str:
-        # Keep the Parquet file's own types: reading it as the table's types could change values without an error.
-        structure = self.columns.csv_structure if self._csv else ""
-        return (
-            f"SELECT {self.columns.accurate(of_csv=self._csv)}, _path AS {_FILE}, _etag AS {_ETAG} "
-            f"FROM {self._s3(keys, str(self.plan.plain), structure)}"
+        conversions = self._conversions(keys[0])
+        listed = ", ".join(
+            f"CAST({conversion.value}, {quote_text(kind)}) AS {quote_name(name)}"
+            for (name, conversion), kind in zip(conversions.items(), self.columns.types, strict=True)
         )
+        exact = " AND ".join(conversion.exact for conversion in conversions.values())
+        return (
+            f"SELECT {listed}, _path AS {_FILE}, _etag AS {_ETAG} FROM {self._objects(keys)} "
+            f"WHERE NOT throwIf(NOT ({exact}), 'A value does not fit the type of its column')"
+        )
+
+    def _objects(self, keys: Sequence[str]) -> str:
+        # Keep the Parquet file's own types: reading it as the table's types could change values without an error.
+        return self._s3(keys, str(self.plan.plain), self.columns.csv_structure if self._csv else "")
+
+    def _conversions(self, key: str) -> dict[str, Conversion]:
+        """How each column of an object is read. Of CSV all objects are read alike."""
+        found = self._by_key.get("" if self._csv else key)
+        if found is None:
+            raise RuntimeError(f"{key} was not checked before it is read.")
+        return found
 
     def _alone(self, file: DataFile) -> bool:
         # s3() takes the types of all files from the first one
@@ -235,16 +294,57 @@ class ObjectsPull(Pull):
     def _check_header(self, file: DataFile, client: Client, _shard: object) -> None:
         """Check the header of a CSV file, because ClickHouse would read a missing column as empty.
 
-        :raises AuditError: the file's first line does not name every column of the table.
+        :raises AuditError: the file's first line does not name every column of the table once.
         """
         sql = f"SELECT line FROM {self._s3([file.key], 'LineAsString', 'line String')} LIMIT 1"
         lines = client.query(sql, settings=STRICT).result_rows
         header = next(csv.reader([lines[0][0].removeprefix("\ufeff")]), []) if lines else []
+        shown = f"its first line is {','.join(header)[:200]!r}."
         if missing := [name for name in self.columns.names if name not in header]:
             raise AuditError(
-                f"{file.key} has no column {', '.join(missing)}: its first line is {','.join(header)[:200]!r}.",
+                f"{file.key} has no column {', '.join(missing)}: {shown}",
                 hint="Nothing was published. The first line must name every column of the table.",
             )
+        if twice := [name for name in self.columns.names if header.count(name) > 1]:
+            raise AuditError(
+                f"{file.key} has the column {twice[0]} twice: {shown}",
+                hint="Nothing was published. Remove one, or rename it.",
+            )
+        if "" not in self._by_key:
+
+            def text(name: str, kind: str) -> str:
+                quoted = quote_name(name)
+                return f"nullIf({quoted}, {quote_text(CSV_NULL)})" if is_text(kind) else quoted
+
+            self._by_key[""] = self._convert(file, lambda name, kind: from_text(text(name, kind), kind))
+
+    def _check_types(self, file: DataFile, client: Client, _shard: object) -> None:
+        """Compare the types of a Parquet file with those of the table.
+
+        :raises AuditError: the file has no such column, or its values are never values of the table's type.
+        """
+        sql = f"DESCRIBE TABLE {self._s3([file.key], str(self.plan.plain))}"
+        found = {row[0]: row[1] for row in client.query(sql, settings=STRICT).result_rows}
+        if missing := [name for name in self.columns.names if name not in found]:
+            raise AuditError(
+                f"{file.key} has no column {', '.join(missing)}. Its columns are {', '.join(found)[:200]}.",
+                hint="Nothing was published. The file must have every column of the table.",
+            )
+        self._by_key[file.key] = self._convert(file, lambda name, kind: from_value(quote_name(name), found[name], kind))
+
+    def _convert(self, file: DataFile, conversion: Callable[[str, str], Conversion]) -> dict[str, Conversion]:
+        made = {}
+        for name, kind in zip(self.columns.names, self.columns.types, strict=True):
+            try:
+                made[name] = conversion(name, kind)
+            except NoConversionError as e:
+                raise AuditError(
+                    f"s3://{self.plan.bucket}/{file.key}: column {name} of {self.plan.data_set.table} is {kind}, and "
+                    f"{e}.",
+                    hint="Nothing was published. Write the file with the type of the table (nested types as Parquet), "
+                    "or load it through a Spark job.",
+                ) from None
+        return made
 
 
 def pull_of(plan: LoadPlan, columns: Columns, shards: int) -> Pull:

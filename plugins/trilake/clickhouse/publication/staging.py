@@ -129,10 +129,15 @@ class Staging:
         pulled, by_file, loads = Sums(), dict[str, int](), dict[str, QueryMetrics]()
         for source in self.pull.sources(files, shard.number):
             query_id = f"publish:{self.attempt}:{partition.partition}:{shard.number}:{len(loads) + 1}"
-            done = client.command(
-                f"INSERT INTO {staging} ({columns.listed}) SELECT {columns.listed} FROM {source}",
-                settings={**PULL, "query_id": query_id},
-            )
+            try:
+                done = client.command(
+                    f"INSERT INTO {staging} ({columns.listed}) SELECT {columns.listed} FROM {source}",
+                    settings={**PULL, "query_id": query_id},
+                )
+            except Exception as e:
+                if explained := self.pull.explain(e, client, files):
+                    raise explained from None
+                raise
             loads[query_id] = QueryMetrics.of_summary(getattr(done, "summary", {}))
             sums, rows_by_file = self.pull.sums(client, source, files)
             pulled += sums

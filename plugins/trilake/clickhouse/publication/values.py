@@ -1,8 +1,8 @@
 """SQL that converts a value of a plain object to a type of ClickHouse, and that says whether it did so exactly.
 
-ClickHouse's own casts are lenient: 1.239 becomes Decimal 1.23, 2013-13-45 becomes 1970-01-01, hour 99 becomes another day,
-and `accurateCast` to a Nullable type gives NULL instead of an error (tried on version 26.9). So each value is converted
-leniently, and a condition compares the result with the text, or with the value that it came from.
+ClickHouse's own casts are lenient: 1.239 becomes Decimal 1.23, 2013-13-45 becomes 1970-01-01, hour 99 becomes another
+day, and `accurateCast` to a Nullable type gives NULL instead of an error (tried on version 26.9). So each value is
+converted leniently, and a condition compares the result with the text, or with the value that it came from.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ _DATES = ("Date", "Date32")
 
 _NUMBER_TEXT = r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$"
 _NOT_FINITE = ("nan", "inf", "+inf", "-inf", "infinity", "+infinity", "-infinity")
-_OFFSET = r"(Z|[-+]\d\d(:?\d\d)?)"
+_DATE_TEXT = r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])"
+_TIME_TEXT = r"([01]\d|2[0-3]):[0-5]\d"
+_OFFSET = r"(Z|[-+](0\d|1[0-8])(:?[0-5]\d)?)"
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def from_value(value: str, source: str, target: str) -> Conversion:
 def _nullable(value: str, target: str, converted: str, exact: str) -> Conversion:
     """The conversion with NULL: it stays NULL, and is not exact if the target has no NULL."""
     null = "1" if _holds_null(target) else "0"
-    return Conversion(converted, f"if(isNull({value}), {null}, ifNull({exact}, 0))")
+    return Conversion(f"if(isNull({value}), NULL, {converted})", f"if(isNull({value}), {null}, ifNull({exact}, 0))")
 
 
 def _holds_null(target: str) -> bool:
@@ -114,7 +116,7 @@ def _decimal(text: str, kind: str, match: re.Match[str]) -> tuple[str, str]:
 
 def _bool(text: str, _kind: str, _: re.Match[str]) -> tuple[str, str]:
     word = f"lower({text})"
-    return f"CAST({word} IN ('true', 't', '1'), 'Bool')", f"{word} IN ('true', 't', '1', 'false', 'f', '0')"
+    return f"CAST({word} IN ('true', 't', '1'), 'Nullable(Bool)')", f"{word} IN ('true', 't', '1', 'false', 'f', '0')"
 
 
 def _date(text: str, kind: str, _: re.Match[str]) -> tuple[str, str]:
@@ -124,35 +126,24 @@ def _date(text: str, kind: str, _: re.Match[str]) -> tuple[str, str]:
 
 def _moment(text: str, kind: str, match: re.Match[str]) -> tuple[str, str]:
     wide = kind.startswith("DateTime64")
-    digits, zone = int(match["digits"] or 0) if wide else 0, match["zone"]
-    # without a zone it is the server's, which is UTC on every platform of ours
-    naive = zone is None or zone in _UTC
-    offset = _OFFSET + ("?" if naive else "")
-    pattern = rf"^\d{{4}}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d{{0,{digits}}}0*)?)? ?{offset}$"
-    local = rf"replaceRegexpOne(replaceOne({text}, 'T', ' '), ' ?{_OFFSET}$', '')"
-    seconds = rf"if(length({local}) = 16, concat({local}, ':00'), substring({local}, 1, 19))"
-    whole = f"toDateTime64OrNull({seconds}, 0, 'UTC')"
-    fraction = f"substring({local}, 21, {digits})"
-    sign = rf"if(match({text}, '-\\d\\d(:?\\d\\d)?$') AND match({text}, '[-+]\\d\\d:?(\\d\\d)?$'), -1, 1)"
-    found = rf"extract({text}, '[0-9][^-+]*([-+]\\d\\d:?(?:\\d\\d)?)$')"
-    named = rf"if(match({text}, ':\\d\\d(\\.\\d*)? ?[-+]\\d\\d(:?\\d\\d)?$'), {found}, '')"
-    hours = f"toInt32OrZero(substring({named}, 2, 2))"
-    minutes = f"toInt32OrZero(substring(replaceOne({named}, ':', ''), 4, 2))"
-    shift = f"({sign} * ({hours} * 3600 + {minutes} * 60))"
-    ticks = f"(toUnixTimestamp64Second({whole}) - {shift})"
+    digits, zone = int(match["digits"] or 0) if wide else 0, match["zone"] or "UTC"
+    # A time without an offset may be ambiguous or missing in a zone with daylight saving time.
+    offset = _OFFSET + ("?" if zone in _UTC else "")
+    pattern = rf"^{_DATE_TEXT}[T ]{_TIME_TEXT}(:[0-5]\d(\.\d{{0,{digits}}}0*)?)? ?{offset}$"
+    parsed = f"parseDateTime64BestEffortOrNull(replaceOne({text}, 'T', ' '), {digits}, 'UTC')"
+    day = f"substring({text}, 1, 10)"
     if not wide:
-        value = f"toDateTime({ticks}, {quote_text(zone or 'UTC')})"
-        in_range = f"{ticks} BETWEEN 0 AND 4294967295"
+        first, last = "1970-01-01 00:00:00", "2106-02-07 06:28:15"
+        value = f"toDateTime({parsed}, {quote_text(zone)})"
     else:
-        unit = 10**digits
-        parts = f"rightPad({fraction}, {digits}, '0')" if digits else "'0'"
-        raw = f"{ticks} * {unit} + toInt64OrZero({parts})"
-        value = f"CAST(reinterpret(toInt64({raw}), {quote_text(kind)}), {quote_text(kind)})"
-        # 1900 to 2299; of nine digits to 2262
-        last = 9_223_372_036 - 1 if digits == 9 else 10_413_791_999
-        in_range = f"{ticks} BETWEEN -2208988800 AND {last}"
-    valid = f"toString({whole}) = {seconds} AND {in_range} AND abs({shift}) <= 64800 AND {minutes} < 60"
-    return value, f"match({text}, {quote_text(pattern)}) AND {valid}"
+        # nine digits of a fraction leave years up to 2262
+        first, last = "1900-01-01 00:00:00", "2262-04-11 00:00:00" if digits == 9 else "2299-12-31 23:59:59"
+        value = f"toTimeZone({parsed}, {quote_text(zone)})"
+    limits = [f"toDateTime64({quote_text(limit)}, 0, 'UTC')" for limit in (first, last)]
+    in_range = f"toDateTime64({parsed}, 0, 'UTC') BETWEEN {limits[0]} AND {limits[1]}"
+    # the parser takes 30 February for 2 March, and wraps around beyond its range
+    date = f"toString(toDate32OrNull({day})) = {day} AND {day} <= {quote_text(last[:10])}"
+    return value, f"match({text}, {quote_text(pattern)}) AND {date} AND {in_range}"
 
 
 def _round_trip(text: str, kind: str, _: re.Match[str]) -> tuple[str, str]:
