@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
 from trilake.endpoints import PostgresEndpoint, S3Endpoint
 from trilake.errors import TrilakeError, UnreachableError
 from trilake.lake.data_set import LAKE_BUCKET, WAREHOUSE, WHOLE, DataSet
+from trilake.lake.file_columns import names_in_files, never_changed
 from trilake.lake.plan import ICEBERG_TABLE, DataFile, LoadPlan, PartitionPlan
 from trilake.lake.window import Grain, partition_name
 
@@ -164,13 +166,24 @@ def _no_snapshot(table: Table, snapshot_id: int) -> SnapshotNotFoundError:
     )
 
 
-def plan(table: Table, data_set: DataSet, partitions: Iterable[str], snapshot_id: int | None = None) -> LoadPlan:
+def plan(
+    table: Table,
+    data_set: DataSet,
+    partitions: Iterable[str],
+    snapshot_id: int | None = None,
+    *,
+    with_columns: bool = False,
+) -> LoadPlan:
     """The files of `partitions` at a snapshot (the current one by default), with their record counts.
+
+    :param with_columns: also find out which columns each file has, if the table's columns were ever changed. This reads
+        the footers of the files.
 
     A partition without files is part of the plan. It is empty, and publishing it removes its rows from ClickHouse.
 
     :raises SnapshotNotFoundError: no such snapshot.
     :raises UnpublishableSnapshotError: it has delete files, a null bucket, or another partition layout.
+    :raises UnreadableColumnsError: the columns of a file cannot be told, see `trilake.lake.file_columns`.
     :raises UnreachableError: the store does not answer.
     """
     snapshot = table.current_snapshot() if snapshot_id is None else table.snapshot_by_id(snapshot_id)
@@ -188,10 +201,17 @@ def plan(table: Table, data_set: DataSet, partitions: Iterable[str], snapshot_id
     scan = table.scan(row_filter=_filter(data_set, wanted), snapshot_id=snapshot.snapshot_id)
     with naming_store(table.io.properties, _name(table)):
         tasks = list(scan.plan_files())
-    for task in tasks:
-        partition, file = _data_file(table, data_set, task)
-        if partition in files:
-            files[partition].append(file)
+    found = [(*_data_file(table, data_set, task), task.file.file_path) for task in tasks]
+    found = [(partition, file, path) for partition, file, path in found if partition in files]
+    # Readers of the current snapshot see the current schema, also if it was changed after the commit.
+    current = table.current_snapshot()
+    schema = table.schema() if current and current.snapshot_id == snapshot.snapshot_id else _schema_at(table, snapshot)
+    names: Mapping[str, Mapping[str, str]] = {}
+    if with_columns and not never_changed(table):
+        with naming_store(table.io.properties, _name(table)):
+            names = names_in_files(table, schema, (path for _, _, path in found))
+    for partition, file, path in found:
+        files[partition].append(replace(file, names=names.get(path)))
     return LoadPlan(
         data_set=data_set,
         snapshot_id=snapshot.snapshot_id,
@@ -201,7 +221,7 @@ def plan(table: Table, data_set: DataSet, partitions: Iterable[str], snapshot_id
             PartitionPlan(partition, tuple(sorted(files[partition], key=lambda file: file.key))) for partition in wanted
         ),
         source=f"{ICEBERG_TABLE} {table.metadata.table_uuid}",
-        types={column.name: str(column.field_type) for column in _schema_at(table, snapshot).fields},
+        types={column.name: str(column.field_type) for column in schema.fields},
     )
 
 

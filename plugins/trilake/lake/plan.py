@@ -21,6 +21,7 @@ class DataFile:
 
     :param bucket: Iceberg's bucket of all its rows; None: it is not split by shard.
     :param etag: the pinned ETag, without quotes; empty for files of Iceberg, which never change.
+    :param names: the file's own name of each column that it has. None: it has all columns by their own names.
     """
 
     key: str
@@ -28,6 +29,7 @@ class DataFile:
     size: int
     bucket: int | None
     etag: str = ""
+    names: Mapping[str, str] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

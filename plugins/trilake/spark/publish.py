@@ -61,7 +61,7 @@ def publish(
     checks, began = job_checks(data_set.table), time.time()
     catalog = open_catalog(endpoints.lake, endpoints.s3)
     try:
-        planned = plan(load_table(catalog, data_set.curated), data_set, partitions, snapshot_id)
+        planned = plan(load_table(catalog, data_set.curated), data_set, partitions, snapshot_id, with_columns=True)
     finally:
         catalog.close()
     comment = {"by": "spark", "run": run_id, "data_set": data_set.name}

@@ -37,7 +37,9 @@ class IcebergToClickHouseOperator(PublishOperator):
         partitions = self.window(context).partitions if data_set.grain else []
         catalog = lake.catalog()
         try:
-            return plan(load_table(catalog, data_set.curated), data_set, partitions, self._snapshot())
+            return plan(
+                load_table(catalog, data_set.curated), data_set, partitions, self._snapshot(), with_columns=True
+            )
         finally:
             catalog.close()
 

@@ -77,7 +77,18 @@ def read_columns(cluster: Cluster, data_set: DataSet) -> Columns:
 
 
 def check_types(plan: LoadPlan, columns: Columns) -> None:
-    """:raises AuditError: a column of the table cannot hold every value of the snapshot's column."""
+    """:raises AuditError: a column of the table cannot hold every value of the snapshot's column, or the snapshot does
+    not have the column.
+    """
+    if not plan.types:
+        return
+    if missing := [name for name in columns.names if name not in plan.types]:
+        raise AuditError(
+            f"{plan.data_set.table} has the column {', '.join(missing)} in ClickHouse, but not in the lake, so it is "
+            "unknown what to fill it with. Nothing was published.",
+            hint="Add the column in the job, or drop it from the table in a step of sql/clickhouse. A column that "
+            "follows from the others can be MATERIALIZED or ALIAS.",
+        )
     cut = [
         f"{name} is {plan.types[name]} in the lake and {kind} in ClickHouse"
         for name, kind in zip(columns.names, columns.types, strict=True)

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from trilake.clickhouse.cluster import Cluster, error_of, quote_name, quote_text
 from trilake.clickhouse.publication.columns import CSV_NULL, AuditError, Columns, is_text
+from trilake.clickhouse.publication.types import holds_null
 from trilake.clickhouse.publication.values import Conversion, NoConversionError, from_text, from_value
+from trilake.lake.file_columns import same
 from trilake.lake.objects import is_plain_key
 from trilake.lake.plan import DataFile, LoadPlan, PartitionPlan
 
@@ -112,7 +114,7 @@ class Pull(ABC):
         statements: list[list[str]] = []
         size = length = 0
         for together in self._together(files):
-            part, more = self._select([file.key for file in together]), sum(file.size for file in together)
+            part, more = self._select(together), sum(file.size for file in together)
             full = statements and (
                 len(statements[-1]) == MAX_FUNCTIONS
                 or size + more > MAX_FUNCTIONS_BYTES
@@ -140,12 +142,12 @@ class Pull(ABC):
         """:raises AuditError: the shards together did not read the counted rows of each file."""
 
     @abstractmethod
-    def _select(self, keys: Sequence[str]) -> str:
-        """A SELECT of all rows of some files."""
+    def _select(self, files: Sequence[DataFile]) -> str:
+        """A SELECT of all rows of some files that can be read together."""
 
     @abstractmethod
-    def _alone(self, file: DataFile) -> bool:
-        """Whether a file needs a separate s3()."""
+    def _alike(self, file: DataFile, other: DataFile) -> bool:
+        """Whether one s3() can read both files."""
 
     def _where(self, shard: int) -> str:
         return ""
@@ -163,15 +165,15 @@ class Pull(ABC):
         together: list[DataFile] = []
         length = 0
         for file in files:
-            alone = self._alone(file) or "," in file.key  # a comma separates two keys
-            if together and (alone or length + len(file.key) > MAX_SOURCE_CHARACTERS):
+            if together and not (
+                self._alike(together[-1], file)
+                and "," not in together[-1].key + file.key  # a comma separates two keys
+                and length + len(file.key) <= MAX_SOURCE_CHARACTERS
+            ):
                 yield together
                 together, length = [], 0
-            if alone:
-                yield [file]
-            else:
-                together.append(file)
-                length += len(file.key) + 1
+            together.append(file)
+            length += len(file.key) + 1
         if together:
             yield together
 
@@ -192,11 +194,40 @@ class IcebergPull(Pull):
                 hint="Nothing was published. Run the task again.",
             )
 
-    def _select(self, keys: Sequence[str]) -> str:
-        return f"SELECT {self.columns.listed} FROM {self._s3(keys, 'Parquet', self.columns.structure)}"
+    def check_before(self, cluster: Cluster, partitions: Sequence[PartitionPlan]) -> None:
+        required = [
+            name for name, kind in zip(self.columns.names, self.columns.types, strict=True) if not holds_null(kind)
+        ]
+        for file in (file for partition in partitions for file in partition.files if file.rows):
+            if file.names is not None and (missing := [name for name in required if name not in file.names]):
+                raise AuditError(
+                    f"s3://{self.plan.bucket}/{file.key} has no column {missing[0]}, added to the lake later. "
+                    f"Its rows have NULL there, and the column of {self.plan.data_set.table} has no NULL.",
+                    hint="Nothing was published. Make the column Nullable in a step of sql/clickhouse, or run the "
+                    "window of that file again.",
+                )
 
-    def _alone(self, file: DataFile) -> bool:
-        return False
+    def _select(self, files: Sequence[DataFile]) -> str:
+        keys, names = [file.key for file in files], files[0].names
+        if names is None or same(names, self.columns.names):
+            return f"SELECT {self.columns.listed} FROM {self._s3(keys, 'Parquet', self.columns.structure)}"
+        # Two steps, because a name may be another column's name in the file.
+        present = [(name, kind) for name, kind in self._typed if name in names]
+        structure = ", ".join(f"{quote_name(names[name])} {kind}" for name, kind in present)
+        inner = ", ".join(f"{quote_name(names[name])} AS _{n}" for n, (name, _) in enumerate(present)) or "1"
+        number = {name: n for n, (name, _) in enumerate(present)}
+        outer = ", ".join(
+            (f"_{number[name]}" if name in number else f"CAST(NULL, {quote_text(kind)})") + f" AS {quote_name(name)}"
+            for name, kind in self._typed
+        )
+        return f"SELECT {outer} FROM (SELECT {inner} FROM {self._s3(keys, 'Parquet', structure)})"
+
+    @property
+    def _typed(self) -> list[tuple[str, str]]:
+        return list(zip(self.columns.names, self.columns.types, strict=True))
+
+    def _alike(self, file: DataFile, other: DataFile) -> bool:
+        return file.names == other.names
 
 
 class ObjectsPull(Pull):
@@ -245,7 +276,7 @@ class ObjectsPull(Pull):
             exact = ", ".join(conversion.exact for conversion in conversions.values())
             shown = ", ".join(f"left(toString({quote_name(name)}), {_SHOWN_LETTERS})" for name in conversions)
             wrong = " AND ".join(conversion.exact for conversion in conversions.values())
-            sql = f"SELECT [{exact}], [{shown}] FROM {self._objects([file.key])} WHERE NOT ({wrong}) LIMIT 1"
+            sql = f"SELECT [{exact}], [{shown}] FROM {self._objects([file])} WHERE NOT ({wrong}) LIMIT 1"
             if rows := client.query(sql, settings=STRICT).result_rows:
                 flags, values = rows[0]
                 number = next(n for n, flag in enumerate(flags) if not flag)
@@ -259,21 +290,22 @@ class ObjectsPull(Pull):
                 )
         return None
 
-    def _select(self, keys: Sequence[str]) -> str:
-        conversions = self._conversions(keys[0])
+    def _select(self, files: Sequence[DataFile]) -> str:
+        conversions = self._conversions(files[0].key)
         listed = ", ".join(
             f"CAST({conversion.value}, {quote_text(kind)}) AS {quote_name(name)}"
             for (name, conversion), kind in zip(conversions.items(), self.columns.types, strict=True)
         )
         exact = " AND ".join(conversion.exact for conversion in conversions.values())
         return (
-            f"SELECT {listed}, _path AS {_FILE}, _etag AS {_ETAG} FROM {self._objects(keys)} "
+            f"SELECT {listed}, _path AS {_FILE}, _etag AS {_ETAG} FROM {self._objects(files)} "
             f"WHERE NOT throwIf(NOT ({exact}), 'A value does not fit the type of its column')"
         )
 
-    def _objects(self, keys: Sequence[str]) -> str:
+    def _objects(self, files: Sequence[DataFile]) -> str:
         # Keep the Parquet file's own types: reading it as the table's types could change values without an error.
-        return self._s3(keys, str(self.plan.plain), self.columns.csv_structure if self._csv else "")
+        structure = self.columns.csv_structure if self._csv else ""
+        return self._s3([file.key for file in files], str(self.plan.plain), structure)
 
     def _conversions(self, key: str) -> dict[str, Conversion]:
         """How each column of an object is read. Of CSV all objects are read alike."""
@@ -282,9 +314,9 @@ class ObjectsPull(Pull):
             raise RuntimeError(f"{key} was not checked before it is read.")
         return found
 
-    def _alone(self, file: DataFile) -> bool:
-        # s3() takes the types of all files from the first one
-        return not self._csv
+    def _alike(self, file: DataFile, other: DataFile) -> bool:
+        # s3() takes the types of all Parquet files from the first one
+        return self._csv
 
     def _where(self, shard: int) -> str:
         if not self._mixed:

@@ -1,8 +1,7 @@
 """Which types of Iceberg and Spark correspond to which types of ClickHouse.
 
-ClickHouse reads a file's column as the type that the statement names. A narrower type changes values without an error.
-The audit of the load reads the same changed values, so it cannot detect this. Therefore the two types of a column are
-compared before the load.
+ClickHouse reads a file's column as the type that the statement names. A narrower type changes values without an error,
+also inside of arrays. Therefore the two types of a column are compared before the load.
 """
 
 from __future__ import annotations
@@ -21,12 +20,21 @@ _EQUAL = {
     "boolean": ("Bool",),
     "date": ("Date", "Date32"),
     "timestamp": ("DateTime64(6, 'UTC')",),
+    # a time without a zone is shown as the same time in UTC
+    "timestamp_ntz": ("DateTime64(6)", "DateTime64(6, 'UTC')"),
+    "uuid": ("FixedString(16)",),
 }
 # Iceberg's names that differ from Spark's. Iceberg's `timestamp` has no time zone; Spark's is in UTC.
 _OF_ICEBERG = {"long": "bigint", "timestamptz": "timestamp", "timestamp": "timestamp_ntz"}
 _WRAPPED = re.compile(r"(?:Nullable|LowCardinality)\((.*)\)")
-_DECIMAL = re.compile(r"decimal\((\d+),(\d+)\)")
-_ARRAY = re.compile(r"array<(.*)>")
+_DECIMAL = re.compile(r"decimal\((\d+), ?(\d+)\)")
+_FIXED = re.compile(r"fixed[\[(](\d+)[\])]")
+_ARRAY = re.compile(r"(?:array|list)<(.*)>", re.DOTALL)
+_MAP = re.compile(r"map<(.*)>", re.DOTALL)
+_STRUCT = re.compile(r"struct<(.*)>", re.DOTALL)
+# Spark writes `name:type`, Iceberg `number: name: optional type`
+_FIELD = re.compile(r"\s*(?:\d+: )?(?P<name>[^:]+): ?(?:optional |required )?(?P<kind>.*)", re.DOTALL)
+_ELEMENT = re.compile(r"(?P<name>`(?:[^`\\]|\\.)*`|\w+) (?P<kind>.*)", re.DOTALL)
 
 
 def bare(kind: str) -> str:
@@ -36,17 +44,58 @@ def bare(kind: str) -> str:
     return kind
 
 
+def holds_null(kind: str) -> bool:
+    """Whether a column of this ClickHouse type can be NULL."""
+    return kind.startswith(("Nullable(", "LowCardinality(Nullable("))
+
+
 def fits(kind: str, clickhouse: str) -> bool:
-    """Whether the ClickHouse type can hold every value of Spark's type `kind`. NULL is not considered."""
+    """Whether the ClickHouse type can hold every value of Spark's type `kind`, nested types included. NULL is not
+    considered.
+    """
     inner = bare(clickhouse)
     if match := _DECIMAL.fullmatch(kind):
         return inner == f"Decimal({match[1]}, {match[2]})"
-    if (match := _ARRAY.fullmatch(kind)) and inner.startswith("Array("):
-        return fits(match[1], inner.removeprefix("Array(").removesuffix(")"))
+    if match := _FIXED.fullmatch(kind):
+        return inner == f"FixedString({match[1]})"
+    if match := _ARRAY.fullmatch(kind):
+        return inner.startswith("Array(") and fits(match[1].strip(), inner[len("Array(") : -1])
+    if match := _MAP.fullmatch(kind):
+        parts, targets = _split(match[1]), _split(inner[len("Map(") : -1]) if inner.startswith("Map(") else []
+        return len(parts) == len(targets) == 2 and all(map(fits, parts, targets))
+    if match := _STRUCT.fullmatch(kind):
+        return inner.startswith("Tuple(") and _fields_fit(match[1], inner[len("Tuple(") : -1])
     return inner in _EQUAL.get(kind, ())
 
 
 def cuts(iceberg: str, clickhouse: str) -> bool:
-    """Whether ClickHouse would change values of a simple Iceberg type. For nested types ClickHouse itself decides."""
-    kind = _OF_ICEBERG.get(iceberg, iceberg.replace(", ", ","))
-    return (kind in _EQUAL or bool(_DECIMAL.fullmatch(kind))) and not fits(kind, clickhouse)
+    """Whether ClickHouse would or could change values of an Iceberg type."""
+    return not fits(_as_spark(iceberg), clickhouse)
+
+
+def _as_spark(iceberg: str) -> str:
+    """An Iceberg type with Spark's names of the simple types."""
+    return re.sub(r"(?<![\w:])(long|timestamptz|timestamp)(?![\w:])", lambda match: _OF_ICEBERG[match[1]], iceberg)
+
+
+def _fields_fit(struct: str, tuple_: str) -> bool:
+    """Whether a named Tuple has exactly the fields of a struct, in any order: ClickHouse reads them by name."""
+    fields = {m["name"].strip(): m["kind"] for part in _split(struct) if (m := _FIELD.fullmatch(part))}
+    elements = {m["name"].strip("`"): m["kind"] for part in _split(tuple_) if (m := _ELEMENT.fullmatch(part))}
+    return fields.keys() == elements.keys() and all(fits(fields[name], elements[name]) for name in fields)
+
+
+def _split(text: str) -> list[str]:
+    """The parts of a list in a type. Commas inside of brackets and quotes do not separate."""
+    parts, depth, start, quoted = [], 0, 0, ""
+    for at, sign in enumerate(text):
+        if quoted or sign in "'`":
+            quoted = "" if sign == quoted else quoted or sign
+        elif sign in "(<[":
+            depth += 1
+        elif sign in ")>]":
+            depth -= 1
+        elif sign == "," and depth == 0:
+            parts.append(text[start:at].strip())
+            start = at + 1
+    return [*parts, text[start:].strip()]

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from trilake.clickhouse.cluster import quote_text
-from trilake.clickhouse.publication.types import bare
+from trilake.clickhouse.publication.types import bare, holds_null
 
 _INTEGER = re.compile(r"U?Int(8|16|32|64|128|256)")
 _FLOAT = re.compile(r"Float(32|64)")
@@ -82,12 +82,8 @@ def from_value(value: str, source: str, target: str) -> Conversion:
 
 def _nullable(value: str, target: str, converted: str, exact: str) -> Conversion:
     """The conversion with NULL: it stays NULL, and is not exact if the target has no NULL."""
-    null = "1" if _holds_null(target) else "0"
+    null = "1" if holds_null(target) else "0"
     return Conversion(f"if(isNull({value}), NULL, {converted})", f"if(isNull({value}), {null}, ifNull({exact}, 0))")
-
-
-def _holds_null(target: str) -> bool:
-    return target.startswith(("Nullable(", "LowCardinality(Nullable("))
 
 
 def _integer(text: str, kind: str, _: re.Match[str]) -> tuple[str, str]:
