@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from trilake.endpoints import PostgresEndpoint, S3Endpoint
 from trilake.errors import TrilakeError, UnreachableError
+from trilake.lake.column_sums import ColumnSum, Sums, sums_at
 from trilake.lake.data_set import LAKE_BUCKET, WAREHOUSE, WHOLE, DataSet
 from trilake.lake.file_columns import names_in_files, never_changed
 from trilake.lake.plan import ICEBERG_TABLE, DataFile, LoadPlan, PartitionPlan
@@ -210,6 +211,7 @@ def plan(
     if with_columns and not never_changed(table):
         with naming_store(table.io.properties, _name(table)):
             names = names_in_files(table, schema, (path for _, _, path in found))
+    sums = _column_sums(table, snapshot, schema, wanted) if with_columns and data_set.grain else {}
     for partition, file, path in found:
         files[partition].append(replace(file, names=names.get(path)))
     return LoadPlan(
@@ -221,8 +223,29 @@ def plan(
             PartitionPlan(partition, tuple(sorted(files[partition], key=lambda file: file.key))) for partition in wanted
         ),
         source=f"{ICEBERG_TABLE} {table.metadata.table_uuid}",
+        sums=sums,
         types={column.name: str(column.field_type) for column in schema.fields},
     )
+
+
+def _column_sums(
+    table: Table, snapshot: Snapshot, schema: Schema, partitions: list[str]
+) -> dict[str, dict[str, ColumnSum]]:
+    by_field = sums_at(table, snapshot, partitions, counts_property=COUNTS_PROPERTY)
+    # A column that was added after the commit has no value in the partition.
+    return {
+        partition: {
+            field.name: sums.get(field.field_id, ColumnSum("", 0, 0))
+            for field in schema.fields
+            if field.field_id in sums or not _was_there(field.field_id, sums)
+        }
+        for partition, sums in by_field.items()
+    }
+
+
+def _was_there(field_id: int, sums: Sums) -> bool:
+    """Whether a commit knew a column, although it has no sum of it: ids only grow."""
+    return field_id <= max(sums, default=0)
 
 
 def files_of(table: Table, data_set: DataSet, partitions: Iterable[str], snapshot_id: int) -> frozenset[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from trilake.errors import ConfigurationError
+from trilake.lake.column_sums import ColumnSum
 from trilake.lake.data_set import LAKE_BUCKET, DataSet
 
 # The source of rows, as the ledger records it: an Iceberg table with its UUID (old ledger rows lack it), or objects.
@@ -63,6 +64,8 @@ class LoadPlan:
     :param bucket: the S3 bucket of the files.
     :param plain: the format of plain objects; None: Parquet files of Iceberg.
     :param types: Iceberg's type of each column at that snapshot; empty if unknown.
+    :param sums: of the columns of a partition, as its job computed them, by partition and column. A partition without
+        sums is left out.
     """
 
     data_set: DataSet
@@ -74,6 +77,7 @@ class LoadPlan:
     bucket: str = LAKE_BUCKET
     plain: PlainFormat | None = None
     types: Mapping[str, str] = field(default_factory=dict, compare=False)
+    sums: Mapping[str, Mapping[str, ColumnSum]] = field(default_factory=dict, compare=False)
 
     @property
     def rows(self) -> int:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from trilake.errors import CountMismatchError, TrilakeError
 from trilake.lake import DataSet, Window
+from trilake.lake.column_sums import ColumnSum
+from trilake.spark import column_sums
 from trilake.spark.batch import Batch, partition_of
 from trilake.spark.delimited import REASON
 
@@ -68,8 +70,12 @@ def check_refused(data_set: DataSet, counts: Mapping[str, Counts]) -> None:
         )
 
 
-def count_rows(data_set: DataSet, window: Window, curated: DataFrame, batch: Batch | None) -> dict[str, Counts]:
-    """Counts by partition. Lines, refused lines, copies and the rows to write are counted independently.
+def count_rows(
+    data_set: DataSet, window: Window, curated: DataFrame, batch: Batch | None
+) -> tuple[dict[str, Counts], dict[str, dict[str, ColumnSum]]]:
+    """Counts by partition, and the sums of the columns of `curated` by partition and column.
+
+    Lines, refused lines, copies and the rows to write are counted independently.
 
     :param batch: the batch that `curated` was made from. None: only the rows of `curated` can be counted.
     :raises CountMismatchError: rows are outside of the window.
@@ -78,7 +84,7 @@ def count_rows(data_set: DataSet, window: Window, curated: DataFrame, batch: Bat
 
     by_date = partition_of(data_set, F.col(str(data_set.date)))
     keyless = F.count_if(F.col(str(data_set.shard_by)).isNull())
-    rows = curated.groupBy(by_date).agg(F.count("*"), keyless).collect()
+    rows = curated.groupBy(by_date).agg(F.count("*"), keyless, *column_sums.aggregates(curated.schema)).collect()
     curated_rows = {row[0]: row[1] for row in rows}
     for what, column, number in (
         ("date", data_set.date, curated_rows.get(None, 0)),
@@ -95,8 +101,9 @@ def count_rows(data_set: DataSet, window: Window, curated: DataFrame, batch: Bat
         raise CountMismatchError(
             f"The job made rows of {data_set.name} outside of its window {window}: {', '.join(outside[:5])}."
         )
+    sums = {row[0]: dict(column_sums.read(curated.schema, row)) for row in rows}
     if batch is None:
-        return {name: Counts(curated_rows.get(name, 0), curated_rows.get(name, 0)) for name in window}
+        return {name: Counts(curated_rows.get(name, 0), curated_rows.get(name, 0)) for name in window}, sums
     lines = {
         row["partition"]: row
         for row in batch.parsed.groupBy("partition")
@@ -107,7 +114,7 @@ def count_rows(data_set: DataSet, window: Window, curated: DataFrame, batch: Bat
         row["partition"]: row["extra"]
         for row in batch.distinct.groupBy("partition").agg((F.sum("copies") - F.count("*")).alias("extra")).collect()
     }
-    return {
+    counts = {
         name: Counts(
             rows_in=lines[name]["lines"] if name in lines else 0,
             curated=curated_rows.get(name, 0),
@@ -116,6 +123,7 @@ def count_rows(data_set: DataSet, window: Window, curated: DataFrame, batch: Bat
         )
         for name in window
     }
+    return counts, sums
 
 
 def totals(counts: Mapping[str, Counts]) -> str:

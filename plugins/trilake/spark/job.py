@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Any, cast
 from trilake import s3
 from trilake.endpoints import Endpoints
 from trilake.errors import ConfigurationError, CountMismatchError
-from trilake.lake import DataSet, Window
+from trilake.lake import DataSet, Window, column_sums
 from trilake.lake.arrivals import Arrivals, Look, Object
 from trilake.lake.catalog import CATALOG, COUNTS_PROPERTY, load_table, open_catalog, plan
+from trilake.lake.column_sums import SUMS_PROPERTY, ColumnSum
 from trilake.spark import inputs
 from trilake.spark.batch import Batch, read_batch
 from trilake.spark.clickhouse import ClickHouseReader
@@ -290,7 +291,7 @@ class Job:
             )
         check_curated(self.spark, data_set, curated.schema, replaced=replace_columns)
         curated = curated.persist()
-        counts = count_rows(data_set, self.window, curated, batch)
+        counts, sums = count_rows(data_set, self.window, curated, batch)
         if self.dry_run:
             if self.dry_run.whole:
                 self._check_inputs(self._batches)
@@ -308,7 +309,7 @@ class Job:
                     raise
                 log.warning("Committed because %s forces it: %s", self._forced_by, e.message)
                 self._result_document["forced_by"] = self._forced_by
-            commit = self._replace(curated, counts, replace_columns)
+            commit = self._replace(curated, counts, sums, replace_columns)
         if self._seen:
             self._arrivals.committed(self._pinned, self._seen, self.run_id)
         self._base = commit.snapshot_id
@@ -324,7 +325,13 @@ class Job:
         self._add_to_result("counts", {name: vars(count) for name, count in counts.items()})
         return commit
 
-    def _replace(self, curated: DataFrame, counts: Mapping[str, Counts], replaced: Sequence[str]) -> Commit:
+    def _replace(
+        self,
+        curated: DataFrame,
+        counts: Mapping[str, Counts],
+        sums: Mapping[str, Mapping[str, ColumnSum]],
+        replaced: Sequence[str],
+    ) -> Commit:
         from pyspark.sql import functions as F
 
         token = self._quarantine_all()
@@ -344,6 +351,7 @@ class Job:
             base=self._base,
             properties={
                 COUNTS_PROPERTY: json.dumps({name: vars(count) for name, count in counts.items()}),
+                SUMS_PROPERTY: self._write_sums(sums),
                 INPUTS_PROPERTY: inputs.digest(item for read in self._batches for item in read.inputs),
                 **({FORCED_PROPERTY: self._forced_by} if "forced_by" in self._result_document else {}),
             },
@@ -357,6 +365,20 @@ class Job:
         for read in self._batches:
             inputs.check_unchanged(self._s3, read.inputs, hint=hint)
         return commit
+
+    def _write_sums(self, sums: Mapping[str, Mapping[str, ColumnSum]]) -> str:
+        """Write the sums of the columns beside the table, for the audit of publications. Returns the object's key."""
+        catalog = open_catalog(self.endpoints.lake, self.endpoints.s3)
+        try:
+            ids = {field.name: field.field_id for field in load_table(catalog, self.data_set.curated).schema().fields}
+        finally:
+            catalog.close()
+        # a partition without rows has no sums, which is not the same as unknown sums
+        by_field = {
+            name: {ids[column]: total for column, total in sums.get(name, {}).items()}
+            for name in self.window.partitions
+        }
+        return column_sums.write(self._s3, self.data_set.curated, by_field)
 
     def _check_inputs(self, batches: Sequence[Batch]) -> None:
         """:raises trilake.spark.inputs.InputError: the files read are not the pinned ones, or were not read fully."""

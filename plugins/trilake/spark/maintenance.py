@@ -26,8 +26,10 @@ from trilake.clickhouse.publication.ledger import Ledger, Publication
 from trilake.endpoints import Endpoints
 from trilake.errors import TrilakeError
 from trilake.lake.catalog import CATALOG, load_table, open_catalog
+from trilake.lake.column_sums import SUMS_PROPERTY, prefix_of
+from trilake.lake.data_set import LAKE_BUCKET
 from trilake.lake.plan import ICEBERG_TABLE
-from trilake.s3 import abort_uploads, client, split_uri
+from trilake.s3 import abort_uploads, client, remove, split_uri
 from trilake.spark.locks import try_maintenance_lock
 from trilake.spark.result import write_result
 from trilake.spark.session import build_session
@@ -60,6 +62,7 @@ class TableMaintenance:
     :param expired: number of expired snapshots. Files that no other snapshot has were removed with them.
     :param orphans: number of removed files that belonged to no snapshot.
     :param uploads: number of aborted multipart uploads that were never completed.
+    :param sums: number of removed objects with sums (`trilake.lake.column_sums`) that no snapshot names any more.
     """
 
     rewritten: int | None = 0
@@ -67,6 +70,7 @@ class TableMaintenance:
     expired: int = 0
     orphans: int = 0
     uploads: int = 0
+    sums: int = 0
 
 
 def keep_up(
@@ -106,6 +110,7 @@ def keep_up(
                     _expire(spark, name, old),
                     _remove_orphans(spark, name, left_before),
                     _abort_uploads(endpoints, load_table(catalog, name), left_before),
+                    _remove_sums(endpoints, load_table(catalog, name), left_before),
                 )
             except Exception as e:  # a table that fails must not stop the others
                 log.warning("The maintenance of %s failed", name, exc_info=True)
@@ -186,6 +191,25 @@ def _remove_orphans(spark: SparkSession, name: str, before: datetime) -> int:
 def _abort_uploads(endpoints: Endpoints, table: Table, before: datetime) -> int:
     bucket, key = split_uri(table.location())
     return abort_uploads(client(endpoints.s3), bucket, key.strip("/") + "/", before=before)
+
+
+def _remove_sums(endpoints: Endpoints, table: Table, before: datetime) -> int:
+    """Removes the objects with sums that no snapshot names and that were written before `before`."""
+    store = client(endpoints.s3)
+    named = {
+        snapshot.summary.additional_properties.get(SUMS_PROPERTY) for snapshot in table.snapshots() if snapshot.summary
+    }
+    pages = store.get_paginator("list_objects_v2").paginate(
+        Bucket=LAKE_BUCKET, Prefix=prefix_of(".".join(table.name()))
+    )
+    old = [
+        item["Key"]
+        for page in pages
+        for item in page.get("Contents", ())
+        if item["Key"] not in named and item["LastModified"] < before
+    ]
+    remove(store, LAKE_BUCKET, old)
+    return len(old)
 
 
 def main(arguments: Sequence[str]) -> Mapping[str, TableMaintenance]:

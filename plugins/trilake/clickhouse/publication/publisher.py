@@ -45,6 +45,8 @@ class PublicationReport:
     :param published: partitions that this publication changed.
     :param rows: rows of each published partition that readers now see, by shard number. See `total_rows`.
     :param current: partitions that already showed this state or a later one.
+    :param unverified: published partitions of the lake without sums of their columns: only their rows and checksums
+        were compared with the files. See `trilake.lake.column_sums`.
     :param warnings: what the table's warning checks found.
     :param metrics: of all loads of staging together, from ClickHouse's answers; see `Publisher.measured`.
     :param query_ids: of these loads.
@@ -55,6 +57,7 @@ class PublicationReport:
     published: tuple[str, ...] = ()
     current: tuple[str, ...] = ()
     rows: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+    unverified: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     metrics: QueryMetrics = field(default_factory=QueryMetrics)
     query_ids: tuple[str, ...] = ()
@@ -128,6 +131,7 @@ class Publisher:
             published=tuple(p.partition for p in won),
             current=tuple(sorted([*current, *(p.partition for p in kept)])),
             rows={p.partition: p.rows for p in won},
+            unverified=tuple(p.partition for p in won if not plan.plain and p.partition not in plan.sums),
             warnings=tuple(warnings),
             metrics=QueryMetrics.of_all(loads.values()),
             query_ids=tuple(loads),

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 
 from trilake.clickhouse.cluster import Cluster, quote_name, quote_text
 from trilake.clickhouse.publication.checks import Check, CheckFailedError
+from trilake.clickhouse.publication.column_sums import compare, table_sums
 from trilake.clickhouse.publication.columns import AuditError
 from trilake.clickhouse.publication.ledger import Claim
 from trilake.clickhouse.publication.pull import PULL, Pull, Sums, staged
 from trilake.clickhouse.queries import QueryMetrics
 from trilake.endpoints import ClickHouseShard
+from trilake.lake.column_sums import ColumnSum
 from trilake.lake.plan import LoadPlan, PartitionPlan
 
 if TYPE_CHECKING:
@@ -45,10 +47,12 @@ class _Cell:
     """The rows of one partition that one shard pulled.
 
     :param by_file: rows of each plain object, by key.
+    :param sums: of the columns, see `trilake.clickhouse.publication.column_sums`.
     """
 
     rows: int
     by_file: Mapping[str, int]
+    sums: Mapping[str, tuple[int, int]]
     loads: Mapping[str, QueryMetrics]
 
 
@@ -79,6 +83,9 @@ class Staging:
         for partition in partitions:
             by_shard = {s.number: c for (s, p), c in zip(at, cells, strict=True) if p.partition == partition.partition}
             self.pull.check_partition(partition, [cell.by_file for cell in by_shard.values()])
+            if expected := self.plan.sums.get(partition.partition):
+                where = f"{self.plan.data_set.table}, partition {partition.partition}"
+                compare(where, self._of_table(expected), [cell.sums for cell in by_shard.values()])
             rows = {number: cell.rows for number, cell in by_shard.items()}
             state = self.plan.state_of(partition)
             claims.append(Claim(partition.partition, state, self.plan.sequence_number, rows, self.plan.source))
@@ -156,7 +163,13 @@ class Staging:
                 f"{where}: staging holds rows of other partitions: {listed}.",
                 hint="Nothing was published. Correct the date column of these rows, or their partition.",
             )
-        return _Cell(held.rows, by_file, loads)
+        expected = self._of_table(self.plan.sums.get(partition.partition, {}))
+        column_sums = table_sums(client, staging, columns, {name: total.kind for name, total in expected.items()})
+        return _Cell(held.rows, by_file, column_sums, loads)
+
+    def _of_table(self, sums: Mapping[str, ColumnSum]) -> dict[str, ColumnSum]:
+        """The sums of the columns that the table has."""
+        return {name: total for name, total in sums.items() if name in self.pull.columns.names}
 
 
 def staging_tables(cluster: Cluster) -> list[StagingTable]:

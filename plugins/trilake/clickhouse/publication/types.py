@@ -61,7 +61,7 @@ def fits(kind: str, clickhouse: str) -> bool:
     if match := _ARRAY.fullmatch(kind):
         return inner.startswith("Array(") and fits(match[1].strip(), inner[len("Array(") : -1])
     if match := _MAP.fullmatch(kind):
-        parts, targets = _split(match[1]), _split(inner[len("Map(") : -1]) if inner.startswith("Map(") else []
+        parts, targets = split_types(match[1]), split_types(inner[len("Map(") : -1]) if inner.startswith("Map(") else []
         return len(parts) == len(targets) == 2 and all(map(fits, parts, targets))
     if match := _STRUCT.fullmatch(kind):
         return inner.startswith("Tuple(") and _fields_fit(match[1], inner[len("Tuple(") : -1])
@@ -80,12 +80,17 @@ def _as_spark(iceberg: str) -> str:
 
 def _fields_fit(struct: str, tuple_: str) -> bool:
     """Whether a named Tuple has exactly the fields of a struct, in any order: ClickHouse reads them by name."""
-    fields = {m["name"].strip(): m["kind"] for part in _split(struct) if (m := _FIELD.fullmatch(part))}
-    elements = {m["name"].strip("`"): m["kind"] for part in _split(tuple_) if (m := _ELEMENT.fullmatch(part))}
+    fields = {m["name"].strip(): m["kind"] for part in split_types(struct) if (m := _FIELD.fullmatch(part))}
+    elements = split_fields(tuple_)
     return fields.keys() == elements.keys() and all(fits(fields[name], elements[name]) for name in fields)
 
 
-def _split(text: str) -> list[str]:
+def split_fields(tuple_: str) -> dict[str, str]:
+    """Name -> type of the elements of a named Tuple, from what is between its brackets."""
+    return {m["name"].strip("`"): m["kind"] for part in split_types(tuple_) if (m := _ELEMENT.fullmatch(part))}
+
+
+def split_types(text: str) -> list[str]:
     """The parts of a list in a type. Commas inside of brackets and quotes do not separate."""
     parts, depth, start, quoted = [], 0, 0, ""
     for at, sign in enumerate(text):
