@@ -15,7 +15,7 @@ from trilake.errors import RefusedError, UnreachableError
 
 T = TypeVar("T")
 
-# About as long as the clients of S3 and Kubernetes wait. Three tries, 10 s apart, then take more than a minute.
+# The clients of S3 and Kubernetes wait about as long. So three tries, 10 s apart, take more than a minute in total.
 RESTART_S = 15.0
 _POLL_S = 1.0
 

@@ -66,7 +66,7 @@ def client(endpoint: S3Endpoint) -> S3Client:
         if status in (401, 403):
             address = http_response.url.partition("?")[0]
             raise RefusedError(
-                f"S3 refuses {model.name} of {address} to key {endpoint.access_key_id}: {reason}.",
+                f"S3 refuses {model.name} on {address} for key {endpoint.access_key_id}: {reason}.",
                 hint="Check the secret key and this identity's bucket policy.",
             )
 
@@ -123,7 +123,7 @@ def etag_of(bucket: str, key: str, found: Mapping[str, Any]) -> str:
     if etag := found.get("ETag"):
         return str(etag).strip('"')
     raise S3Error(
-        f"s3://{bucket}/{key} has no ETag, so a change of it could not be noticed.",
+        f"s3://{bucket}/{key} has no ETag, so a later change could not be detected.",
         hint="The store's disk may have been full when the object was written. Free disk space, and write it again.",
     )
 
@@ -167,12 +167,14 @@ def abort_uploads(client: S3Client, bucket: str, prefix: str, *, before: datetim
 
 
 class ObjectWriter(io.RawIOBase):
-    """A file that becomes an object when it is committed. Without a commit it leaves nothing. One part is in memory.
+    """A file that becomes an object when it is committed. Without a commit, nothing is left.
+
+    It keeps one part in memory.
 
     As a context manager, it aborts the upload at the end of the block, unless it was committed.
 
-    It aborts other incomplete uploads of the same key. So the later of two writers wins, and the parts that a killed
-    writer has sent are removed.
+    At its start it aborts other incomplete uploads of the same key. So of two writers, the one that began later
+    wins, and the parts that a killed writer has sent are removed.
 
     :ivar size: bytes written so far.
     """
@@ -224,7 +226,8 @@ class ObjectWriter(io.RawIOBase):
                 Bucket=self._bucket, Key=self._key, UploadId=self._upload, MultipartUpload={"Parts": self._parts}
             )
         self._upload = ""
-        # Use the ETag that readers will get. Some stores return a digest of the parts here, later one of the content.
+        # Use the ETag that readers will get. Some stores answer here with a digest of the parts, but later with a
+        # digest of the content.
         head = self._client.head_object(Bucket=self._bucket, Key=self._key)
         etag = etag_of(self._bucket, self._key, head)
         if etag not in (done["ETag"].strip('"'), self._md5.hexdigest()):

@@ -380,7 +380,7 @@ def test_what_the_server_cannot_start_with_is_one_line(server: KubernetesServer,
         blocked = {**good, "port": other.getsockname()[1], "data": str(tmp_path / "data")}
         (tmp_path / "file").touch()
         cases = {
-            "cannot be listened on: Address already in use": blocked,
+            f"Cannot listen on 127.0.0.1:{blocked['port']}: Address already in use": blocked,
             "lacks token": {key: value for key, value in good.items() if key != "token"},
             "unknown settings: prot": {**good, "prot": 1},
             "Not a directory": {**good, "port": 0, "data": str(tmp_path / "file")},

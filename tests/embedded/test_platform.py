@@ -203,7 +203,7 @@ def test_logs_show_the_last_lines(platform: Platform) -> None:
     assert done.stdout.count("\n") == 2
     refused = platform.trilake("logs", "postgresql")
     assert refused.returncode == 1
-    assert "There is no service 'postgresql'. There are postgres, s3" in refused.stderr
+    assert "There is no service 'postgresql'. The services are postgres, s3" in refused.stderr
 
 
 def test_a_second_command_waits_its_turn(platform: Platform) -> None:

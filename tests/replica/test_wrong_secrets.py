@@ -21,7 +21,7 @@ WRONG = "deadbeef" * 6
         ("setup-airflow", "AIRFLOW_DB_PASSWORD", 'password authentication failed for user "airflow"'),
         ("setup-tables", "LAKE_PASSWORD", 'password authentication failed for user "lake"'),
         ("setup-tables", "CLICKHOUSE_ETL_PASSWORD", "etl_writer: Authentication failed"),
-        ("setup-deploy", "S3_AIRFLOW_SECRET", "S3 refuses HeadObject of http://vps-1:7070/artifacts/jobs/"),
+        ("setup-deploy", "S3_AIRFLOW_SECRET", "S3 refuses HeadObject on http://vps-1:7070/artifacts/jobs/"),
     ],
 )
 def test_a_wrong_secret_is_one_line_that_names_whose_it_is(

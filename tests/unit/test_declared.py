@@ -76,7 +76,7 @@ def test_arguments_profile_and_settings_of_the_dag_are_kept(project: Path) -> No
     ("text", "data_set", "what"),
     [
         ("", "", "is not run by any SparkApplicationOperator"),
-        ("", "nowhere", "No file of dags/ declares a data set nowhere. There are a, dim"),
+        ("", "nowhere", "No file of dags/ declares a data set nowhere. The data sets are a, dim"),
         ("", "dim", "has no grain"),
         ('SparkApplicationOperator(job="j", data_set=make())', "", "cannot be read from the file"),
         ('A = DataSet("a", "day", "d", "k")\nSparkApplicationOperator(job="j", data_set=A, arguments=["{{ ds }}"])', "",
@@ -103,7 +103,7 @@ def test_the_option_settles_what_the_dags_leave_open(project: Path) -> None:
 
 
 def test_an_unknown_job_names_those_that_there_are(project: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"There is no job k in spark_jobs/. There are j\."):
+    with pytest.raises(ConfigurationError, match=r"There is no job k in spark_jobs/. The jobs are j\."):
         find_task(project, "k")
 
 

@@ -84,7 +84,7 @@ def test_jars_that_are_not_as_they_should_be_are_refused(tmp_path: Path) -> None
     (tmp_path / "a.jar").write_bytes(b"good")
     jars.check("spark", tmp_path, {"a.jar": good})
     for expected in ({"a.jar": "0" * 64}, {"a.jar": good, "b.jar": good}, {}):
-        with pytest.raises(jars.JarsError, match=r"jars are not those of .*/spark/image/jars\.sha256: [ab]\.jar"):
+        with pytest.raises(jars.JarsError, match=r"jars do not match .*/spark/image/jars\.sha256: [ab]\.jar"):
             jars.check("spark", tmp_path, expected)
 
 

@@ -44,7 +44,7 @@ def test_secrets_are_random_and_no_two_the_same(tmp_path: Path) -> None:
 
 def test_what_is_there_is_never_written_over(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("OLTP_PASSWORD=kept\n")
-    with pytest.raises(EnvironmentFileError, match="exists, and the data needs its secrets"):
+    with pytest.raises(EnvironmentFileError, match="already exists, and the stored data needs its secrets"):
         environment.write(tmp_path / ".env", environment.replica_settings())
     assert (tmp_path / ".env").read_text() == "OLTP_PASSWORD=kept\n"
     assert os.listdir(tmp_path) == [".env"]

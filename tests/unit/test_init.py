@@ -70,7 +70,7 @@ def test_its_code_is_as_lint_wants_it(tmp_path: Path) -> None:
 def test_a_file_that_is_there_stays_and_nothing_is_written_beside_it(tmp_path: Path, there: str) -> None:
     (tmp_path / "shop" / there).parent.mkdir(parents=True)
     (tmp_path / "shop" / there).write_text("mine\n")
-    with pytest.raises(ConfigurationError, match=f"{there} exists already"):
+    with pytest.raises(ConfigurationError, match=f"{there} already exists"):
         create(tmp_path / "shop")
     assert contents(tmp_path / "shop") == {Path(there): "mine\n"}
 
@@ -81,9 +81,9 @@ def test_a_file_that_is_there_stays_and_nothing_is_written_beside_it(tmp_path: P
         ("calendar", "", "would hide the Python module calendar"),
         ("airflow", "", "would hide the Python module airflow"),
         ("shop", "sql", "would hide the Python module sql"),
-        ("1st", "", "'1st' cannot name a Python package"),
-        ("shop", "a-b", "'a-b' cannot name a Python package"),
-        ("shop", "../up", "cannot name a Python package"),
+        ("1st", "", "'1st' is not a valid name for a Python package"),
+        ("shop", "a-b", "'a-b' is not a valid name for a Python package"),
+        ("shop", "../up", "is not a valid name for a Python package"),
     ],
 )
 def test_a_package_that_cannot_be_one_writes_nothing(tmp_path: Path, name: str, package: str, what: str) -> None:

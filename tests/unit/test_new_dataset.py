@@ -43,14 +43,14 @@ def test_what_is_written_is_as_lint_wants_it_and_is_known_as_a_data_set(tmp_path
 @pytest.mark.parametrize(
     ("name", "grain", "what"),
     [
-        ("Orders", "month", "cannot name a data set"),
-        ("1st", "month", "cannot name a data set"),
-        ("../orders", "month", "cannot name a data set"),
-        ("o" * 41, "month", "cannot name a data set"),
+        ("Orders", "month", "is not a valid name for a data set"),
+        ("1st", "month", "is not a valid name for a data set"),
+        ("../orders", "month", "is not a valid name for a data set"),
+        ("o" * 41, "month", "is not a valid name for a data set"),
         ("orders", "year", "not a grain"),
         ("calendar", "month", "would hide the Python module"),
         ("airflow", "month", "would hide the Python module"),
-        ("flights", "month", "declares a data set flights already"),
+        ("flights", "month", "already declares a data set flights"),
     ],
 )
 def test_a_name_that_cannot_be_one_writes_nothing(tmp_path: Path, name: str, grain: str, what: str) -> None:
@@ -65,7 +65,7 @@ def test_a_name_that_cannot_be_one_writes_nothing(tmp_path: Path, name: str, gra
 def test_a_file_that_is_there_is_never_overwritten_and_nothing_is_written_beside_it(tmp_path: Path, there: str) -> None:
     (tmp_path / there).parent.mkdir(parents=True)
     (tmp_path / there).write_text("# mine\n")
-    with pytest.raises(ConfigurationError, match=f"{there} exists already"):
+    with pytest.raises(ConfigurationError, match=f"{there} already exists"):
         create(tmp_path, "orders", "month")
     assert contents(tmp_path) == {Path(there): "# mine\n"}
 

@@ -44,7 +44,7 @@ def test_it_replaces_what_it_wrote_and_nothing_else(env: dict[str, str], tmp_pat
     assert (overlay / "hosts.env").read_text().startswith("vps_1=10.1.1.1\n")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/file").write_text("mine")
-    with pytest.raises(ConfigurationError, match="holds something else"):
+    with pytest.raises(ConfigurationError, match="is not empty and is not a copy of k8s/"):
         write_overlay(K8S, "replica", env, tmp_path / "mine")
     assert (tmp_path / "mine/file").read_text() == "mine"
 

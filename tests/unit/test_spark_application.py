@@ -89,7 +89,7 @@ def test_own_settings_win_and_the_rest_stays() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "a-driver-1"}, "cannot name a SparkApplication"),
+        ({"name": "a-driver-1"}, "is not a valid name for a SparkApplication"),
         ({"name": "1st"}, "cannot name"),
         ({"name": "x" * 51}, "cannot name"),
         ({"profile": "huge"}, "small, medium, large"),

@@ -55,7 +55,7 @@ def test_the_last_partition_that_there_can_be_is_one(grain: Grain, last: str) ->
         ("day", "2013-02", None, "Write it like 2013-02-28"),
         ("day", "2013-02-30", None, "is not a day"),
         ("month", "9999-12", None, "'9999-12' cannot be a partition"),
-        ("month", "9999-12-01", None, "no date comes after it"),
+        ("month", "9999-12-01", None, "no later partition is possible"),
         ("month", "9999-11", "9999-12", "'9999-12' cannot be a partition"),
         ("day", "9999-12-31", None, "'9999-12-31' cannot be a partition"),
         ("month", "2013-02", "2013-01", "ends before it starts"),

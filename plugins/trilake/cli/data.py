@@ -20,11 +20,11 @@ app = typer.Typer()
 @app.command()
 def put(
     data_set: Annotated[str, typer.Argument(help="The data set's name, as a DAG file declares it.")],
-    partition: Annotated[str, typer.Argument(help="Such as 2013-02 or 2013-02-28.")],
+    partition: Annotated[str, typer.Argument(help="The partition: a month like 2013-02, or a day like 2013-02-28.")],
     files: Annotated[list[Path], typer.Argument(help="CSV files with a header.")],
     json: options.Json = False,
 ) -> None:
-    """Upload files to a partition of s3://raw/, as a producer does. A file with the same name is replaced."""
+    """Upload files to a partition of s3://raw/. A file with the same name is replaced."""
     from trilake.cli.put import put_files
     from trilake.project import find_project
 
@@ -33,7 +33,7 @@ def put(
 
 @app.command()
 def run(
-    job: Annotated[str, typer.Argument(help="A module of spark_jobs/.")],
+    job: Annotated[str, typer.Argument(help="The name of a file in spark_jobs/, without .py.")],
     partition: Annotated[str, typer.Option(help="The first partition, such as 2013-02 or 2013-02-28.")],
     end: Annotated[str, typer.Option(help="The last partition. Default: the first one.")] = "",
     limit: Annotated[int, typer.Option(min=0, help="How many lines to read of each partition. 0 reads all.")] = 0,
@@ -42,7 +42,7 @@ def run(
     ] = "",
     json: options.Json = False,
 ) -> None:
-    """Run a Spark job without a commit: show what it would change. Exit code 1: it could not be published."""
+    """Do a dry run of a Spark job: show what it would change. The exit code is 1 if this could not be published."""
     from trilake.cli.run import dry_run_job
     from trilake.endpoints import Endpoints
 
@@ -83,19 +83,19 @@ def migrate(
 @app.command()
 def arrivals(
     hours: Annotated[
-        float, typer.Option("--hours", help="Show partitions claimed more than this many hours ago.", min=0)
+        float, typer.Option("--hours", help="Show only claims that are older than this many hours.", min=0)
     ] = 24,
     again: Annotated[
         str,
         typer.Option(
             "--again",
             metavar="DATA_SET/PARTITION",
-            help="Release this partition's claim, so that the next run takes it.",
+            help="Release this partition's claim, so that the next run can claim it.",
         ),
     ] = "",
     json: options.Json = False,
 ) -> None:
-    """Show partitions that a run claimed at least --hours ago and that no job has committed."""
+    """Show partitions that a run has claimed, but that no job has committed yet."""
     import trilake.lake.arrivals
 
     lake = options.endpoints().lake
@@ -121,9 +121,11 @@ _PUBLICATION = ("table", "partition", "state", "fence", "rows", "by_shard", "sna
 def publications(
     finish: Annotated[
         bool,
-        typer.Option("--finish", help="Finish publications whose ledger row exists but that are not on every shard."),
+        typer.Option("--finish", help="Finish publications that are in the ledger, but not on every shard yet."),
     ] = False,
-    clean: Annotated[bool, typer.Option("--clean", help="Drop staging tables of publishers that died.")] = False,
+    clean: Annotated[
+        bool, typer.Option("--clean", help="Drop the staging tables of publishers that were killed.")
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """Show which snapshot of each partition is published in ClickHouse."""

@@ -33,7 +33,7 @@ def find_data_set(dags: Path, name: str) -> DataSet:
     declared = data_sets(dags)
     if name not in declared:
         raise ConfigurationError(
-            f"No file of dags/ declares a data set {name}.", hint=f"There are {', '.join(sorted(declared))}."
+            f"No file of dags/ declares a data set {name}.", hint=f"The data sets are {', '.join(sorted(declared))}."
         )
     return declared[name]
 
@@ -48,7 +48,7 @@ def find_task(project: Path, job: str, data_set: str = "") -> Task:
     name = Path(job).name.removesuffix(".py")
     jobs = sorted(path.stem for path in (project / "spark_jobs").glob("*.py") if path.stem != "__init__")
     if name not in jobs:
-        raise ConfigurationError(f"There is no job {name} in spark_jobs/.", hint=f"There are {', '.join(jobs)}.")
+        raise ConfigurationError(f"There is no job {name} in spark_jobs/.", hint=f"The jobs are {', '.join(jobs)}.")
     chosen = find_data_set(project / "dags", data_set) if data_set else None
     dags = project / "dags"
     calls = [call for path in _files(dags) for call in _calls(path, dags, name)]

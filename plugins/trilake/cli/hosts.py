@@ -11,7 +11,9 @@ import typer
 from trilake.cli import options
 
 app = typer.Typer()
-setup_app = typer.Typer(help="What vps_1 sets up from its .env at each start.", no_args_is_help=True)
+setup_app = typer.Typer(
+    help="Set up databases, S3 and Airflow from .env. vps_1 runs these commands at each start.", no_args_is_help=True
+)
 
 
 @app.command()
@@ -22,7 +24,7 @@ def env(
     check: Annotated[bool, typer.Option("--check", help="Only check whether the file is complete.")] = False,
     part: Annotated[str, typer.Option(help="Only print the settings that one host (vps_1, vps_2, vps_3) needs.")] = "",
 ) -> None:
-    """Write .env for the hosts or their replica, once, with random secrets. An existing file is never replaced."""
+    """Write a new .env with random secrets, for the hosts or their replica. An existing file is never replaced."""
     from trilake.platform.hosts import environment
 
     addresses = [address.strip() for address in hosts.split(",")] if hosts else []
@@ -47,11 +49,11 @@ def env(
 @app.command()
 def overlay(
     name: Annotated[str, typer.Argument(help="A folder of k8s/overlays.")],
-    into: Annotated[Path, typer.Argument(help="The folder to make. If it exists, it is replaced.")],
-    k8s: Annotated[Path, typer.Option(help="The folder to read from.")] = Path("k8s"),
+    into: Annotated[Path, typer.Argument(help="The folder to write. An earlier copy in it is replaced.")],
+    k8s: Annotated[Path, typer.Option(help="The folder to copy.")] = Path("k8s"),
     file: Annotated[Path | None, typer.Option(help="A .env file. Default: this process's environment.")] = None,
 ) -> None:
-    """Write k8s/ with the addresses and job connections from .env, for `kubectl apply -k` on vps_2."""
+    """Copy k8s/, and add the addresses and the jobs' connections from .env. `kubectl apply -k` on vps_2 applies it."""
     from trilake.platform.hosts import environment
     from trilake.platform.hosts.overlay import write_overlay
 
@@ -62,7 +64,7 @@ def overlay(
 def deploy(
     check: Annotated[bool, typer.Option("--check", help="Only check whether the project can be deployed.")] = False,
 ) -> None:
-    """Push the jobs' code and make the project's DAGs and SQL live under one version. All or nothing."""
+    """Deploy the project's jobs, DAGs and SQL together, as one version. If a part fails, nothing goes live."""
     from trilake.cli import deploy
     from trilake.project import find_project
 
@@ -74,9 +76,9 @@ def deploy(
 
 @app.command()
 def replica(
-    down: Annotated[bool, typer.Option("--down", help="Stop it; its data is kept.")] = False,
+    down: Annotated[bool, typer.Option("--down", help="Stop the replica. Its data is kept.")] = False,
 ) -> None:
-    """Start the parts of the replica of the three hosts that do not run, and wait until all are ready. Needs Docker."""
+    """Start the replica: the three hosts in Docker. Start each part that is not running; wait until all are ready."""
     from trilake.cli import replica
     from trilake.platform.hosts.checkout import find_checkout
 

@@ -67,7 +67,7 @@ README.md says how others install the project."""
 def _check_package(package: str) -> None:
     if not package.isidentifier() or package != package.lower():
         raise ConfigurationError(
-            f"{package!r} cannot name a Python package.",
+            f"{package!r} is not a valid name for a Python package.",
             hint="Use lower-case letters, digits and underscores: `trilake init FOLDER --package NAME`.",
         )
     if package in _TAKEN or importlib.util.find_spec(package) is not None:

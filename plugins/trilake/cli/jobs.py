@@ -6,7 +6,7 @@ import typer
 
 from trilake.cli import options
 
-app = typer.Typer(help="The Spark jobs' code in S3.", no_args_is_help=True)
+app = typer.Typer(help="Manage the Spark jobs' code in S3.", no_args_is_help=True)
 
 
 @app.callback()

@@ -18,7 +18,7 @@ def up(
         typer.Option("--without-airflow", help="Start only the stores and Spark. This is enough for jobs and SQL."),
     ] = False,
 ) -> None:
-    """Start each service that does not run, and wait until all are ready."""
+    """Start each service that is not running, and wait until all are ready."""
     from trilake.cli.lifecycle import start
 
     start(options.home(), airflow_too=not without_airflow)
@@ -54,7 +54,7 @@ def logs(
 
 @app.command()
 def doctor(json: options.Json = False) -> None:
-    """Show what is missing on this machine and how to fix it. Exit code 1 if something is missing."""
+    """Show what is missing on this machine and how to fix it. The exit code is 1 if something is missing."""
     from trilake.cli.doctor import examine, show
 
     healthy = show(examine(options.home()), as_json=json)
@@ -63,7 +63,7 @@ def doctor(json: options.Json = False) -> None:
 
 @app.command()
 def demo() -> None:
-    """Start the platform, and run the project's demo (in Trilake's own project: a year of flights)."""
+    """Start the platform, and run the project's demo. The demo of Trilake's own project loads a year of flights."""
     from rich.console import Console
 
     from trilake.cli.demo import load

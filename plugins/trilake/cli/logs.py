@@ -23,7 +23,7 @@ def show(home: Home, service: str, *, lines: int, follow: bool) -> None:
     """
     if service not in (*SERVICES, *OTHER_LOGS):
         raise ConfigurationError(
-            f"There is no service {service!r}.", hint=f"There are {', '.join((*SERVICES, *OTHER_LOGS))}."
+            f"There is no service {service!r}.", hint=f"The services are {', '.join((*SERVICES, *OTHER_LOGS))}."
         )
     path = home.log(service)
     if not path.exists():

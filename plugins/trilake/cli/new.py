@@ -22,7 +22,7 @@ _SCHEDULES: Mapping[Grain, str] = {"day": "@daily", "month": "@monthly"}
 _PARTITION_BY: Mapping[Grain, str] = {"day": "toYYYYMMDD", "month": "toYYYYMM"}
 
 
-app = typer.Typer(help="Files to start from.", no_args_is_help=True)
+app = typer.Typer(help="Write files to start from.", no_args_is_help=True)
 
 
 @app.callback()
@@ -52,7 +52,7 @@ def create(project: Path, name: str, grain: str) -> list[Path]:
     data_set = DataSet(name, grain=cast("Grain", grain), date="happened_on", shard_by="id")
     files = _render(data_set)
     if name in data_sets(project / "dags"):
-        raise ConfigurationError(f"A file of dags/ declares a data set {name} already.", hint="Choose another name.")
+        raise ConfigurationError(f"A file of dags/ already declares a data set {name}.", hint="Choose another name.")
     # Python would import a package dags/NAME/ instead of the file dags/NAME.py.
     refuse_taken(project, [*files, Path("dags", name)], "Choose another name, or move the existing file.")
     # dags/ is on Python's path, so a file there can hide an installed package.

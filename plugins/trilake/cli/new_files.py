@@ -38,7 +38,7 @@ def render(folder: str, templates: Mapping[str, str], values: Mapping[str, Any])
 def refuse_taken(project: Path, files: Iterable[Path], hint: str) -> None:
     """:raises ConfigurationError: one of the files exists already."""
     if taken := [path for path in files if (project / path).exists()]:
-        raise ConfigurationError(f"{', '.join(map(str, taken))} exists already. Nothing was written.", hint=hint)
+        raise ConfigurationError(f"{', '.join(map(str, taken))} already exists. Nothing was written.", hint=hint)
 
 
 def write(project: Path, files: Mapping[Path, str]) -> list[Path]:

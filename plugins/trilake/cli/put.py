@@ -27,7 +27,9 @@ def put_files(
     (where,) = data_set.window(partition).partitions
     keys = {data_set.raw_key(where, file.name): file for file in files}
     if len(keys) < len(files):
-        raise ConfigurationError("Two of these files have the same name.", hint="One would replace the other.")
+        raise ConfigurationError(
+            "Two of these files have the same name, so one would replace the other.", hint="Rename one of them."
+        )
     for key, file in keys.items():
         check_name(key)
         try:

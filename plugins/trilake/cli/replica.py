@@ -164,7 +164,9 @@ def _docker(checkout: Path, *arguments: str, quiet: bool = False, check: bool = 
             ["docker", *arguments], cwd=checkout, check=False, stdout=subprocess.DEVNULL if quiet else sys.stderr
         )
     except FileNotFoundError:
-        raise ReplicaError("There is no docker here.", hint="Install Docker and Compose 2.24 or newer.") from None
+        raise ReplicaError(
+            "The command docker was not found on this machine.", hint="Install Docker and Compose 2.24 or newer."
+        ) from None
     if done.returncode and check:
         raise ReplicaError(f"`docker {' '.join(arguments[:2])}` failed. Its output is above.")
     return done.returncode

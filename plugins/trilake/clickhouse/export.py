@@ -214,7 +214,7 @@ def export(
         for (shard, partition, _, key), (rows, stored) in zip(cells, counts, strict=True):
             if rows != stored:
                 raise ExportError(
-                    f"{shard} wrote {rows} rows to s3://{EXPORTS_BUCKET}/{key}, but it holds {stored}.",
+                    f"{shard} wrote {rows} rows to s3://{EXPORTS_BUCKET}/{key}, but the object holds {stored}.",
                     hint="Run the task again.",
                 )
             objects.append(ExportedObject(key, partition, shard.number, rows, *_size_and_etag(client, key)))

@@ -254,8 +254,8 @@ class SparkApplicationHook(AsyncKubernetesHook):
         while left := await look():
             if time.monotonic() > until:
                 raise TrilakeError(
-                    f"Deleted, but still there: {', '.join(left)}.",
-                    hint="Run `kubectl describe` on them. Pods of a node that does not answer stay.",
+                    f"These objects were deleted, but they still exist: {', '.join(left)}.",
+                    hint="Run `kubectl describe` on them. A pod remains while its node does not answer.",
                 )
             await asyncio.sleep(_GONE_POLL_SECONDS)
 

@@ -1,8 +1,8 @@
 """Records a task's request to another system, so that the task's next try finds it.
 
 A try writes its submission before it sends the request. So a later try knows what to look for, whether or not the
-request arrived. Each submission has an owner: a random token. A try that takes a submission over writes its own token.
-From then on the earlier try sees that it is no longer the owner, and does not touch the submission.
+request arrived. Each submission has an owner: a random token. When a later try takes over a submission, it writes its
+own token. The earlier try then sees that it is not the owner any more, and does not change the submission.
 """
 
 from __future__ import annotations

@@ -1,15 +1,16 @@
-"""Which partitions of ``s3://raw/`` have new or changed objects that no run has claimed.
+"""Finds the partitions of ``s3://raw/`` that have new or changed objects which no run has claimed.
 
 The state is a table in database ``lake``. For each partition it holds a digest of the objects (key, ETag, size) that
-existed when a run last claimed the partition. If the objects now have another digest, the partition is due, no matter
-who changed it or how late. Nothing depends on events: a lost, duplicate or late event only changes when we list again.
+existed when a run last claimed the partition. If the objects now have another digest, the partition is due: a run must
+process it. It does not matter who changed the objects, or when. The result does not depend on events. A lost,
+duplicate or late event changes only the time of the next listing.
 
 - A run that was started by arrivals first claims the due partitions (`take`). If the run fails, a person clears it. It
   keeps its claim, so no other run is started for these partitions. If the run never commits (it was deleted, or marked
   as a success), `overdue` reports the claim, and `again` releases it for another run.
 - After its commit a job records the objects that it had pinned (`committed`). These may be more than the objects that
-  existed when its run began. If the process dies before it records them, the partition stays due. To process it twice
-  gives the same result.
+  existed when its run began. If the process dies before it records them, the partition stays due. Then it is
+  processed twice, with the same result.
 - A task that ingests records the object that it writes (`putting`). Such an object is not an arrival.
 """
 
@@ -45,7 +46,7 @@ MAX_WAIT_SECONDS = 900.0
 OVERDUE_AFTER = timedelta(days=1)
 # Each poll lists the whole prefix: one request for every thousand objects.
 POLL_SECONDS = 30.0
-# The most partitions that one run claims, so that an unreadable file delays no more than these. The next run claims the
+# One run claims at most this many partitions, so that an unreadable file delays only these. The next run claims the
 # rest.
 RUN_PARTITIONS: Mapping[Grain, int] = {"day": 31, "month": 12}
 _KEY = re.compile(r"([^/]+)/([^/]+)/(.*[^/])", re.DOTALL)
@@ -101,8 +102,8 @@ class Listing:
         return frozenset(item for item in self.objects if item[0] != key)
 
     def waits_since(self, taken: datetime | None) -> datetime:
-        """When the first object after `taken` came. Removals leave no time; if there is nothing else, the newest object
-        counts.
+        """The time of the oldest object that was changed after `taken`. If there is none, because objects were only
+        removed, it is the time of the newest object.
         """
         return min(at for at in self.objects.values() if taken is None or at > taken or at == self.newest)
 
@@ -196,13 +197,13 @@ class Arrivals:
 
     def due(self) -> dict[str, datetime | None]:
         """The due partitions, oldest first, and when each was last claimed. An empty partition is never due."""
-        # Read the claims before the listing. A partition that is claimed in between looks due here, but a run that then
-        # wants to claim it sees that it is not.
+        # Read the claims before the listing. A partition that is claimed in between is returned as due, but `take`
+        # checks this again before it claims the partition.
         claims = self.look().taken
         return {partition: claims[partition].at if partition in claims else None for partition in self._due(claims)}
 
     def take(self, run: str) -> Window | None:
-        """Claim, for a run, the oldest due partition and the due ones that follow it without a gap; None: none is due.
+        """Claim the oldest due partition for a run, and the due ones directly after it. None: no partition is due.
 
         If two runs call this at the same time, one of them gets the partitions. A run that calls it again gets the same
         partitions.
@@ -238,8 +239,8 @@ class Arrivals:
     def committed(self, pinned: Mapping[str, Iterable[Object]], seen: Look, run: str) -> None:
         """Record that a job has committed these objects, by partition. They are no longer due, and no longer awaited.
 
-        A claim that changed after the job's `look` is kept: it may be for objects that the job did not see. If it is
-        not, one run too many does no harm.
+        A claim that changed after the job's `look` is kept: it may be for objects that the job did not see. If the job
+        did see them, one unnecessary run is started. It does no harm.
         """
         with self._locked() as ledger:
             claims = self._claims(ledger)
@@ -285,7 +286,7 @@ class Arrivals:
 
     @contextmanager
     def _locked(self) -> Iterator[Cursor]:
-        """One transaction, with a lock that excludes other writers: their listings follow the order of their writes."""
+        """One transaction with a lock: only one process at a time lists objects and then writes claims."""
         with connect(self.lake) as connection, connection.cursor() as ledger:
             ledger.execute("SELECT pg_advisory_xact_lock(%s, %s)", (LockSpace.ARRIVAL, lock_key(self.data_set.name)))
             yield ledger

@@ -65,14 +65,14 @@ class DataSet:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise ConfigurationError(
-                f"{self.name!r} cannot name a data set.",
+                f"{self.name!r} is not a valid name for a data set.",
                 hint="Use at most 40 lower-case letters, digits and underscores, and begin with a letter.",
             )
         if self.grain not in (None, "day", "month"):
             raise ConfigurationError(f"Data set {self.name}: {self.grain!r} is not a grain.", hint="Use day or month.")
         if (self.grain is None) != (self.date is None) or (self.grain is None) != (self.shard_by is None):
             raise ConfigurationError(
-                f"Data set {self.name}: grain, date and shard_by belong together.",
+                f"Data set {self.name}: grain, date and shard_by must be set together.",
                 hint="Give all three, or none for a dimension table.",
             )
         if self.max_refused is not None and not 0 <= self.max_refused <= 1:

@@ -94,7 +94,8 @@ def parse_partition(grain: Grain, text: str) -> date:
         raise ConfigurationError(f"{text!r} is not a {grain}.", hint=f"Write it like {_EXAMPLE[grain]}.") from None
     if text.startswith(_LAST[grain]):
         raise ConfigurationError(
-            f"{text!r} cannot be a partition: no date comes after it.", hint="Replace it if it stands for 'never'."
+            f"{text!r} cannot be a partition: no later partition is possible.",
+            hint="If it means 'never', use another value for it.",
         )
     return day.replace(day=1) if grain == "month" else day
 

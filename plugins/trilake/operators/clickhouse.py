@@ -1,4 +1,4 @@
-"""Runs statements on ClickHouse. Each is recorded before it is sent, so that none runs twice by accident."""
+"""Runs statements on ClickHouse. It records each one before it sends it, so that none is run twice by accident."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ class QuerySubmission(Submission):
     """What a task's tries have sent to ClickHouse.
 
     :param max_tries: the task instance's value in Airflow. It only grows when a person clears the task.
-    :param query_id: the statement that was sent last; empty: no statement is running.
-    :param statement: its number, from 0.
-    :param since: when it was sent, in seconds since 1970.
+    :param query_id: the query id of the statement that was sent last; empty: no statement is running.
+    :param statement: the number of that statement, from 0.
+    :param since: when that statement was sent, in seconds since 1970.
     :param done: ``query_id`` and ``metrics`` of each statement that has finished, in order.
     :param end: how the submission has ended; empty: it has not ended.
     """
@@ -185,8 +185,8 @@ class ClickHouseOperator(ProjectOperator):
         if not self._store.is_current(submission):
             self.log.info("Query %s belongs to another try now; it is not killed", query_id)
             return
-        # Without the task's log_comment, so that the kill is not found as the task's query. With its own client,
-        # because the task's client is in use.
+        # The kill does not have the task's log_comment: with it, the kill would be found as a query of the task. It has
+        # its own client, because the task's client is in use.
         with Cluster(servers) as cluster:
             if queries.kill(cluster, query_id, seconds=_KILL_SECONDS):
                 self.log.info("Query %s was killed with its task", query_id)
@@ -333,8 +333,8 @@ class ClickHouseOperator(ProjectOperator):
         same = not cleared and earlier.inputs == mine.inputs
         if same:
             mine.done = list(earlier.done)
-        # Otherwise no query runs. Either all statements are done and the try died before it reported that; or the
-        # worker was lost between two statements; or the last statement failed and left nothing.
+        # If this condition is false, no query is running: all statements are done and the try died before it reported
+        # that; or the worker was lost between two statements; or the last statement failed and wrote nothing.
         if earlier.query_id and not earlier.end and len(earlier.done) <= earlier.statement:
             reads = same and has_result(statements[earlier.statement])
             self._look_after(context, earlier, waited_for=same and not reads, matters=not (reads or cleared))
@@ -363,7 +363,7 @@ class ClickHouseOperator(ProjectOperator):
             if seen.state is QueryState.RUNNING:
                 if self._killed:  # on_kill ran before this try had a query, so it killed none
                     queries.kill(cluster, query_id)
-                    raise QueryFailedError(f"Task {self.task_id} was killed, and its query {query_id} too.")
+                    raise QueryFailedError(f"Task {self.task_id} and its query {query_id} were killed.")
                 if self.deferrable:
                     self._defer()
                 seen = self._await(cluster, query_id, since)
@@ -389,7 +389,8 @@ class ClickHouseOperator(ProjectOperator):
             return
         unknown = seen.state is QueryState.UNKNOWN
         message = (
-            f"It is unknown whether query {query_id} of task {self.task_id} has run: no host knows it." if unknown
+            f"It is unknown whether query {query_id} of task {self.task_id} has run: "
+            "no host has a record of it." if unknown
             else f"Query {query_id} failed: {seen.error}"
         )  # fmt: skip
         if self._may_be_sent_again(seen):
@@ -404,7 +405,10 @@ class ClickHouseOperator(ProjectOperator):
         raise PartlyWrittenError(f"{message} {written}", hint=hint, code=seen.code)
 
     def _may_be_sent_again(self, seen: Seen) -> bool:
-        """Whether a failed or unknown statement may be sent again. Idempotent: the record restarts at the first one."""
+        """Whether a failed or unknown statement may be sent again: always, if it failed before it had written a row.
+
+        Otherwise only if the task is idempotent. Then all statements run again from the first one.
+        """
         if seen.state is QueryState.FAILED and not seen.metrics.written_rows:
             return True
         if self.idempotent:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# How often `keep_lock` checks its lock. Less than the ten minutes between two runs of publication_housekeeping.
+# Seconds between two checks of `keep_lock`. Less than the ten minutes between two runs of publication_housekeeping.
 RENEW_SECONDS = 15
 
 
@@ -111,7 +111,7 @@ def try_lock(endpoint: PostgresEndpoint, space: LockSpace, name: str) -> Iterato
 
 
 def lock_key(text: str) -> int:
-    """A signed 32-bit number for advisory locks. If two names have the same number, they only wait for each other."""
+    """A signed 32-bit number for advisory locks. Two names with the same number only wait for each other."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big", signed=True)
 
 

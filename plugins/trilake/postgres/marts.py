@@ -67,14 +67,14 @@ def replace_from(
             written = cursor.rowcount
         if written != sent:
             raise CountMismatchError(
-                f"{table}: {sent} rows were sent, {written} were written.",
+                f"{table}: {sent} rows were sent, but {written} were written.",
                 hint="Nothing was changed. Check the table's triggers and rules.",
             )
         cursor.execute(f"SELECT count(*) FROM {table} WHERE {where}", tuple(parameters) or None)
         matching = cursor.fetchone()
         if matching is None or matching[0] != sent:
             raise CountMismatchError(
-                f"{table}: {sent} rows were written, {matching[0] if matching else 'none'} match {where!r}.",
+                f"{table}: {sent} rows were written, but {matching[0] if matching else 'none'} match {where!r}.",
                 hint="Nothing was changed. The query returned rows outside of the part that is replaced.",
             )
     return sent
@@ -133,7 +133,7 @@ def merge_from(
         inserted, updated = cursor.fetchone() or (0, 0)
         if inserted + updated != sent:
             raise CountMismatchError(
-                f"{table}: {sent} rows were sent, {inserted} were inserted and {updated} updated.",
+                f"{table}: {sent} rows were sent, but {inserted} were inserted and {updated} updated.",
                 hint="Nothing was changed. Check the table's triggers and rules.",
             )
     return inserted, updated

@@ -179,7 +179,7 @@ class SparkApplication:
     def __post_init__(self) -> None:
         if len(self.name) > MAX_NAME or not _NAME.fullmatch(self.name) or DRIVER_SUFFIX in self.name:
             raise ConfigurationError(
-                f"{self.name!r} cannot name a SparkApplication.",
+                f"{self.name!r} is not a valid name for a SparkApplication.",
                 hint=f"Use at most {MAX_NAME} lower-case letters, digits and dashes, without {DRIVER_SUFFIX!r}.",
             )
         if self.profile not in PROFILES:

@@ -143,7 +143,9 @@ class ClickHouseReader:
         frame = spark.read.schema(schema).parquet(*(f"s3a://{EXPORTS_BUCKET}/{item.key}" for item in done.objects))
         rows = frame.count()  # Spark reads only the footers of the files for this
         if rows != done.rows:
-            raise CountMismatchError(f"{name}: {done.rows} rows were exported to {done.manifest}, Spark finds {rows}.")
+            raise CountMismatchError(
+                f"{name}: {done.rows} rows were exported to {done.manifest}, but Spark reads {rows}."
+            )
         log.warning("Read %s rows of %s from ClickHouse, in %s files", rows, name, len(done.objects))
         return frame
 

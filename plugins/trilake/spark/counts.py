@@ -38,8 +38,8 @@ class Counts:
         """:raises CountMismatchError: `rows_in` is not the sum of the others."""
         if self.rows_in != self.curated + self.quarantined + self.duplicates:
             raise CountMismatchError(
-                f"{where}: {self.rows_in} rows came in; {self.curated} curated, {self.quarantined} quarantined and "
-                f"{self.duplicates} exact duplicates make {self.curated + self.quarantined + self.duplicates}.",
+                f"{where}: {self.rows_in} rows were read, but {self.curated} curated + {self.quarantined} quarantined "
+                f"+ {self.duplicates} exact duplicates = {self.curated + self.quarantined + self.duplicates}.",
                 hint="The job's transformation must keep every row: use no inner join and no filter.",
             )
 

@@ -1,4 +1,4 @@
-"""Pins the input of a run: its objects and their ETags. So a change during the run is noticed before the commit."""
+"""Pins the input of a run: records its objects and their ETags. So a change is noticed before the run commits."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def check_header(client: S3Client, inputs: Iterable[Input], header: str) -> None
         first = answer["Body"].read().split(b"\n", 1)[0].removesuffix(b"\r").decode("utf-8", errors="replace")
         if first != header:
             raise InputError(
-                f"The header of s3://{RAW_BUCKET}/{item.key} is {first[:200]!r}, the job reads {header!r}.",
+                f"The header of s3://{RAW_BUCKET}/{item.key} is {first[:200]!r}, but the job expects {header!r}.",
                 hint="Fix the file, or the job's schema.",
             )
 
@@ -131,7 +131,7 @@ def check_whole(inputs: Iterable[Input], read: Mapping[str, int], *, header_byte
     """
     for item in inputs:
         missing = item.size - read.get(item.key, 0) - header_bytes
-        if missing > 1:  # the carriage return of a header that ends as on Windows
+        if missing > 1:  # one byte may be the carriage return of the header, if its line ends as on Windows
             raise InputError(
                 f"s3://{RAW_BUCKET}/{item.key} has lines of more than {LINE_BYTES // 1024**2} MiB: {missing} of its "
                 f"{item.size} bytes were not read.",

@@ -5,7 +5,8 @@ def main(arguments):
         orders = job.read(SCHEMA)
         job.commit(curate(orders.rows), orders)
 
-After that, a job can `publish` the commit in ClickHouse, `read_table` from ClickHouse, and `write_postgres` a mart.
+After that, a job can publish the commit in ClickHouse (`publish`), read from ClickHouse (`read_table`), and write a
+mart to PostgreSQL (`write_postgres`).
 """
 
 from __future__ import annotations
@@ -67,11 +68,11 @@ class Commit:
 
 
 class Job:
-    """One run of one job. It is a context manager; its end stops Spark.
+    """One run of one job. It is a context manager: at the end of the block it stops Spark.
 
     :param arguments: the command line: ``--data-set JSON --start 2013-01 --end 2013-12 --run ID [--result s3://...]``;
         with ``--dry-run FOLDER [--limit N]`` it ends where it would commit (`trilake.spark.dry_run`).
-    :param endpoints: default: those of the environment.
+    :param endpoints: default: the endpoints from the environment variables.
     :param spark: default: a new session.
     """
 
@@ -100,9 +101,10 @@ class Job:
         self._result_document: dict[str, Any] = {}
         if not self.dry_run:
             self._opened.enter_context(job_lock(self.endpoints, self.data_set))
-        # Read before any input is pinned, so that this run cannot replace the commit of a run that saw newer files.
+        # The table's snapshot before any input is pinned. If another run commits after this, it may have read newer
+        # files: then this run does not replace its commit.
         self._base = None if self.dry_run else current_snapshot(self.endpoints, self.data_set.curated)
-        # The same for the quarantine tables, by table name.
+        # The snapshots of the quarantine tables at that time, by table name.
         self._quarantine_bases: dict[str, int | None] = {}
 
     def __enter__(self) -> Job:
@@ -164,8 +166,9 @@ class Job:
     def _pin(self, data_set: DataSet) -> tuple[inputs.Input, ...]:
         if self.dry_run or data_set != self.data_set or self._seen:
             return inputs.pin(self._s3, data_set, self.window)
-        # The commit marks these files as processed, so that they start no other run. The first read counts. The ledger
-        # is read before the files are listed: a run that claims a partition after that may have seen more files.
+        # The commit records these files as processed, so that they do not start another run. Only the job's first read
+        # is recorded. The claims are read before the files are listed. If another run claims a partition after that,
+        # it may have seen more files, and `committed` keeps its claim.
         self._seen = self._arrivals.look()
         pinned = inputs.pin(self._s3, data_set, self.window)
         for item in pinned:
@@ -203,9 +206,11 @@ class Job:
     def publish(
         self, data_set: DataSet | None = None, *, snapshot_id: int | None = None, force: bool = False
     ) -> PublicationReport:
-        """Lets ClickHouse pull the window's partitions of this job's commit, exactly once: see `trilake.spark.publish`.
+        """Publishes the window's partitions of this job's commit, exactly once: see `trilake.spark.publish`.
 
-        The result has the report in ``published``, by the data set's name.
+        ClickHouse pulls their files.
+
+        The job's result has the report in ``published``, by the data set's name.
 
         :param data_set: default: the job's own. Without a grain, the whole table is published.
         :param snapshot_id: default: this job's commit; for another data set, its current snapshot.
@@ -232,10 +237,11 @@ class Job:
         """Writes rows to a table of PostgreSQL, in one transaction. It replaces the whole table; with `date`, only the
         rows of the job's window; with `key`, it merges rows. See `trilake.spark.postgres.write_postgres`.
 
-        It first verifies, as `commit` does, all that was read but not committed. It replaces rows under this window's
-        partition lock. If another run has committed since this run's commit, it does not replace the other run's rows.
+        First it makes the checks of `commit` for everything that was read but not committed. It holds this window's
+        partition lock while it replaces rows. If another run has committed since this run's commit, it fails, so that
+        it does not replace the other run's rows.
 
-        The result has the counts in ``postgres``, by the table's name.
+        The job's result has the counts in ``postgres``, by the table's name.
 
         :raises trilake.spark.inputs.InputError: an input changed, or a line is too long; or lines were refused, and no
             commit has quarantined them. Nothing was written.
@@ -264,13 +270,15 @@ class Job:
     def commit(self, curated: DataFrame, batch: Batch | None = None, *, replace_columns: Sequence[str] = ()) -> Commit:
         """Replaces the window's partitions of the job's Iceberg table by `curated`, in one snapshot.
 
-        Refused rows of all reads go to the quarantine tables first. Two tables cannot commit together, but both are
-        replaced by partition. So if a run dies in between, the next run corrects it (`trilake.spark.locks`).
+        First, the refused rows of all reads are written to the quarantine tables. Two tables cannot commit together,
+        but in both whole partitions are replaced. So if a run dies in between, the next run corrects it
+        (`trilake.spark.locks`).
 
         The rows must have the table's columns and types. A new column is added. A type is widened if Iceberg can widen
         it (int to bigint, float to double, a decimal to more digits); the result names it in ``columns_changed``.
 
-        :param batch: the batch that `curated` was made from, row for row. With it, every row is accounted for.
+        :param batch: the batch that `curated` was made from: one row from each of its rows. If it is given, the job
+            checks that no row was lost or added.
         :param replace_columns: columns of the table that have another type in `curated`, or that it does not have. The
             table drops them, and adds those of `curated` again. Partitions of other windows have NULL there until
             their windows run again.
@@ -454,7 +462,7 @@ class Job:
             if partition.rows != counts[partition.partition].curated:
                 raise CountMismatchError(
                     f"{self.data_set.curated} {partition.partition}: {counts[partition.partition].curated} rows were "
-                    f"curated, snapshot {snapshot.snapshot_id} has {partition.rows}.",
+                    f"curated, but snapshot {snapshot.snapshot_id} has {partition.rows}.",
                     hint="Do not publish this snapshot. Run the window again to replace it.",
                 )
         return Commit(

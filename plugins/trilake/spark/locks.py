@@ -5,8 +5,9 @@ So a run holds the partition lock while it replaces both. It replaces partitions
 run began. The lock ends with the process. If a run dies between the two commits, its quarantined rows are newer than
 the curated ones. Then a run that began earlier is refused, and the next run reads all input again and replaces both.
 
-The nightly maintenance replaces files too. The partition lock does not keep it away from files that a run has begun to
-read. So each run also holds the job lock, which jobs share. Maintenance rewrites only tables whose job lock is free.
+The nightly maintenance replaces files too. The partition lock does not stop it from replacing files that a run has
+begun to read. So each run also holds the job lock. It is a shared lock: many jobs can hold it at once. Maintenance
+rewrites only tables whose job lock is free.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from trilake.spark.overwrite import OvertakenError
 def job_lock(endpoints: Endpoints, data_set: DataSet) -> Iterator[None]:
     """Hold a data set's job lock during the block. Other jobs can hold it too; maintenance skips the table.
 
-    Take it before you look at the table: maintenance can rewrite its files until then.
+    Take the lock before you read the table: maintenance can rewrite the table's files until you have the lock.
     """
     waiting = f"Waiting until maintenance has rewritten the files of {data_set.name}"
     with keep_lock(endpoints.lake, LockSpace.JOB, data_set.name, shared=True, waiting=waiting):

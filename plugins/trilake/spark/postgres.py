@@ -261,7 +261,7 @@ def _copier(
             cursor.execute("SELECT txid_current()")
             row = cursor.fetchone()
         if rows != stream.rows or row is None:
-            raise CountMismatchError(f"{staging}: {stream.rows} rows were sent, PostgreSQL wrote {rows}.")
+            raise CountMismatchError(f"{staging}: {stream.rows} rows were sent, but PostgreSQL wrote {rows}.")
         yield pa.RecordBatch.from_pydict({COPY: [row[0]], "rows": [rows]})
 
     return copy

@@ -105,7 +105,7 @@ def current(s3: S3Client) -> str:
     text = _read(s3, CURRENT_KEY)
     if text is None:
         raise ConfigurationError(
-            f"No job code in s3://{ARTIFACTS_BUCKET}/{CURRENT_KEY}.", hint="Push it with `trilake jobs push`."
+            f"There is no job code in s3://{ARTIFACTS_BUCKET}/{CURRENT_KEY}.", hint="Push it with `trilake jobs push`."
         )
     return text.decode().strip()
 

@@ -49,7 +49,7 @@ def test_files_lie_there_whole_and_one_that_was_there_is_said_to_be_replaced(
 @pytest.mark.parametrize(
     ("name", "partition", "file", "says"),
     [
-        ("flight", "1999-01", "b.csv", "declares a data set flight. There are "),
+        ("flight", "1999-01", "b.csv", "declares a data set flight. The data sets are "),
         ("flights", "January", "b.csv", "'January' is not a month"),
         ("airlines", "1999-01", "b.csv", "airlines has no grain"),
         ("flights", "1999-01", "b.csv.gz", "b.csv.gz is not a .csv file"),

@@ -382,7 +382,7 @@ def test_a_query_nobody_knows_fails_for_good_unless_it_may_run_again(
         if idempotent:
             task.run(sql, idempotent=True)
         else:
-            with pytest.raises(UnknownOutcomeError, match="no host knows it") as error:
+            with pytest.raises(UnknownOutcomeError, match="no host has a record of it") as error:
                 task.run(sql)
             assert isinstance(error.value, AirflowFailException)
     assert count(gateway, table) == 2

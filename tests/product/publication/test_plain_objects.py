@@ -213,7 +213,7 @@ def test_parquet_whose_values_the_table_cannot_hold_is_refused(table: Table, key
 def test_a_wrong_count_publishes_nothing_though_the_sum_is_right(table: Table, counted: int) -> None:
     table.publish({MONTH: {table.parquet("before.parquet", (1, DAY, "before")): 1}})
     first, second = table.parquet("a.parquet", *ROWS), table.parquet("b.parquet", *ROWS)
-    with pytest.raises(TrilakeError, match=rf"a\.parquet was counted as {counted} rows, 20 were read"):
+    with pytest.raises(TrilakeError, match=rf"a\.parquet should have {counted} rows, but 20 were read"):
         table.publish({MONTH: {first: counted, second: 40 - counted}})
     assert table.seen() == [(1, DAY, "before")]
     assert table.nothing_is_left()
@@ -275,7 +275,7 @@ def test_a_data_set_without_a_grain_stands_whole_on_every_shard_and_counts_once(
     assert report["total_rows"] == 20
     assert dimension.by_shard() == {1: ROWS, 2: ROWS}
     assert dimension.ledger.publications(dimension.data_set.table)[0].total_rows == 20
-    with pytest.raises(TrilakeError, match="was counted as 19 rows, 20 were read"):
+    with pytest.raises(TrilakeError, match="should have 19 rows, but 20 were read"):
         dimension.publish({key: 19}, due=1)
 
 

@@ -61,7 +61,7 @@ def test_an_empty_partition_is_published_and_others_stay(table: Table) -> None:
 @pytest.mark.parametrize(
     ("rows", "claimed", "says"),
     [
-        ([(1, DAY, "a")], 2, "the snapshot says 2 rows, staging holds 1"),
+        ([(1, DAY, "a")], 2, "the snapshot has 2 rows, but staging holds 1"),
         ([(1, DAY, "a"), (2, date(2013, 2, 1), "b")], None, "rows of other partitions: 201302"),
     ],
 )

@@ -41,8 +41,8 @@ def test_a_case_of_the_corpus(outcomes: dict[str, Any], name: str) -> None:
 def test_a_job_that_loses_or_makes_rows_commits_nothing(platform: Platform) -> None:
     told, _ = spark_session.run(platform, "support.corpus_work:run_careless")
     said = {how: message for how, (message, _, _) in told.items()}
-    assert "4 rows came in; 2 curated, 1 quarantined and 0 exact duplicates make 3." in said["drops a row"]
-    assert "4 rows came in; 4 curated, 1 quarantined and 0 exact duplicates make 5." in said["doubles a row"]
+    assert "4 rows were read, but 2 curated + 1 quarantined + 0 exact duplicates = 3." in said["drops a row"]
+    assert "4 rows were read, but 4 curated + 1 quarantined + 0 exact duplicates = 5." in said["doubles a row"]
     assert "outside of its window 2013-01" in said["moves a row to another month"]
     for how, (_, kept, refused) in told.items():
         assert (kept, refused) == ([-2, -1], ["bad", "bad"]), f"it {how}: what an earlier run has committed"

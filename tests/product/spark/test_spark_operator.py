@@ -509,5 +509,5 @@ def test_what_does_not_go_is_named(task: Task, shared: KubernetesServer) -> None
     task.submit("stubborn", "print", "up", "sleep", "600")
     await_true(lambda: "up" in shared.driver_log(task.name))
     hook = SparkApplicationHook(connection_extras=json.loads(shared.connection)["extra"])
-    with pytest.raises(TrilakeError, match=f"Deleted, but still there: {task.name}-driver"):
+    with pytest.raises(TrilakeError, match=f"These objects were deleted, but they still exist: {task.name}-driver"):
         asyncio.run(hook.end(task.name, seconds=0.1))

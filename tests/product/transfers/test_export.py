@@ -166,7 +166,7 @@ def test_an_object_that_is_not_what_was_written_stops_the_export(
         return written, int(found(client, shard)[0][0])
 
     monkeypatch.setattr(module, "_write", lose)
-    with pytest.raises(ExportError, match=r"shard 1 .* wrote 2 rows to .*, but it holds 1"):
+    with pytest.raises(ExportError, match=r"shard 1 .* wrote 2 rows to .*, but the object holds 1"):
         exports.run()
     assert set(exports.listed()) == {other.manifest, *(item.key for item in other.objects)}
 

@@ -186,7 +186,7 @@ def test_an_object_store_that_refuses_a_key_is_named_with_what_was_asked(
 ) -> None:
     endpoint = platform.endpoints.s3
     store = s3.client(replace(endpoint, secret_access_key="another"))
-    what = f"S3 refuses {name} of {endpoint.url}/raw/named/b to key {endpoint.access_key_id}: 403"
+    what = f"S3 refuses {name} on {endpoint.url}/raw/named/b for key {endpoint.access_key_id}: 403"
     with pytest.raises(RefusedError, match=f"^{re.escape(what)}") as refused:
         getattr(store, call)(Bucket="raw", Key="named/b")
     assert endpoint.secret_access_key not in str(refused.value)

@@ -1,13 +1,13 @@
-"""The ledger of publications: which state of each partition ClickHouse shows, or is being switched to.
+"""The ledger of publications: which state of each partition ClickHouse shows, or will show after a switch.
 
-The ledger is in PostgreSQL, database ``lake``. Each decided publication is a row of ``publications``. A fence numbers
-the rows of a partition; the row with the highest fence is the valid one. A publisher registers its attempt in
-``publication_attempts`` before it makes its first staging table. It holds an advisory lock as long as it lives: if the
-lock of an attempt is free, its process is dead.
+The ledger is in PostgreSQL, database ``lake``. Each decided publication is a row of ``publications``. The rows of
+one partition are numbered. The number is called a fence: the row with the highest fence is the valid one. A publisher
+registers its attempt in ``publication_attempts`` before it makes its first staging table. It holds an advisory lock as
+long as it lives: if the lock of an attempt is free, its process is dead.
 
 A row names the source of its data (an Iceberg table by its UUID, or plain objects) and the source's state: Iceberg's
-sequence number and snapshot, or the version of a load of plain objects and a digest of the objects. Only states of the
-same source have an order.
+sequence number and snapshot, or the version of a load of plain objects and a digest of the objects. Two states can be
+compared (which one is later) only if they have the same source.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class Attempt:
 class Publication:
     """A row of the ledger.
 
-    :param fence: counts the publications of this partition. The highest one is valid.
-    :param snapshot_id: Iceberg's, or a digest of plain objects.
-    :param sequence_number: Iceberg's, or the version of the load.
+    :param fence: the number of this publication, counted for each partition. The highest one is valid.
+    :param snapshot_id: the id of the Iceberg snapshot, or a digest of plain objects.
+    :param sequence_number: the sequence number of the Iceberg snapshot, or the version of a load of plain objects.
     :param rows: rows by shard number.
     :param source: where the rows came from, see `trilake.lake.plan.LoadPlan`.
     """
@@ -83,8 +83,8 @@ class Publication:
         return total_rows(self.partition, self.rows)
 
     def stands_against(self, snapshot_id: int, sequence_number: int, source: str) -> bool:
-        """Whether this publication already shows the given state, or a later one. Two different states with the same
-        sequence number have no order: the given one replaces this one.
+        """Whether this publication already shows the given state, or a later one. If two different states have the same
+        sequence number, neither is later: False, so that the given one replaces this one.
 
         :raises SourceChangedError: the given state is of another source.
         """
@@ -93,7 +93,7 @@ class Publication:
             raise SourceChangedError(
                 f"Partition {self.partition} of {self.table} shows rows of {self.source} (run {self.run_id}). The new "
                 f"rows are of {source}, and it is unknown which are newer.",
-                hint="Nothing was published. To replace the published rows by the new ones, publish once with force.",
+                hint="Nothing was published. To replace the published rows, publish once with force=True.",
             )
         return (self.sequence_number, self.snapshot_id) == (sequence_number, snapshot_id) or (
             self.sequence_number > sequence_number
@@ -163,8 +163,8 @@ class Ledger:
         import psycopg2
 
         try:
-            # Use the connection that holds the attempt's lock. A process that gets the lock then knows that this
-            # attempt can decide nothing any more, and may drop its staging tables.
+            # Use the connection that holds the attempt's lock. If another process gets the lock, this connection has
+            # ended, so this attempt can no longer publish. Then that process may drop the staging tables.
             attempt.connection.autocommit = False
             with attempt.connection:
                 return self._claim(attempt, claims, force=force)

@@ -1,12 +1,14 @@
 """Write, audit, publish: how partitions of an Iceberg snapshot, or plain objects, reach ClickHouse exactly once.
 
-- Write: each shard pulls the files of its bucket, by name, into a staging table that belongs to one attempt and one
-  partition. Plain objects are not split by shard: each shard pulls all of them and keeps the rows of its bucket.
+- Write: each shard reads the files of its bucket, by name, into a staging table that belongs to one attempt and one
+  partition. Plain objects (files that are not in an Iceberg table) are not split by shard: each shard reads all of them
+  and keeps the rows of its bucket.
 - Audit: rows and a checksum of staging are compared with the files. Then the table's own checks run. For plain objects
   the shards together must hold the rows that were counted in each object.
-- Publish: the ledger decides in one transaction. The ledger row is the commit point: any process can finish the switch.
-  Staging tables of lower fences are dropped first, so that a process that acts late cannot switch to them. Then
-  REPLACE PARTITION runs on every shard, the rows are counted again, and the ledger row is marked as done.
+- Publish: one transaction adds a row for each partition to the ledger. It is the commit point: after it, any process
+  can finish the switch. First the staging tables of earlier publications (with a lower fence) are dropped, so that a
+  process that continues too late cannot switch to them. Then REPLACE PARTITION runs on every shard, the rows are
+  counted again, and the ledger row is marked as done.
 
 Every step can be repeated, and a process can die after every step: `Publisher.finish` and `Publisher.clean` complete or
 remove what it left.
@@ -41,15 +43,16 @@ log = logging.getLogger(__name__)
 class PublicationReport:
     """The result of a publication.
 
-    :param snapshot_id: Iceberg's, or the version of a load of plain objects.
+    :param snapshot_id: the id of the Iceberg snapshot, or the version of a load of plain objects.
     :param published: partitions that this publication changed.
     :param rows: rows of each published partition that readers now see, by shard number. See `total_rows`.
     :param current: partitions that already showed this state or a later one.
     :param unverified: published partitions of the lake without sums of their columns: only their rows and checksums
         were compared with the files. See `trilake.lake.column_sums`.
     :param warnings: what the table's warning checks found.
-    :param metrics: of all loads of staging together, from ClickHouse's answers; see `Publisher.measured`.
-    :param query_ids: of these loads.
+    :param metrics: the metrics of all loads into staging, added up, from ClickHouse's answers; see
+        `Publisher.measured`.
+    :param query_ids: the query ids of these loads.
     """
 
     table: str
@@ -88,8 +91,8 @@ class Publisher:
     def publish(self, plan: LoadPlan, *, run_id: str, force: bool = False) -> PublicationReport:
         """Make the partitions of `plan` visible to readers of ClickHouse.
 
-        A partition that shows this state or a later one is not changed, unless `force`. Remains of dead attempts for
-        this table are removed first, so a task's next try cleans up after the previous one.
+        A partition that shows this state or a later one is not changed, unless `force` is set. First, what dead
+        attempts for this table left is removed. So a task's next try cleans up after the previous one.
 
         :raises SourceChangedError: a partition shows rows of another source, without `force`. Nothing was published.
         :raises AuditError: staging does not hold the source's rows. Readers see no change.
@@ -175,8 +178,8 @@ class Publisher:
                     cleaned.append(attempt)
             except TrilakeError as e:
                 errors.append(e)
-        # List tables first, then attempts. A table is made after its attempt is registered. So if its attempt is not
-        # registered now, its process went on after other processes had declared it dead.
+        # List the tables first, then the attempts. A staging table is made after its attempt is registered. So a table
+        # without a registered attempt is from a process that continued after its attempt was cleaned up as dead.
         tables = staging_tables(self.cluster)
         registered = {attempt for attempt, _ in self.ledger.attempts()}
         for staging in tables:
@@ -201,7 +204,7 @@ class Publisher:
         return due, current
 
     def _clean_attempt(self, attempt: str, table: str) -> bool:
-        """Complete what an attempt decided and drop the rest. False: it is alive, or some of it could not be done."""
+        """Complete what an attempt decided and drop the rest. False: its process is alive, or something is left."""
         with self.ledger.abandoned(attempt) as free:
             if not free:
                 return False
@@ -221,9 +224,9 @@ class Publisher:
             )
 
     def _sweep(self, attempt: str, table: str) -> bool:
-        """Drop every staging table of an attempt that the ledger does not need; then forget the attempt.
+        """Drop the staging tables of an attempt, except those that the ledger needs. Then remove the attempt's row.
 
-        False: a table is still needed, or a shard cannot be reached. The attempt then stays registered.
+        False: a table is still needed, or a shard cannot be reached. Then the attempt stays registered.
         """
         try:
             needed = {

@@ -190,7 +190,7 @@ class IcebergPull(Pull):
     def check_shard(self, where: str, files: Sequence[DataFile], rows: int) -> None:
         if rows != (expected := sum(file.rows for file in files)):
             raise AuditError(
-                f"{where}: the snapshot says {expected} rows, staging holds {rows}.",
+                f"{where}: the snapshot has {expected} rows, but staging holds {rows}.",
                 hint="Nothing was published. Run the task again.",
             )
 
@@ -263,8 +263,8 @@ class ObjectsPull(Pull):
             for total in [sum(rows)] if self._mixed else rows:
                 if total != file.rows:
                     raise AuditError(
-                        f"{name}: s3://{self.plan.bucket}/{file.key} was counted as {file.rows} rows, {total} were "
-                        "read.",
+                        f"{name}: s3://{self.plan.bucket}/{file.key} should have {file.rows} rows, but "
+                        f"{total} were read.",
                         hint=f"Nothing was published. Count its rows again.{keyless}",
                     )
 

@@ -1,4 +1,4 @@
-"""The switch: every shard shows readers the partitions that the ledger has decided.
+"""The switch: after it, readers of every shard see the publications that the ledger has decided.
 
 Any process can repeat each step, any number of times. A decided publication is never undone.
 """
@@ -26,8 +26,8 @@ from trilake.lake.data_set import DataSet
 
 log = logging.getLogger(__name__)
 
-# An empty partition is published like any other. By default the server refuses an empty source, in case a load was
-# forgotten. Here the row count was audited.
+# An empty partition is published like any other. By default the server refuses an empty source, because somebody may
+# have forgotten to load it. Here the audit has compared the row count.
 REPLACE_SETTINGS = {"allow_replace_partition_from_empty_source": 1}
 
 # Partitions that are switched in parallel. Each needs a few fast statements, which mostly wait for each other.
@@ -65,7 +65,8 @@ class Switch:
     def one(self, publication: Publication) -> None:
         """Drop staging tables of lower fences, replace the partition on every shard, count again, and mark it as done.
 
-        A process that acts late finds no staging table, so it cannot bring old rows back.
+        If an earlier publisher continues too late, it does not find its staging table. So it cannot publish old rows
+        again.
 
         :raises SwitchIncompleteError: a step failed, and no other process has completed this publication.
         """
@@ -112,9 +113,9 @@ class Switch:
             log.info("%s of %s was completed by another process", publication.partition, publication.table)
             return
         hints = {
-            UNKNOWN_TABLE: "Its staging table does not exist any more. Publish the snapshot again with force.",
-            INCOMPATIBLE_COLUMNS: "The table's columns were changed meanwhile. Publish a snapshot that has the new "
-            "columns, or this snapshot again with force.",
+            UNKNOWN_TABLE: "Its staging table does not exist any more. Publish the snapshot again with force=True.",
+            INCOMPATIBLE_COLUMNS: "The table's columns were changed during the publication. Publish a snapshot that "
+            "has the new columns, or this snapshot again with force=True.",
         }
         code = error.code if isinstance(error, ClickHouseError) else 0
         raise SwitchIncompleteError(

@@ -73,7 +73,7 @@ def check(name: str, folder: Path, expected: Mapping[str, str]) -> None:
     wrong = sorted(file for file in digests.keys() | expected.keys() if digests.get(file) != expected.get(file))
     if wrong:
         raise JarsError(
-            f"The {name} jars are not those of {SETS[name]}/jars.sha256: {', '.join(wrong[:5])}.",
+            f"These {name} jars do not match {SETS[name]}/jars.sha256: {', '.join(wrong[:5])}.",
             hint="The downloaded jars were removed. If ivy.xml was changed on purpose, update jars.sha256 too.",
         )
 

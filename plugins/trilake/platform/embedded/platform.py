@@ -90,8 +90,8 @@ def up(home: Home, progress: Progress = quiet, *, airflow_too: bool = True) -> N
 
     It can be repeated: a service that runs with the current configuration is not restarted.
 
-    :param airflow_too: False: Airflow is not started, but not stopped either. Jobs, SQL and publications work without
-        it. The start then takes seconds, and the platform needs a third of the memory.
+    :param airflow_too: if False, Airflow is not started. If it already runs, it is not stopped. Jobs, SQL and
+        publications work without Airflow. The start then takes seconds, and the platform needs a third of the memory.
     :raises TrilakeError: the start failed; the message says why and what to do.
     """
     home.prepare()
@@ -146,7 +146,7 @@ class _Start:
         if any(name not in missing for name in airflow.COMMANDS):
             self._wanted.update(airflow.COMMANDS)  # a part of Airflow runs, so all of it is wanted
         if "postgres" in missing:
-            # they end without their database, but some notice late that it is down
+            # Airflow's services end when their database is down, but some notice it late: stop them now
             supervisor.stop(airflow.HEALTH_NAMES)
             missing = [name for name in SERVICES if name in missing or name in airflow.HEALTH_NAMES]
         missing = [name for name in missing if name in self._wanted]
@@ -161,12 +161,12 @@ class _Start:
             if port and not port_is_free(port):
                 raise ServiceError(
                     f"Port {port} of {service} in {self._home.path} is in use by {_listener(port)}.",
-                    hint=f'Stop that program, or remove "{service}" from {self._home.config("ports.json")}. '
-                    "Then run `trilake up` again.",
+                    hint=f'Stop that program, or remove "{service}" from {self._home.config("ports.json")} to get '
+                    "another port. Then run `trilake up` again.",
                 )
 
     def _start(self, services: Collection[str]) -> None:
-        """Start them at the same time, except that a step waits for the steps that it needs."""
+        """Start the services in parallel. A step waits until the steps that it needs are complete."""
         # name -> (function, the steps that it needs)
         steps: dict[str, tuple[Callable[[], None], tuple[str, ...]]] = {
             "postgres": (self._start_postgres, ()),
@@ -222,12 +222,12 @@ class _Start:
 
     def _start_airflow(self) -> None:
         names = [name for name in airflow.COMMANDS if name in self._missing]
-        # in the order of COMMANDS; all import modules for seconds, at the same time
+        # Start them in the order of COMMANDS, without waiting: each imports modules for some seconds.
         for name in names:
             self._progress(name, "starting")
             self._supervisor.start(name)
-        # First the API server, because it reports the others' health. If it was killed a moment before we looked, it
-        # counted as running; waiting for it restarts it.
+        # Wait for the API server first, because it reports the health of the others. If it was killed just before the
+        # check, it was still shown as running, and is not in `names`. Then `_await` starts it.
         for name in sorted(airflow.COMMANDS, key=lambda name: name != airflow.API_SERVER):
             self._await(name, lambda name=name: self._airflow_is_healthy(name))  # type: ignore[misc]
 
@@ -239,7 +239,8 @@ class _Start:
             return True
         part = health.get(airflow.HEALTH_NAMES[service]) or {}
         beat = str(part.get(f"latest_{airflow.HEALTH_NAMES[service]}_heartbeat") or "")
-        # a killed process counts as healthy for half a minute: its heartbeat must be newer than its start
+        # Airflow reports a killed process as healthy for half a minute. So the heartbeat must be newer than the last
+        # start.
         started = self._supervisor.states()[service].started
         return part.get("status") == "healthy" and beat != "" and datetime.fromisoformat(beat).timestamp() >= started
 
@@ -275,7 +276,8 @@ class _Start:
             # read the state before the answer: a service that dies after its answer is then noticed the next time
             state = self._supervisor.states().get(service, NEVER_STARTED)
             if not state.running and service not in self._missing:
-                # it ran at the first look and has died since; its remaining processes may hold the port or still work
+                # It was running at the first check and has died since. Processes that it left may use the port, or
+                # still work.
                 processes.end({p: s for p, s in processes.find(self._home).items() if s == service})
                 self._missing.add(service)
                 self._progress(service, "starting")

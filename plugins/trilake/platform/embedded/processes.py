@@ -39,12 +39,13 @@ _LOG_BYTES = "10MB"
 _OLDER_LOGS = 1
 _SUPERVISOR_START_S = 15
 _SUPERVISOR_STOP_S = 30
-# Between the signal to end and SIGKILL. In this time PostgreSQL writes a checkpoint and Airflow ends its tasks.
+# Seconds between the stop signal and SIGKILL. In this time PostgreSQL writes a checkpoint and Airflow ends its tasks.
 _ORPHAN_GRACE_S = 5.0
 _POLL_S = 0.05
 _RPC_TIMEOUT_S = 60
 _NOTICE_S = 3
-# The variables of the caller's environment that services get. Others could disturb them: settings of another Airflow.
+# Services get only these variables of the caller's environment. Others could change how they work, such as settings of
+# another Airflow.
 _PASSED_ON = frozenset({"HOME", "LOGNAME", "PATH", "PYTHONPATH", "TMPDIR", "USER", "XDG_CACHE_HOME"}) | frozenset(
     {"REQUESTS_CA_BUNDLE", "SSL_CERT_DIR", "SSL_CERT_FILE"}
 )
@@ -275,7 +276,7 @@ def configuration(home: Home, programs: Iterable[Program]) -> str:
             "environment": f'{SERVICE_MARKER}="{program.name}"',
             "directory": "/",  # a service's OS user may have no access to our folders
             "autostart": "false",
-            # no restart here: `status` shows that it died, and `up` ends its remaining processes before it starts it
+            # Do not restart a service that died: `status` shows this, and `up` first ends the processes that it left
             "autorestart": "false",
             "startsecs": 0,
             "startretries": 0,
@@ -311,7 +312,7 @@ def last_lines(path: Path, count: int) -> list[str]:
 
 
 def find(home: Home) -> dict[psutil.Process, str]:
-    """Every living process of this home's platform -> its service. For supervisord the service is `SUPERVISOR`.
+    """The running processes of this home's platform, each with its service. For supervisord this is `SUPERVISOR`.
 
     PostgreSQL's processes overwrite their environment with their titles. They are found by their working directory.
     """
@@ -339,7 +340,7 @@ def find(home: Home) -> dict[psutil.Process, str]:
 
 
 def end(processes: Mapping[psutil.Process, str], grace_s: float = _ORPHAN_GRACE_S) -> None:
-    """Send a signal to end, then SIGKILL after `grace_s` seconds, and wait until the processes have ended."""
+    """Send a stop signal, and SIGKILL after `grace_s` seconds. Wait until the processes have ended."""
     import psutil
 
     def send(signal_number: Any, to: Iterable[psutil.Process]) -> None:
@@ -350,7 +351,7 @@ def end(processes: Mapping[psutil.Process, str], grace_s: float = _ORPHAN_GRACE_
                 continue
 
     postgres = [process for process, service in processes.items() if service == "postgres"]
-    # for the postmaster, SIGINT means a fast and clean shutdown; for its other processes, to cancel the query
+    # SIGINT makes the postmaster shut down fast and clean. The other PostgreSQL processes cancel their query.
     send(signal.SIGINT, postgres)
     send(signal.SIGTERM, processes.keys() - set(postgres))
     _, alive = psutil.wait_procs(list(processes), timeout=grace_s)

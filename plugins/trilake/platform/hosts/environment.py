@@ -118,7 +118,8 @@ def write(path: Path, settings: Mapping[str, str]) -> None:
             values[variable.name] = _random(variable, values)
     if not write_once(path, "".join(f"{line}\n" for line in _lines(values))):
         raise EnvironmentFileError(
-            f"{path} exists, and the data needs its secrets.", hint="Keep it. `trilake env --check` checks it."
+            f"{path} already exists, and the stored data needs its secrets.",
+            hint="Keep it. `trilake env --check` checks it.",
         )
 
 

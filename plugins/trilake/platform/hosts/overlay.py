@@ -19,14 +19,16 @@ def write_overlay(k8s: Path, name: str, env: Mapping[str, str], into: Path) -> P
     An old `into` is replaced when the new copy is complete. ``jobs.env`` holds passwords, so its mode is 600.
 
     :return: the overlay's folder.
-    :raises ConfigurationError: there is no such overlay, or `into` holds something else.
+    :raises ConfigurationError: there is no such overlay, or `into` is not empty and not such a copy.
     :raises EnvironmentFileError: a variable is missing.
     """
     names = sorted(folder.name for folder in (k8s / "overlays").glob("*") if folder.is_dir())
     if name not in names:
         raise ConfigurationError(f"{k8s} has no overlay {name}.", hint=f"It has {', '.join(names) or 'none'}.")
     if into.exists() and any(into.iterdir()) and not (into / "overlays").is_dir():
-        raise ConfigurationError(f"{into} holds something else, not an overlay.", hint="Choose a new or empty folder.")
+        raise ConfigurationError(
+            f"{into} is not empty and is not a copy of k8s/.", hint="Choose a new or empty folder."
+        )
     addresses = {host: required(env, f"{host.upper()}_ADDRESS") for host in HOSTS}
     jobs = as_environment(connections(env, "spark"))
     fresh = into.with_name(f".{into.name}.new")

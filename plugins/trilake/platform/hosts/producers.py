@@ -33,7 +33,7 @@ def key_of(name: str, data_set: str) -> str:
     key = f"{data_set}.{name}"
     if not s3_admin.PRODUCER.fullmatch(key):
         raise ProducerError(
-            f"{name!r} cannot be a producer of {data_set!r}.",
+            f"{name!r} is not a valid name for a producer of {data_set!r}.",
             hint="The name has at most 30 lower-case letters, digits and -. A file of dags/ declares the data set.",
         )
     return key

@@ -55,7 +55,7 @@ def _listen(configuration: ClusterConfiguration) -> socket.socket:
         listener.bind(address)
     except OSError as e:
         raise TrilakeError(
-            f"{address[0]}:{address[1]} cannot be listened on: {e.strerror}.",
+            f"Cannot listen on {address[0]}:{address[1]}: {e.strerror}.",
             hint="Stop the program that uses the port, or remove the port from config/ports.json and run `trilake up`.",
         ) from None
     return listener
