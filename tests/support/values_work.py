@@ -38,14 +38,19 @@ class Both:
             for shard in cluster.shards:
                 cluster.on_shard(shard, Statement(local_ddl(step, shard)))
 
-    def job(self, month: str) -> Job:
+    def job(self, month: str, *options: str) -> Job:
         self.spark.catalog.clearCache()
-        arguments = ["--data-set", self.data_set.to_json(), "--start", month, "--run", "values"]
+        arguments = ["--data-set", self.data_set.to_json(), "--start", month, "--run", "values", *options]
         return Job(arguments, endpoints=self.endpoints, spark=self.spark)
 
     def commit(self, month: str, frame: Any, **options: Any) -> None:
         with self.job(month) as job:
             job.commit(frame, **options)
+
+    def commit_file(self, month: str, schema: str, forced_by: str = "") -> None:
+        with self.job(month, *(["--accept-refused", forced_by] if forced_by else [])) as job:
+            batch = job.read(schema)
+            job.commit(batch.rows, batch)
 
     def publish(self, month: str) -> Any:
         """Publish a month of the current snapshot; the report."""
@@ -189,6 +194,27 @@ def replace_column(spark: Any) -> Any:
             frame = spark.sql(f"SELECT int(1) AS k, DATE'{month}-05' AS d, {value} AS v")
             table.commit(month, frame, **({"replace_columns": ["v"]} if month == FEBRUARY else {}))
         return [[str(row.d), row.v] for row in spark.table(name).orderBy("d").collect()]
+
+
+def refuse_all_lines(spark: Any) -> Any:
+    """A good month, then a file of the same month in another form: the error, the rows, the reasons in quarantine."""
+    from trilake import s3
+
+    outcome: list[Any] = []
+    with both(spark, "at DateTime64(6, 'UTC')") as table:
+        data_set = DataSet(table.data_set.name, grain="month", date="d", shard_by="k")
+        table.data_set = data_set
+        store = s3.client(table.endpoints.s3)
+        for text in ("2013-01-05T10:00:00Z", "05.01.2013 10:00"):
+            content = "k,d,at\n" + "".join(f"{number},2013-01-05,{text}\n" for number in range(3))
+            store.put_object(Bucket="raw", Key=data_set.raw_key(JANUARY, "a.csv"), Body=content.encode())
+            outcome.append(said(lambda: table.commit_file(JANUARY, "k int NOT NULL, d date NOT NULL, at timestamp")))
+        outcome.append(spark.table(f"lake.{data_set.curated}").count())
+        outcome.append(sorted(row.reason for row in spark.table(f"lake.{data_set.quarantine}").collect()))
+        outcome.append(said(lambda: table.commit_file(JANUARY, "k int NOT NULL, d date NOT NULL, at timestamp", "ann")))
+        outcome.append(spark.table(f"lake.{data_set.curated}").count())
+        store.delete_object(Bucket="raw", Key=data_set.raw_key(JANUARY, "a.csv"))
+    return outcome
 
 
 def without_key(spark: Any) -> Any:

@@ -74,3 +74,12 @@ def test_rows_without_a_key_or_a_date_are_refused_by_the_column(platform: Platfo
     assert "1 rows of" in key
     assert "have NULL in k, which is the data set's shard key" in key
     assert "have NULL in d, which is the data set's date" in day
+
+
+def test_a_window_whose_lines_are_all_refused_does_not_replace_a_good_one(platform: Platform) -> None:
+    first, second, rows, reasons, forced, rows_then = work(platform, "refuse_all_lines")
+    assert first == ""
+    assert "2013-01 (3 of 3)" in second
+    assert rows == 3
+    assert reasons == ["type of at: 05.01.2013 10:00 is not timestamp"] * 3
+    assert (forced, rows_then) == ("", 0)
