@@ -187,7 +187,7 @@ def test_any_line_is_there_once_as_a_row_that_says_the_same_or_refused(spark: Sp
             ),
         ),
         (BooleanType(), {"true": True, "FALSE": False, "t": True, "f": False}, ("1", "0", "yes", " t", "T rue")),
-        (BinaryType(), {"\\x": bytearray(), "\\x00Ff": bytearray(b"\x00\xff")}, ("00ff", "\\x0", "\\xzz", "abc")),
+        (BinaryType(), {"\\x": b"", "\\x00Ff": b"\x00\xff"}, ("00ff", "\\x0", "\\xzz", "abc")),
         (DateType(), {"0001-01-01": dt.date(1, 1, 1), "9999-12-31": dt.date(9999, 12, 31)}, ("2013-1-5", "2013-02-30")),
     ],
     ids=lambda value: value.simpleString() if isinstance(value, DataType) else "",

@@ -21,6 +21,7 @@ _NOT_FINITE = ("NaN", "Inf", "-Inf", "Infinity", "-Infinity")
 _DATE = r"\A[0-9]{4}-[0-9]{2}-[0-9]{2}\z"
 # Spark and Iceberg count microseconds: a seventh digit must be a zero.
 _TIME = r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,6}0*)?)?"
+_NO_SECONDS = r"\A([0-9-]{10}[T ][0-9]{2}:[0-9]{2})(?=[-+Z])"
 _OFFSET = r" ?(?:Z|[-+][0-9]{2}(?::?[0-9]{2}(?::?[0-9]{2})?)?)"
 _BYTES = r"\A\\x(?:[0-9a-fA-F]{2})*\z"
 
@@ -58,8 +59,8 @@ def convert(text: Column, kind: DataType) -> Column:
         case T.DateType():
             value = F.when(text.rlike(_DATE), text.try_cast(kind))
         case T.TimestampType():
-            # Spark takes no blank before an offset
-            compact = F.regexp_replace(text, r" (?=[-+Z])", "")
+            # Spark takes no blank before an offset, and no offset directly after the minutes
+            compact = F.regexp_replace(F.regexp_replace(text, r" (?=[-+Z])", ""), _NO_SECONDS, "$1:00")
             value = F.when(text.rlike(rf"\A{_TIME}{_OFFSET}\z"), compact.try_cast(kind))
         case T.TimestampNTZType():
             value = F.when(text.rlike(rf"\A{_TIME}\z"), text.try_cast(kind))

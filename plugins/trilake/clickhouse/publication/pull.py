@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from trilake.clickhouse.cluster import Cluster, error_of, quote_name, quote_text
 from trilake.clickhouse.publication.columns import CSV_NULL, AuditError, Columns, is_text
@@ -86,7 +86,10 @@ class Pull(ABC):
     """Reads the files of one plan into the columns of its table.
 
     :param shards: how many shards the cluster has.
+    :cvar settings: settings of ClickHouse for statements that read from `sources`, beside `STRICT`.
     """
+
+    settings: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, plan: LoadPlan, columns: Columns, shards: int) -> None:
         self.plan = plan
@@ -233,6 +236,9 @@ class IcebergPull(Pull):
 class ObjectsPull(Pull):
     """Plain Parquet or CSV objects. Each may hold rows of every shard, and has its own types."""
 
+    # a time out of range is found by comparing the converted value, so that the error can name it
+    settings = {"date_time_overflow_behavior": "ignore"}
+
     def __init__(self, plan: LoadPlan, columns: Columns, shards: int) -> None:
         super().__init__(plan, columns, shards)
         self._by_key: dict[str, dict[str, Conversion]] = {}
@@ -252,7 +258,7 @@ class ObjectsPull(Pull):
         cluster.on_shards([(shards[n % len(shards)], partial(check, file)) for n, file in enumerate(files)])
 
     def sums(self, client: Client, source: str, files: Sequence[DataFile]) -> tuple[Sums, Mapping[str, int]]:
-        by_file = sums_by_file(client, source, self.plan.bucket, files, self.columns)
+        by_file = sums_by_file(client, source, self.plan.bucket, files, self.columns, self.settings)
         return sum(by_file.values(), Sums()), {key: of_file.rows for key, of_file in by_file.items()}
 
     def check_partition(self, partition: PartitionPlan, by_shard: Sequence[Mapping[str, int]]) -> None:
@@ -277,7 +283,7 @@ class ObjectsPull(Pull):
             shown = ", ".join(f"left(toString({quote_name(name)}), {_SHOWN_LETTERS})" for name in conversions)
             wrong = " AND ".join(conversion.exact for conversion in conversions.values())
             sql = f"SELECT [{exact}], [{shown}] FROM {self._objects([file])} WHERE NOT ({wrong}) LIMIT 1"
-            if rows := client.query(sql, settings=STRICT).result_rows:
+            if rows := client.query(sql, settings={**STRICT, **self.settings}).result_rows:
                 flags, values = rows[0]
                 number = next(n for n, flag in enumerate(flags) if not flag)
                 name, value = self.columns.names[number], values[number]
@@ -401,7 +407,12 @@ def staged(client: Client, staging: str, columns: Columns) -> tuple[Sums, set[st
 
 
 def sums_by_file(
-    client: Client, source: str, bucket: str, files: Sequence[DataFile], columns: Columns
+    client: Client,
+    source: str,
+    bucket: str,
+    files: Sequence[DataFile],
+    columns: Columns,
+    settings: Mapping[str, Any],
 ) -> dict[str, Sums]:
     """The sums of each plain object that has rows in `source`, by key; see `sums`.
 
@@ -412,7 +423,7 @@ def sums_by_file(
         f"FROM {source} GROUP BY {_FILE}"
     )
     by_key, by_path = {}, {f"{bucket}/{file.key}": file for file in files}
-    for path, etags, rows, checksum in client.query(sql, settings=STRICT).result_rows:
+    for path, etags, rows, checksum in client.query(sql, settings={**STRICT, **settings}).result_rows:
         file = by_path[path]
         if file.etag and {etag.strip('"') for etag in etags} != {file.etag}:
             raise AuditError(

@@ -139,7 +139,7 @@ class Staging:
             try:
                 done = client.command(
                     f"INSERT INTO {staging} ({columns.listed}) SELECT {columns.listed} FROM {source}",
-                    settings={**PULL, "query_id": query_id},
+                    settings={**PULL, **self.pull.settings, "query_id": query_id},
                 )
             except Exception as e:
                 if explained := self.pull.explain(e, client, files):
