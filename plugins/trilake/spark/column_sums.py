@@ -12,18 +12,33 @@ if TYPE_CHECKING:
     from pyspark.sql.types import DataType, StructType
 
 
+def projections(schema: StructType) -> list[Column]:
+    """One column for each column with a sum: the CRC32 of its value. Select them before `aggregates`.
+
+    They are a step of their own, because Spark takes no call of a Java method inside of an aggregate.
+    """
+    from pyspark.sql import functions as F
+
+    return [
+        F.crc32(canonical(F.col(_quote(field.name)), field.dataType).cast("binary")).alias(f"_crc32_{number}")
+        for number, field in enumerate(schema.fields)
+        if _has_sum(field.dataType)
+    ]
+
+
 def aggregates(schema: StructType) -> list[Column]:
-    """Two aggregates for each column, for one pass over the rows; `read` reads their results."""
+    """Two aggregates of each of the `projections`, for one pass over the rows; `read` reads their results."""
     from pyspark.sql import functions as F
 
     made = []
     for number, field in enumerate(schema.fields):
-        if not _has_sum(field.dataType):
-            continue
-        column = F.col(f"`{field.name.replace('`', '``')}`")
-        # as decimal: the sum of many is more than 64 bits hold
-        crc32 = F.crc32(canonical(column, field.dataType).cast("binary")).cast("decimal(10,0)")
-        made += [F.count(column).alias(f"values_{number}"), F.sum(crc32).alias(f"crc32_{number}")]
+        if _has_sum(field.dataType):
+            column = F.col(f"_crc32_{number}")
+            # as decimal: the sum of many is more than 64 bits hold
+            made += [
+                F.count(column).alias(f"values_{number}"),
+                F.sum(column.cast("decimal(10,0)")).alias(f"crc32_{number}"),
+            ]
     return made
 
 
@@ -80,6 +95,10 @@ def canonical(value: Column, kind: DataType) -> Column:
         case _:
             text = value.cast("string")
     return text
+
+
+def _quote(name: str) -> str:
+    return f"`{name.replace('`', '``')}`"
 
 
 def _bits(value: Column, box: str, method: str) -> Column:

@@ -83,8 +83,16 @@ def count_rows(
     from pyspark.sql import functions as F
 
     by_date = partition_of(data_set, F.col(str(data_set.date)))
-    keyless = F.count_if(F.col(str(data_set.shard_by)).isNull())
-    rows = curated.groupBy(by_date).agg(F.count("*"), keyless, *column_sums.aggregates(curated.schema)).collect()
+    rows = (
+        curated.select(
+            by_date.alias("_partition"),
+            F.col(str(data_set.shard_by)).isNull().alias("_keyless"),
+            *column_sums.projections(curated.schema),
+        )
+        .groupBy("_partition")
+        .agg(F.count("*"), F.count_if("_keyless"), *column_sums.aggregates(curated.schema))
+        .collect()
+    )
     curated_rows = {row[0]: row[1] for row in rows}
     for what, column, number in (
         ("date", data_set.date, curated_rows.get(None, 0)),
