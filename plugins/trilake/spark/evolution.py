@@ -136,7 +136,7 @@ def holds(table: DataType, rows: DataType) -> bool:
     from pyspark.sql import types as T
 
     # Iceberg has no smaller integers, and no length of a text: Spark reads these columns back as the larger type.
-    integers = [T.ByteType, T.ShortType, T.IntegerType, T.LongType]
+    integers: list[type[DataType]] = [T.ByteType, T.ShortType, T.IntegerType, T.LongType]
     if type(table) in integers and type(rows) in integers:
         return integers.index(type(rows)) <= integers.index(type(table))
     match table, rows:

@@ -77,7 +77,8 @@ def check_name(key: str) -> None:
     if not key.endswith(SUFFIX):
         raise InputError(
             f"s3://{RAW_BUCKET}/{key} is not a {SUFFIX} file.",
-            hint="Jobs read uncompressed CSV. Unpack the file, or move it to another prefix.",
+            hint="Jobs read uncompressed CSV. Unpack the file, write it as CSV (PostgresToS3Operator: "
+            "file_format='csv'), or move it to another prefix.",
         )
     if _PATTERN.search(key):
         raise InputError(
