@@ -90,8 +90,8 @@ def test_own_settings_win_and_the_rest_stays() -> None:
     ("changes", "message"),
     [
         ({"name": "a-driver-1"}, "is not a valid name for a SparkApplication"),
-        ({"name": "1st"}, "cannot name"),
-        ({"name": "x" * 51}, "cannot name"),
+        ({"name": "1st"}, "is not a valid name"),
+        ({"name": "x" * 51}, "is not a valid name"),
         ({"profile": "huge"}, "small, medium, large"),
         ({"job": "flights-curate.py"}, "is not a job"),
     ],
