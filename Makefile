@@ -61,7 +61,7 @@ test: $(STAMP) ## Run the quick tests that need neither Docker nor Kubernetes
 
 .PHONY: test-slow
 test-slow: $(STAMP) ## Run the slow tests of guarantees: the demo on the whole platform, jobs in Spark sessions
-	@$(BIN)/python -m pytest -m "slow and not nightly" $(PYTEST)
+	@$(BIN)/python -m pytest -n $(WORKERS) -m "slow and not nightly" $(PYTEST)
 
 .PHONY: test-nightly
 test-nightly: $(STAMP) ## Run all tests that need neither Docker nor Kubernetes, with more examples (an hour)
