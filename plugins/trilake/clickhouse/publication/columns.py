@@ -82,13 +82,6 @@ def check_types(plan: LoadPlan, columns: Columns) -> None:
     """
     if not plan.types:
         return
-    if missing := [name for name in columns.names if name not in plan.types]:
-        raise AuditError(
-            f"{plan.data_set.table} has the column {', '.join(missing)} in ClickHouse, but not in the lake, so it is "
-            "unknown what to fill it with. Nothing was published.",
-            hint="Add the column in the job, or drop it from the table in a step of sql/clickhouse. A column that "
-            "follows from the others can be MATERIALIZED or ALIAS.",
-        )
     cut = [
         f"{name} is {plan.types[name]} in the lake and {kind} in ClickHouse"
         for name, kind in zip(columns.names, columns.types, strict=True)
@@ -100,4 +93,11 @@ def check_types(plan: LoadPlan, columns: Columns) -> None:
             "published.",
             hint="Use the same type in both: alter the table in a step of sql/clickhouse, or cast the column in the "
             "job.",
+        )
+    if missing := [name for name in columns.names if name not in plan.types]:
+        raise AuditError(
+            f"{plan.data_set.table} has the column {', '.join(missing)} in ClickHouse, but not in the lake, so it is "
+            "unknown what to fill it with. Nothing was published.",
+            hint="Add the column in the job, or drop it from the table in a step of sql/clickhouse. A column that "
+            "follows from the others can be MATERIALIZED or ALIAS.",
         )

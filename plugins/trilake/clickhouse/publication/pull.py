@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from trilake.clickhouse.cluster import Cluster, error_of, quote_name, quote_text
+from trilake.clickhouse.cluster import ClickHouseError, Cluster, error_of, quote_name, quote_text
 from trilake.clickhouse.publication.columns import CSV_NULL, AuditError, Columns, is_text
 from trilake.clickhouse.publication.types import holds_null
 from trilake.clickhouse.publication.values import Conversion, NoConversionError, from_text, from_value
@@ -65,8 +65,6 @@ MAX_FUNCTIONS = 16
 MAX_FUNCTIONS_BYTES = 4 * 1024**2
 
 _FILE, _ETAG = "_trilake_file", "_trilake_etag"
-# The error code of throwIf()
-_THROWN = 395
 # An error shows so much of a value.
 _SHOWN_LETTERS = 100
 
@@ -275,7 +273,7 @@ class ObjectsPull(Pull):
                     )
 
     def explain(self, error: Exception, client: Client, files: Sequence[DataFile]) -> AuditError | None:
-        if getattr(error_of(None, error), "code", 0) != _THROWN:
+        if not isinstance(error_of(None, error), ClickHouseError):
             return None
         for file in files:
             conversions = self._conversions(file.key)
@@ -303,10 +301,12 @@ class ObjectsPull(Pull):
             for (name, conversion), kind in zip(conversions.items(), self.columns.types, strict=True)
         )
         exact = " AND ".join(conversion.exact for conversion in conversions.values())
-        return (
-            f"SELECT {listed}, _path AS {_FILE}, _etag AS {_ETAG} FROM {self._objects(files)} "
+        # Two steps: in one, the condition would mean the converted columns, which have the same names.
+        checked = (
+            f"SELECT {self.columns.listed}, _path AS {_FILE}, _etag AS {_ETAG} FROM {self._objects(files)} "
             f"WHERE NOT throwIf(NOT ({exact}), 'A value does not fit the type of its column')"
         )
+        return f"SELECT {listed}, {_FILE}, {_ETAG} FROM ({checked})"
 
     def _objects(self, files: Sequence[DataFile]) -> str:
         # Keep the Parquet file's own types: reading it as the table's types could change values without an error.

@@ -18,7 +18,7 @@ from trilake.clickhouse.publication.pull import PULL, Pull, Sums, staged
 from trilake.clickhouse.queries import QueryMetrics
 from trilake.endpoints import ClickHouseShard
 from trilake.lake.column_sums import ColumnSum
-from trilake.lake.plan import LoadPlan, PartitionPlan
+from trilake.lake.plan import DataFile, LoadPlan, PartitionPlan
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
@@ -142,9 +142,7 @@ class Staging:
                     settings={**PULL, **self.pull.settings, "query_id": query_id},
                 )
             except Exception as e:
-                if explained := self.pull.explain(e, client, files):
-                    raise explained from None
-                raise
+                raise self._explain(e, client, files) or e from None
             loads[query_id] = QueryMetrics.of_summary(getattr(done, "summary", {}))
             sums, rows_by_file = self.pull.sums(client, source, files)
             pulled += sums
@@ -166,6 +164,13 @@ class Staging:
         expected = self._of_table(self.plan.sums.get(partition.partition, {}))
         column_sums = table_sums(client, staging, columns, {name: total.kind for name, total in expected.items()})
         return _Cell(held.rows, by_file, column_sums, loads)
+
+    def _explain(self, error: Exception, client: Client, files: Sequence[DataFile]) -> AuditError | None:
+        try:
+            return self.pull.explain(error, client, files)
+        except Exception as e:  # then the first error is the one to show
+            log.info("The value that made a load fail cannot be looked up: %s", type(e).__name__)
+            return None
 
     def _of_table(self, sums: Mapping[str, ColumnSum]) -> dict[str, ColumnSum]:
         """The sums of the columns that the table has."""
