@@ -26,6 +26,7 @@ from trilake.postgres.staging import (
     converted_rows,
     create_staging,
     staged_columns,
+    staged_rows,
 )
 
 if TYPE_CHECKING:
@@ -174,14 +175,14 @@ def stage_result(
         f"DESCRIBE TABLE (\n{query}\n)", parameters=bound, settings=settings({"print_pretty_type_names": 0})
     )
     found = [(row[0], row[1]) for row in described.result_rows]
-    targets = table_columns(cursor, table)
-    check_names(table, targets, [name for name, _ in found])
-    kinds = {name: kind_of(kind, targets[name].base, targets[name].element) for name, kind in found}
-    if missing := [name for name in key if name not in kinds]:
+    if missing := [name for name in key if name not in dict(found)]:
         raise ConfigurationError(
             f"The rows for {table} have no column {missing[0]}, which is part of the key.",
             hint="Select it in the query.",
         )
+    targets = table_columns(cursor, table)
+    check_names(table, targets, [name for name, _ in found])
+    kinds = {name: kind_of(kind, targets[name].base, targets[name].element) for name, kind in found}
     columns = staged_columns(table, targets, kinds)
     staging = f"trilake_staging_{time.monotonic_ns()}"
     create_staging(cursor, staging, list(kinds), create="CREATE TEMP TABLE")
@@ -200,8 +201,9 @@ def stage_result(
             f"{table}: ClickHouse sent {text.rows} rows, PostgreSQL staged {cursor.rowcount}.",
             hint="Run the task again.",
         )
-    check_values(cursor, table, staging, columns, key=key)
-    return list(kinds), converted_rows(staging, columns), text.rows
+    rows = staged_rows(staging)
+    check_values(cursor, table, rows, columns, key=key)
+    return list(kinds), converted_rows(rows, columns), text.rows
 
 
 def text_query(query: str, columns: list[StagedColumn]) -> str:

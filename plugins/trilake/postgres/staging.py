@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from psycopg2.extensions import cursor as Cursor
 
 ROW = "trilake_row"
-"""The staging column with a row's number, from 1, in the order of arrival."""
+"""The place of a staged row: PostgreSQL's `ctid`."""
 PROBLEM = "trilake_problem"
 """The staging column of a writer's own finding: ``number of the column:reason``. NULL: the row has no such value."""
 
@@ -243,7 +243,7 @@ def _advice(kind: Kind) -> str:
 
 
 def create_staging(cursor: Cursor, name: str, columns: Sequence[str], *, create: str, more: str = "") -> None:
-    """Create a staging table: a text for each column, and `ROW` and `PROBLEM`. It has no constraints.
+    """Create a staging table: a text for each column, and `PROBLEM`. It has no constraints.
 
     :param create: such as ``CREATE TEMP TABLE``.
     :param more: further columns in SQL, each with a comma in front.
@@ -252,13 +252,17 @@ def create_staging(cursor: Cursor, name: str, columns: Sequence[str], *, create:
         raise ConfigurationError(f"The rows have the column {reserved[0]}.", hint="Rename it: the name is reserved.")
     texts = ", ".join(f"{quote(column)} text" for column in columns)
     cursor.execute(
-        f"{create} {name} ({texts}, {PROBLEM} text, {ROW} bigint GENERATED ALWAYS AS IDENTITY{more})"
-        + (" ON COMMIT DROP" if " TEMP " in create else "")
+        f"{create} {name} ({texts}, {PROBLEM} text{more})" + (" ON COMMIT DROP" if " TEMP " in create else "")
     )
 
 
+def staged_rows(staging: str, condition: str = "TRUE") -> str:
+    """The rows of a staging table, as written after FROM."""
+    return f"(SELECT ctid AS {ROW}, * FROM {staging} WHERE {condition}) AS staged"
+
+
 def converted_rows(staging: str, columns: Iterable[StagedColumn]) -> str:
-    """The staged rows with the table's types, as written after FROM."""
+    """The staged rows (`staged_rows`) with the table's types, as written after FROM."""
     values = ", ".join(f"{item.value} AS {quote(item.column.name)}" for item in columns)
     return f"(SELECT {values} FROM {staging}) AS converted"
 
@@ -268,16 +272,16 @@ def check_values(
 ) -> None:
     """Compare each staged value with what its column would hold.
 
-    :param staging: the staged rows, as written after FROM.
+    :param staging: see `staged_rows`.
     :param key: columns that name a row in an error. Empty: a row is named by its number in the order of arrival.
     :raises ValueRefusedError: names the first value that the table's column would change or refuse.
     """
-    cursor.execute(f"SELECT count(*), min({ROW}) FROM {staging} WHERE {PROBLEM} IS NOT NULL")
-    count, first = cursor.fetchone() or (0, None)
-    if count:
-        cursor.execute(f"SELECT {PROBLEM} FROM {staging} WHERE {ROW} = {int(first)}")
-        number, _, reason = (cursor.fetchone() or ("0:",))[0].partition(":")
-        _refuse(cursor, table, staging, columns[int(number)], int(first), int(count), key, reason)
+    cursor.execute(
+        f"SELECT {PROBLEM}, {ROW}, count(*) OVER () FROM {staging} WHERE {PROBLEM} IS NOT NULL ORDER BY {ROW} LIMIT 1"
+    )
+    if found := cursor.fetchone():
+        number, _, reason = found[0].partition(":")
+        _refuse(cursor, table, staging, columns[int(number)], found[1], found[2], key, reason)
     wrong = [(number, item.wrong) for number, item in enumerate(columns) if item.wrong]
     if not wrong:
         return
@@ -296,7 +300,7 @@ def _refuse(
     table: str,
     staging: str,
     item: StagedColumn,
-    row: int,
+    row: str,
     count: int,
     key: Sequence[str],
     reason: str = "",
@@ -309,10 +313,14 @@ def _refuse(
         f"SELECT left({name}, {_SHOWN + 1}), CASE WHEN {name} IS NULL THEN NULL WHEN {valid} THEN "
         f"left(format('%s', {item.value}), {_SHOWN}) END, "
         + ("NULL" if reason else f"(pg_input_error_info({item.input}, {target})).message")
-        + f"{keys} FROM {staging} WHERE {ROW} = {int(row)}"
+        + f"{keys} FROM {staging} WHERE {ROW} = {_text(row)}::tid"
     )
     value, stored, message, *names = cursor.fetchone() or (None, None, None)
-    place = f"key ({', '.join(f'{k} = {v}' for k, v in zip(key, names, strict=True))})" if key else f"row {row}"
+    if key:
+        place = "the row with " + ", ".join(f"{k} = {v}" for k, v in zip(key, names, strict=True))
+    else:
+        cursor.execute(f"SELECT count(*) FROM {staging} WHERE {ROW} <= {_text(row)}::tid")
+        place = f"row {(cursor.fetchone() or (0,))[0]}"
     if value is None:
         what, reason = "NULL", "the column is NOT NULL"
     else:
@@ -325,7 +333,7 @@ def _refuse(
             )
     rows = f" {count} rows have such values." if count > 1 else ""
     raise ValueRefusedError(
-        f"{table}: column {item.column.name} ({item.column.type}) cannot hold {what} ({item.kind.type}) of {place}: "
+        f"{table}: column {item.column.name} ({item.column.type}) cannot hold {what} ({item.kind.type}) in {place}: "
         f"{reason}.{rows} Nothing was written.",
         hint="Convert the value in the query or the job on purpose, or change the table's column in a step in "
         "sql/postgres/.",
