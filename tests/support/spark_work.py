@@ -106,6 +106,7 @@ def write_all_ways(spark: Any, table: str) -> Any:
     )
     told["merge"] = vars(write_postgres(merged, table, key=["k", "d"]))
     told["after merge"] = rows("k", "note")
+    one = some.where("k = 0")
     refused = {
         "outside": (some.selectExpr("k + 50 k", "d"), {"date": "d", "window": window}),
         "doubled": (merged.union(merged), {"key": ["k", "d"]}),
@@ -114,6 +115,12 @@ def write_all_ways(spark: Any, table: str) -> Any:
         "no column": (some.selectExpr("k", "d", "1 elsewhere"), {}),
         "unclear": (some, {"date": "d"}),
         "interval": (some.selectExpr("k", "d", "interval 1 day n"), {}),
+        "rounded": (one.selectExpr("k", "d", "1.005BD price"), {}),
+        "fraction": (one.selectExpr("1.5D k", "d"), {}),
+        "nul": (one.selectExpr("k", "d", "concat('a', char(0), 'b') note"), {}),
+        "bytes as text": (one.selectExpr("k", "d", "cast('x' AS binary) note"), {}),
+        "no zone": (one.selectExpr("k", "d", "timestamp_ntz'2013-01-01 00:00:00' at"), {}),
+        "time of day": (one.selectExpr("k", "timestamp'2013-01-01 10:00:00' d"), {}),
     }
     for name, (frame, options) in refused.items():
         try:

@@ -58,6 +58,8 @@ _JSON_SETTINGS: Mapping[str, Any] = {
     "output_format_json_map_as_array_of_tuples": 0,
 }
 
+# Names in the query that writes the texts.
+_ROWS, _OUT = "trilake_rows", "trilake_text_"
 # At least as long as an error in the middle of an answer.
 _ERROR_BYTES = 1 << 14
 _WRAPPED = re.compile(
@@ -210,18 +212,19 @@ def text_query(query: str, columns: list[StagedColumn]) -> str:
     """The query whose columns are texts that PostgreSQL reads, with `PROBLEM` as the last one."""
     texts, problems = [], []
     for number, item in enumerate(columns):
-        name = quote_name(item.column.name)
+        # with the name of the rows in front: a name alone could be the name of another text
+        name = f"{_ROWS}.{quote_name(item.column.name)}"
         text, problem, reason = _expressions(item.kind, name, item.column.base, item.column.element)
         if problem:
             problem = f"ifNull({problem}, false)"
             whole = f"concat({name}, '')" if item.kind.name == "text" and not item.kind.array else f"toString({name})"
             shown = f"replaceAll(toValidUTF8({whole}), char(0), '\\\\0')"
-            texts.append(f"if({problem}, {shown}, {text}) AS c{number}")
+            texts.append(f"if({problem}, {shown}, {text}) AS {_OUT}{number}")
             problems.append(f"{problem}, {quote_text(f'{number}:{reason}')}")
         else:
-            texts.append(f"{text} AS c{number}")
+            texts.append(f"{text} AS {_OUT}{number}")
     problem = f"multiIf({', '.join(problems)}, NULL)" if problems else "NULL"
-    return f"SELECT {', '.join(texts)}, {problem} AS c{len(columns)} FROM (\n{query}\n)"
+    return f"SELECT {', '.join(texts)}, {problem} AS {_OUT}{len(columns)} FROM (\n{query}\n) AS {_ROWS}"
 
 
 def text_settings(columns: list[StagedColumn]) -> dict[str, Any]:
