@@ -60,6 +60,7 @@ _JSON_SETTINGS: Mapping[str, Any] = {
 
 # Names in the query that writes the texts.
 _ROWS, _OUT = "trilake_rows", "trilake_text_"
+_ERROR = re.compile(r"Code: \d+\. DB::.*", re.DOTALL)
 # At least as long as an error in the middle of an answer.
 _ERROR_BYTES = 1 << 14
 _WRAPPED = re.compile(
@@ -317,7 +318,7 @@ class CopyStream(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         """At most `size` bytes; empty at the end.
 
-        :raises Exception: the driver's own, or its `DatabaseError` for an answer that is not complete.
+        :raises Exception: the driver's own, also for an answer that is not complete.
         """
         try:
             return self._next(size if size and size > 0 else 1 << 16)
@@ -344,7 +345,7 @@ class CopyStream(io.RawIOBase):
 
     def _fail(self, text: bytes) -> None:
         from clickhouse_connect.driver.exceptions import DatabaseError
+        from urllib3.exceptions import IncompleteRead
 
-        said = (self._tail + text).decode(errors="replace")
-        at = said.rfind("Code: ")
-        raise DatabaseError(said[at:] if at >= 0 else "the answer ended early")
+        said = list(_ERROR.finditer((self._tail + text).decode(errors="replace")))
+        raise DatabaseError(said[-1][0]) if said else IncompleteRead(len(text), None)  # type: ignore[arg-type]

@@ -309,7 +309,7 @@ def _refuse(
     valid = f"pg_input_is_valid({item.input}, {target})" if not reason else "false"
     keys = "".join(f", left({quote(column)}, {_SHOWN})" for column in key)
     cursor.execute(
-        # A float or a decimal that is no number of PostgreSQL never gets here, so `input` can be computed.
+        # ClickHouse and Spark write only numbers in columns of numbers, so `input` can be computed.
         f"SELECT left({name}, {_SHOWN + 1}), CASE WHEN {name} IS NULL THEN NULL WHEN {valid} THEN "
         f"left(format('%s', {item.value}), {_SHOWN}) END, "
         + ("NULL" if reason else f"(pg_input_error_info({item.input}, {target})).message")
