@@ -187,7 +187,7 @@ def stage_result(
     check_names(table, targets, [name for name, _ in found])
     kinds = {name: kind_of(kind, targets[name].base, targets[name].element) for name, kind in found}
     columns = staged_columns(table, targets, kinds)
-    staging = f"trilake_staging_{time.monotonic_ns()}"
+    staging = f"mart_rows_{time.monotonic_ns()}"
     create_staging(cursor, staging, list(kinds), create="CREATE TEMP TABLE")
     with client.raw_stream(
         text_query(query, columns), parameters=bound, settings=settings(text_settings(columns)), fmt=FORMAT
