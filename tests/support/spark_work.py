@@ -93,7 +93,8 @@ def write_all_ways(spark: Any, table: str) -> Any:
         "cast(id AS int) k", "make_date(2013, 2, cast(id AS int) + 1) d", "if(id = 1, NULL, id / 4) n",
         "if(id = 1, NULL, if(id = 2, '', concat('a,\"\\n\\\\.', id))) note",
         "timestamp'2013-02-28 23:59:59.123456' at", "cast('-12.34' AS decimal(9, 2)) price", "id = 1 flag",
-        "if(id = 1, NULL, cast('\\0x' AS binary)) raw", "if(id = 1, NULL, named_struct('a', array(1, NULL))) extra",
+        "if(id = 1, NULL, cast('\\0x' AS binary)) raw",
+        "if(id = 1, NULL, named_struct('a', array(1, NULL), 'at', timestamp'2013-02-28 23:59:59.123456')) extra",
     )  # fmt: skip
     told["all"] = vars(write_postgres(some.repartition(3), table))
     told["rows"] = [list(map(repr, row)) for row in rows("k", "d", "n", "note", "at", "price", "flag", "raw", "extra")]

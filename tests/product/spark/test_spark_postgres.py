@@ -68,7 +68,7 @@ def test_rows_are_replaced_or_merged_as_they_are_or_nothing_changes(
         "Decimal('-12.34')",
         "False",
     ]
-    assert zero[8] == "{'a': [1, None]}"
+    assert zero[8] == "{'a': [1, None], 'at': '2013-02-28T23:59:59.123456Z'}"
     assert one == [
         "1",
         "datetime.date(2013, 2, 2)",
@@ -97,7 +97,7 @@ def test_rows_are_replaced_or_merged_as_they_are_or_nothing_changes(
     assert "not clear which rows" in told["unclear"]
     assert "column n is interval day in the rows and double precision in the table" in told["interval"]
     for name, says in {
-        "rounded": "column price (numeric(9,2)) cannot hold '1.005' (decimal(9,3)) in the row with k = 0",
+        "rounded": "column price (numeric(9,2)) cannot hold '1.005' (decimal(4,3)) in the row with k = 0",
         "fraction": "column k (integer) cannot hold '1.5' (double) in the row with k = 1.5: invalid input",
         "nul": "column note (text) cannot hold 'a\\\\0b' (string) in the row with k = 0: it is not UTF-8, or has NUL",
         "bytes as text": "column note is binary in the rows and text in the table",
