@@ -35,7 +35,9 @@ class Table:
 
     def __init__(self, spark: Any, name: str = "") -> None:
         self._spark, self._endpoints = spark, Endpoints.from_environment()
-        self.data_set = DataSet(name or f"t_{secrets.token_hex(4)}", grain="month", date="d", shard_by="k")
+        self.data_set = DataSet(
+            name or f"t_{secrets.token_hex(4)}", grain="month", date="d", shard_by="k", max_refused=1.0
+        )
 
     def land(self, name: str, *keys: int) -> None:
         lines = ["k,d", *(f"{key},2013-01-05" for key in keys), f"refused in {name}"]

@@ -93,7 +93,8 @@ def write_all_ways(spark: Any, table: str) -> Any:
         "cast(id AS int) k", "make_date(2013, 2, cast(id AS int) + 1) d", "if(id = 1, NULL, id / 4) n",
         "if(id = 1, NULL, if(id = 2, '', concat('a,\"\\n\\\\.', id))) note",
         "timestamp'2013-02-28 23:59:59.123456' at", "cast('-12.34' AS decimal(9, 2)) price", "id = 1 flag",
-        "if(id = 1, NULL, cast('\\0x' AS binary)) raw", "if(id = 1, NULL, named_struct('a', array(1, NULL))) extra",
+        "if(id = 1, NULL, cast('\\0x' AS binary)) raw",
+        "if(id = 1, NULL, named_struct('a', array(1, NULL), 'at', timestamp'2013-02-28 23:59:59.123456')) extra",
     )  # fmt: skip
     told["all"] = vars(write_postgres(some.repartition(3), table))
     told["rows"] = [list(map(repr, row)) for row in rows("k", "d", "n", "note", "at", "price", "flag", "raw", "extra")]
@@ -106,6 +107,7 @@ def write_all_ways(spark: Any, table: str) -> Any:
     )
     told["merge"] = vars(write_postgres(merged, table, key=["k", "d"]))
     told["after merge"] = rows("k", "note")
+    one = some.where("k = 0")
     refused = {
         "outside": (some.selectExpr("k + 50 k", "d"), {"date": "d", "window": window}),
         "doubled": (merged.union(merged), {"key": ["k", "d"]}),
@@ -114,6 +116,12 @@ def write_all_ways(spark: Any, table: str) -> Any:
         "no column": (some.selectExpr("k", "d", "1 elsewhere"), {}),
         "unclear": (some, {"date": "d"}),
         "interval": (some.selectExpr("k", "d", "interval 1 day n"), {}),
+        "rounded": (one.selectExpr("k", "d", "1.005BD price"), {}),
+        "fraction": (one.selectExpr("1.5D k", "d"), {}),
+        "nul": (one.selectExpr("k", "d", "concat('a', char(0), 'b') note"), {}),
+        "bytes as text": (one.selectExpr("k", "d", "cast('x' AS binary) note"), {}),
+        "no zone": (one.selectExpr("k", "d", "timestamp_ntz'2013-01-01 00:00:00' at"), {}),
+        "time of day": (one.selectExpr("k", "timestamp'2013-01-01 10:00:00' d"), {}),
     }
     for name, (frame, options) in refused.items():
         try:

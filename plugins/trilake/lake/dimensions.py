@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from trilake.errors import ConfigurationError, CountMismatchError
 from trilake.lake.catalog import RUN_PROPERTY, ensure_namespace, naming_store, plan
 from trilake.lake.data_set import CURATED_NAMESPACE, DataSet
+from trilake.lake.dimension_columns import SourceChangedError, as_table, evolve
+from trilake.postgres.columns import table_columns
 from trilake.postgres.connection import listed, quote
 from trilake.postgres.extract import read_tables
 
@@ -15,46 +19,51 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
     from pyiceberg.catalog.sql import SqlCatalog
 
+log = logging.getLogger(__name__)
+
 # A larger table is not a dimension table, and is too large for the memory of one process.
 MAX_ROWS = 1_000_000
 
 
 def read_postgres(connection: Connection, table: str) -> pyarrow.Table:
-    """A table of PostgreSQL in Arrow, with the column types of `trilake.postgres.extract`.
+    """A table, view or materialized view of PostgreSQL in Arrow, with the column types of `trilake.postgres.extract`.
 
     :raises ConfigurationError: no such table, a type without an equal in Arrow, or more than `MAX_ROWS` rows.
     :raises trilake.postgres.extract.ExtractError: the type of a column in Arrow cannot hold a value.
     """
     import pyarrow
 
-    schema, _, name = table.rpartition(".")
+    name = table if '"' in table else ".".join(map(quote, table.split(".")))
     with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT column_name, is_nullable FROM information_schema.columns "
-            "WHERE table_schema = %s AND table_name = %s ORDER BY ordinal_position",
-            (schema or "public", name),
-        )
-        nullable = {column: answer == "YES" for column, answer in cursor.fetchall()}
-        if not nullable:
-            raise ConfigurationError(
-                f"PostgreSQL has no table {table}.", hint="Apply the migrations: `trilake migrate`."
-            )
-        where = ".".join(map(quote, table.split(".")))
-        query = f"SELECT {listed(list(nullable))} FROM {where} LIMIT {MAX_ROWS + 1}"
+        # the catalog, not information_schema: that has no materialized views
+        columns = table_columns(cursor, name)
+        query = f"SELECT {listed(list(columns))} FROM {name} LIMIT {MAX_ROWS + 1}"
         rows = pyarrow.concat_tables(read_tables(cursor, query))
     if rows.num_rows > MAX_ROWS:
         raise ConfigurationError(
             f"{table} has more than {MAX_ROWS} rows, too many for a dimension table.",
             hint="Give the data set a grain and a Spark job.",
         )
-    return rows.cast(pyarrow.schema([field.with_nullable(nullable[field.name]) for field in rows.schema]))
+    return rows.cast(pyarrow.schema([field.with_nullable(not columns[field.name].not_null) for field in rows.schema]))
 
 
 def replace_table(
-    catalog: SqlCatalog, data_set: DataSet, connection: Connection, source: str, *, run_id: str
+    catalog: SqlCatalog,
+    data_set: DataSet,
+    connection: Connection,
+    source: str,
+    *,
+    run_id: str,
+    replace_columns: Collection[str] = (),
 ) -> tuple[int, int]:
     """Replace a dimension data set by a table of PostgreSQL. Returns the snapshot id and the number of its rows.
 
+    The columns change in the same commit. New columns are added, and types become wider, as far as Iceberg can keep
+    every value.
+
+    :param replace_columns: columns that may be dropped, or get a type that does not hold their earlier values.
+    :raises SourceChangedError: the source has other columns or types, and `replace_columns` does not name them. Nothing
+        was written.
     :raises CountMismatchError: the snapshot does not hold what was read.
     :raises UnreachableError: the catalog or the store does not answer.
     """
@@ -64,9 +73,15 @@ def replace_table(
         table = catalog.create_table_if_not_exists(
             data_set.curated, schema=rows.schema, properties={"format-version": "2"}
         )
-        with table.update_schema() as update:
-            update.union_by_name(rows.schema)
-        table.overwrite(rows, snapshot_properties={RUN_PROPERTY: run_id})
+        with table.transaction() as change:
+            with change.update_schema() as update:
+                made = evolve(
+                    update, rows.schema, table.schema(), name=data_set.curated, source=source, replaced=replace_columns
+                )
+            fitting = as_table(rows, change.table_metadata.schema())
+            change.overwrite(fitting, snapshot_properties={RUN_PROPERTY: run_id})
+        if made:
+            log.warning("%s follows its source %s: %s", data_set.curated, source, "; ".join(made))
         table.refresh()
     written = plan(table, data_set, [])
     if written.rows != rows.num_rows:
@@ -75,3 +90,6 @@ def replace_table(
             hint="Run the task again.",
         )
     return written.snapshot_id, written.rows
+
+
+__all__ = ["SourceChangedError", "read_postgres", "replace_table"]

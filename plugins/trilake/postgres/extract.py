@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from trilake.errors import ConfigurationError, CountMismatchError, TrilakeError
+from trilake.postgres.sql import bound_query
 from trilake.s3 import ObjectWriter
 
 if TYPE_CHECKING:
@@ -46,6 +47,11 @@ _NUMERIC, _BYTEA = 1700, 17
 _MAX_DIGITS = 38
 # PostgreSQL keeps a numeric's scale in 11 bits, with a sign.
 _SCALE_VALUES = 2048
+_SHOWN = 80  # characters of a value in an error
+_UNREAD_HINT = (
+    "Parquet and Iceberg have no infinity and no NaN of these types, no day before the year 1 and none after 9999. "
+    "Cast the column to text, in the query or in a view, or leave the row out."
+)
 _UNREAD_VALUE = re.compile(r"In CSV column #(\d+):")
 
 
@@ -121,14 +127,15 @@ def extract(
     for the empty string. A result without rows gives an object without rows.
 
     :param cursor: see `one_moment`.
-    :param parameters: values for ``%(name)s``. Write a percent sign in the query as ``%%``.
-    :raises ConfigurationError: Parquet has no equal of a column's type.
+    :param parameters: values for ``%(name)s``; see `trilake.postgres.sql.bound_query`.
+    :raises ConfigurationError: Parquet has no equal of a column's type, a parameter is missing, or the text is not one
+        statement.
     :raises ExtractError: a column's type in Parquet cannot hold a value, or a row is larger than `MAX_ROW_BYTES`.
     :raises CountMismatchError: the number of rows written is not the number that PostgreSQL sent.
     """
     for statement in _FORMS:
         cursor.execute(statement)
-    query = cursor.mogrify(sql.strip().rstrip(";"), dict(parameters)).decode()
+    query = bound_query(cursor, sql, parameters)
     with ObjectWriter(client, bucket, key) as target:
         write = _write_parquet if file_format == "parquet" else _write_csv
         rows, sent = write(cursor, query, target)
@@ -146,20 +153,32 @@ def columns_of(cursor: Cursor, query: str) -> list[Column]:
 
     :raises ConfigurationError: two columns have the same name, or Parquet has no equal of a type.
     """
+    described = _described(cursor, query)
+    codes = [column.type_code for column in described]
+    cursor.execute("SELECT oid, format_type(oid, NULL), typtype = 'e' FROM pg_type WHERE oid = ANY(%s)", (codes,))
+    types = {oid: (name, enum) for oid, name, enum in cursor.fetchall()}
+    return [
+        Column(c.name, c.type_code, _arrow_type(c.name, c.type_code, c.precision, c.scale, *types[c.type_code]))
+        for c in described
+    ]
+
+
+def _described(cursor: Cursor, query: str) -> Sequence[Any]:
+    """What psycopg2 says of the columns of a query's result. The query is not run.
+
+    :raises ConfigurationError: two columns have the same name.
+    """
     cursor.execute(f"SELECT * FROM (\n{query}\n) AS described LIMIT 0")
     described = cursor.description or ()
     names = [column.name for column in described]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigurationError(f"The query returns the column {twice[0]} twice.", hint="Rename one with AS.")
-    cursor.execute("SELECT oid FROM pg_type WHERE typtype = 'e' AND oid = ANY(%s)", ([c.type_code for c in described],))
-    enums = {oid for (oid,) in cursor.fetchall()}
-    return [
-        Column(c.name, c.type_code, _arrow_type(c.name, c.type_code, c.precision, c.scale, c.type_code in enums))
-        for c in described
-    ]
+    return described
 
 
-def _arrow_type(name: str, oid: int, precision: int | None, scale: int | None, enum: bool) -> pyarrow.DataType:
+def _arrow_type(
+    name: str, oid: int, precision: int | None, scale: int | None, kind: str, enum: bool
+) -> pyarrow.DataType:
     import pyarrow as pa
 
     if oid == _NUMERIC:
@@ -190,8 +209,8 @@ def _arrow_type(name: str, oid: int, precision: int | None, scale: int | None, e
     }
     if not enum and oid not in types:
         raise ConfigurationError(
-            f"Column {name} has a type (oid {oid}) that cannot be written to Parquet.",
-            hint="Cast it in the query to text or jsonb.",
+            f"Column {name} has the type {kind}, which cannot be written to Parquet.",
+            hint="Cast it to text or jsonb, in the query or in a view.",
         )
     return pa.string() if enum else types[oid]
 
@@ -202,14 +221,15 @@ def _decimal_type(name: str, precision: int | None, scale: int | None) -> pyarro
     if not precision or precision > 1000 or scale is None:
         raise ConfigurationError(
             f"Column {name} is a numeric without precision, such as the result of sum().",
-            hint="Cast it in the query, for example to ::numeric(18, 2), ::bigint or ::text.",
+            hint="Cast it in the query or in a view, for example to ::numeric(18, 2), ::bigint or ::text.",
         )
     if scale >= _SCALE_VALUES // 2:  # numeric(2, -3): thousands
         precision, scale = precision + _SCALE_VALUES - scale, 0
     precision = max(precision, scale)
     if precision > _MAX_DIGITS:
         raise ConfigurationError(
-            f"Column {name} has {precision} digits, more than {_MAX_DIGITS}.", hint="Cast it in the query to text."
+            f"Column {name} has {precision} digits, more than {_MAX_DIGITS}.",
+            hint="Cast it to text, in the query or in a view.",
         )
     return pa.decimal128(precision, scale)
 
@@ -267,7 +287,7 @@ def _parsed(copy: _Copy, columns: Sequence[Column]) -> Iterator[pyarrow.Table]:
     import pyarrow as pa
     from pyarrow import csv
 
-    schema = _schema(columns)
+    schema, rows = _schema(columns), 0
     # Arrow's CSV reader cannot parse bytea, so it is read as a string first.
     convert = csv.ConvertOptions(
         column_types={column.name: pa.string() if column.oid == _BYTEA else column.type for column in columns},
@@ -289,7 +309,8 @@ def _parsed(copy: _Copy, columns: Sequence[Column]) -> Iterator[pyarrow.Table]:
             )
         except pa.ArrowInvalid as e:
             # If COPY failed, its text ends in the middle of a row: raise COPY's error.
-            raise copy.error or _readable(e, columns) from None
+            raise copy.error or _readable(e, columns, block, rows) from None
+        rows += table.num_rows
         yield _with_binary(table, columns, schema)
 
 
@@ -308,16 +329,65 @@ def _write_parquet(cursor: Cursor, query: str, target: ObjectWriter) -> tuple[in
     return footer[0].num_rows, sent
 
 
-def _readable(error: Exception, columns: Sequence[Column]) -> ExtractError:
-    text = " ".join(str(error).split())
-    # do not show the value: it may be secret
-    match = _UNREAD_VALUE.search(text)
-    column = columns[int(match[1])] if match else None
-    subject = f"Column {column.name} has a value that {column.type}" if column else "A column has a value that its type"
+def _readable(error: Exception, columns: Sequence[Column], block: bytes, rows: int) -> ExtractError:
+    """The error of Arrow's reader with the column, the row and the value.
+
+    :param rows: the number of rows before this block.
+    """
+    match = _UNREAD_VALUE.search(" ".join(str(error).split()))
+    if match is None:
+        return ExtractError("A column has a value that its type cannot hold.", hint=_UNREAD_HINT)
+    number = int(match[1])
+    column = columns[number]
+    place, shown = _find(block, number, column, len(columns))
+    value = repr(shown[:_SHOWN]) + (" ..." if len(shown) > _SHOWN else "")
     return ExtractError(
-        f"{subject} cannot hold.",
-        hint="Infinity, NaN and years after 9999 cannot be written: cast the column in the query to text.",
+        f"Column {column.name} has a value that {column.type} cannot hold: {value} in row {rows + place}.",
+        hint=_UNREAD_HINT,
     )
+
+
+def _find(block: bytes, number: int, column: Column, columns: int) -> tuple[int, str]:
+    """The first row of a block, from 1, whose value the column's type cannot hold, and the value."""
+    import pyarrow as pa
+    from pyarrow import csv
+
+    names = list(map(str, range(columns)))
+    texts = csv.read_csv(
+        pa.BufferReader(block),
+        csv.ReadOptions(column_names=names, block_size=len(block) + 1, use_threads=False),
+        csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False),
+        csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.string()),
+            include_columns=[names[number]],
+            null_values=[""],
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+        ),
+    ).column(0)
+    low, high = 0, len(texts)  # the value is in texts[low:high]
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _held(texts[low:middle], column) else (low, middle)
+    return low + 1, str(texts[low].as_py())
+
+
+def _held(texts: pyarrow.ChunkedArray, column: Column) -> bool:
+    """Whether the column's type holds all of these values."""
+    import pyarrow as pa
+    from pyarrow import csv
+
+    text = "\n".join("" if value is None else f'"{value}"' for value in texts.to_pylist()).encode() + b"\n"
+    try:
+        csv.read_csv(
+            pa.BufferReader(text),
+            csv.ReadOptions(column_names=["value"], block_size=len(text) + 1, use_threads=False),
+            csv.ParseOptions(ignore_empty_lines=False),
+            csv.ConvertOptions(column_types={"value": column.type}, true_values=["t"], false_values=["f"]),
+        )
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
 def _blocks(file: IO[bytes]) -> Iterator[bytes]:
@@ -360,6 +430,7 @@ def _with_binary(table: pyarrow.Table, columns: Sequence[Column], schema: pyarro
 
 def _write_csv(cursor: Cursor, query: str, target: ObjectWriter) -> tuple[int, int]:
     lines, quoted = 0, False
+    _described(cursor, query)
     with _Copy(cursor, query, header=True) as copy:
         while piece := copy.file.read(PIPE_BYTES):
             target.write(piece)

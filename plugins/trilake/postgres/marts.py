@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from trilake.errors import ConfigurationError, CountMismatchError, TrilakeError
@@ -13,34 +12,9 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
     from psycopg2.extensions import cursor as Cursor
 
-ROWS_PER_BLOCK = 10_000
-
 
 class DuplicateKeyError(TrilakeError):
     """Rows to merge do not each have their own key. Nothing was written."""
-
-
-def replace_rows(
-    connection: Connection,
-    table: str,
-    columns: Sequence[str],
-    rows: Iterable[Sequence[Any]],
-    *,
-    where: str = "TRUE",
-    parameters: Sequence[Any] = (),
-) -> int:
-    """Replace the rows of `table` that match `where` by `rows`, in the connection's transaction. Returns their number.
-
-    Rows are first streamed into a staging table. So `table` is locked only for the swap, not while the source is read.
-
-    :param table: `schema.table`, as written in SQL.
-    :param columns: of each row. May be empty if there are no rows, because ClickHouse then names no columns.
-    :param where: a condition in SQL; `parameters` are its values.
-    :raises CountMismatchError: PostgreSQL does not hold the rows that were sent.
-    """
-    with connection.cursor() as cursor:
-        staging, sent = _stage(cursor, table, columns, rows)
-    return replace_from(connection, table, columns, staging, sent, where=where, parameters=parameters)
 
 
 def replace_from(
@@ -53,13 +27,23 @@ def replace_from(
     where: str = "TRUE",
     parameters: Sequence[Any] = (),
 ) -> int:
-    """Like `replace_rows`, with `sent` rows that are already in a staging table.
+    """Replace the rows of `table` that match `where` by `sent` staged rows, in the connection's transaction. Returns
+    their number.
 
-    :param staging: the table that holds the rows, as written after FROM.
+    `table` is locked only for this swap, not while the rows are staged.
+
+    :param table: `schema.table`, as written in SQL.
+    :param columns: of each row.
+    :param staging: what holds the rows with the table's types, as written after FROM: see
+        `trilake.postgres.staging.converted_rows`.
+    :param where: a condition in SQL; `parameters` are its values. A percent sign in it is written twice.
+    :raises CountMismatchError: PostgreSQL does not hold the rows that were sent.
     """
     with connection.cursor() as cursor:
+        # Only the condition has parameters: names of tables and columns may contain percent signs.
+        condition = cursor.mogrify(where, tuple(parameters)).decode() if parameters else where
         _lock(cursor, table)
-        cursor.execute(f"DELETE FROM {table} WHERE {where}", tuple(parameters) or None)
+        cursor.execute(f"DELETE FROM {table} WHERE {condition}")
         written = 0
         if sent:
             quoted = listed(columns)
@@ -70,44 +54,30 @@ def replace_from(
                 f"{table}: {sent} rows were sent, but {written} were written.",
                 hint="Nothing was changed. Check the table's triggers and rules.",
             )
-        cursor.execute(f"SELECT count(*) FROM {table} WHERE {where}", tuple(parameters) or None)
+        cursor.execute(f"SELECT count(*) FROM {table} WHERE {condition}")
         matching = cursor.fetchone()
         if matching is None or matching[0] != sent:
             raise CountMismatchError(
-                f"{table}: {sent} rows were written, but {matching[0] if matching else 'none'} match {where!r}.",
+                f"{table}: {sent} rows were written, but {matching[0] if matching else 'none'} match {condition}.",
                 hint="Nothing was changed. The query returned rows outside of the part that is replaced.",
             )
     return sent
 
 
-def merge_rows(
-    connection: Connection, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, key: Sequence[str]
-) -> tuple[int, int]:
-    """Merge `rows` into `table` by a key, in the connection's transaction. Returns how many rows were inserted, and how
-    many were updated.
-
-    Rows are streamed into a staging table as in `replace_rows`. A row with an existing key gets the new values of
-    `columns`; its other columns do not change.
-
-    :param key: the columns of a primary key or unique constraint of the table.
-    :raises DuplicateKeyError: two rows have the same key, or a row has NULL in its key.
-    :raises ConfigurationError: the rows have no such column, or the table has no such constraint.
-    :raises CountMismatchError: PostgreSQL did not write the rows that were sent.
-    """
-    if columns and (missing := [name for name in key if name not in columns]):
-        raise ConfigurationError(
-            f"The rows for {table} have no column {missing[0]}, which is part of the key.",
-            hint="Select it in the query.",
-        )
-    with connection.cursor() as cursor:
-        staging, sent = _stage(cursor, table, columns, rows)
-    return merge_from(connection, table, columns, staging, sent, key=key)
-
-
 def merge_from(
     connection: Connection, table: str, columns: Sequence[str], staging: str, sent: int, *, key: Sequence[str]
 ) -> tuple[int, int]:
-    """Like `merge_rows`, with `sent` rows that are already in a staging table; for `staging` see `replace_from`."""
+    """Merge `sent` staged rows into `table` by a key, in the connection's transaction. Returns how many rows were
+    inserted, and how many were updated.
+
+    A row with an existing key gets the new values of `columns`; its other columns do not change.
+
+    :param staging: see `replace_from`.
+    :param key: the columns of a primary key or unique constraint of the table.
+    :raises DuplicateKeyError: two rows have the same key, or a row has NULL in its key.
+    :raises ConfigurationError: the table has no such constraint.
+    :raises CountMismatchError: PostgreSQL did not write the rows that were sent.
+    """
     from psycopg2.errors import InvalidColumnReference
 
     if not sent:
@@ -139,19 +109,6 @@ def merge_from(
     return inserted, updated
 
 
-def _stage(cursor: Cursor, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> tuple[str, int]:
-    """Stream rows into a temporary table of this transaction. Returns the table's name and the number of rows."""
-    from psycopg2.extras import execute_values
-
-    name = f"staging_{time.monotonic_ns()}"
-    staging, sent = f"pg_temp.{name}", 0
-    cursor.execute(f"CREATE TEMP TABLE {name} (LIKE {table} INCLUDING DEFAULTS) ON COMMIT DROP")
-    for block in _blocks(rows):
-        execute_values(cursor, f"INSERT INTO {staging} ({listed(columns)}) VALUES %s", block, page_size=1_000)
-        sent += len(block)
-    return staging, sent
-
-
 def _lock(cursor: Cursor, table: str) -> None:
     """Allow one writer of a mart at a time. Readers do not wait."""
     cursor.execute(f"LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE")
@@ -176,14 +133,3 @@ def _check_keys(cursor: Cursor, table: str, staging: str, key: Sequence[str]) ->
             f"{table}: {keys} keys ({', '.join(key)}) occur more than once, such as {tuple(values)} in {rows} rows.",
             hint="Nothing was written. Group the query by its key.",
         )
-
-
-def _blocks(rows: Iterable[Sequence[Any]]) -> Iterator[list[Sequence[Any]]]:
-    block: list[Sequence[Any]] = []
-    for row in rows:
-        block.append(row)
-        if len(block) == ROWS_PER_BLOCK:
-            yield block
-            block = []
-    if block:
-        yield block

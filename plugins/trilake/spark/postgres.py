@@ -16,21 +16,33 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from trilake.endpoints import OLTP_CONNECTION, EnvironmentConnection, PostgresEndpoint
 from trilake.errors import ConfigurationError, CountMismatchError
-from trilake.postgres.connection import PostgresError, connect, listed
+from trilake.postgres.columns import TableColumn, check_names, table_columns
+from trilake.postgres.connection import PostgresError, connect, listed, quote
 from trilake.postgres.locks import LockSpace, hold_lock, try_lock
 from trilake.postgres.marts import merge_from, replace_from
+from trilake.postgres.staging import (
+    PROBLEM,
+    Kind,
+    StagedColumn,
+    check_values,
+    converted_rows,
+    create_staging,
+    staged_columns,
+    staged_rows,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from psycopg2.extensions import connection as Connection
     from pyspark.sql import DataFrame
+    from pyspark.sql.types import DataType
 
     from trilake.lake import Window
 
@@ -86,6 +98,9 @@ def write_postgres(
     matched by name; columns that the frame does not have get their defaults. Arrays, maps and structs become JSON, for
     columns of type json or jsonb.
 
+    Types are compared before the frame is computed, and values before the table changes: a value that the table's
+    column would round, cut or shift is an error (see `trilake.postgres.staging`).
+
     The frame is computed once. The driver and the executors read the connection from their environment, which comes
     from the same Secret: no password is in a plan, a setting, an argument or a task.
 
@@ -95,7 +110,9 @@ def write_postgres(
     :raises CountMismatchError: PostgreSQL does not have the rows that were sent. Nothing was changed.
     :raises trilake.postgres.DuplicateKeyError: two rows have the same key, or a row has no key. Nothing was changed.
     :raises trilake.postgres.PostgresError: PostgreSQL refused a row or a statement. Nothing was changed.
-    :raises ConfigurationError: it is not clear which rows to replace, or a column cannot be written.
+    :raises trilake.postgres.staging.ValueRefusedError: a column of the table cannot hold a value exactly. Nothing was
+        changed.
+    :raises ConfigurationError: it is not clear which rows to replace, or a column has no equal in the table.
     """
     began = time.monotonic()
     schema, _, name = table.rpartition(".")
@@ -111,26 +128,36 @@ def write_postgres(
     if missing := [column for column in (*key, *([date] if date else [])) if column not in frame.columns]:
         raise ConfigurationError(f"Rows for {table} have no column {missing[0]}.", hint="Select it.")
     endpoint = PostgresEndpoint.from_connection(EnvironmentConnection.read(conn_id))
-    prepared, columns = _as_text(frame, table), frame.columns
+    with connect(endpoint) as connection, connection.cursor() as cursor:
+        targets = table_columns(cursor, table)
+    staged = staged_columns(table, targets, _kinds(frame, table, targets))
+    prepared, columns = _as_text(frame, staged), frame.columns
     remove_abandoned(endpoint, schema)
     attempt = secrets.token_hex(_ATTEMPT_BYTES)
     staging = f"{schema}.{STAGING}{attempt}"
     with hold_lock(endpoint, LockSpace.MART_STAGING, attempt) as connection:
         try:
-            _create(connection, staging, table, columns)
-            copies = _stage(prepared, table, _copier(conn_id, staging, columns))
+            with connection.cursor() as cursor:
+                default = f", {COPY} bigint NOT NULL DEFAULT txid_current()"
+                create_staging(cursor, staging, columns, create="CREATE UNLOGGED TABLE", more=default)
+            copies = _stage(prepared, table, _copier(conn_id, staging, [*columns, PROBLEM]))
             sent = sum(copy["rows"] for copy in copies)
             # literals are safe here: the ids are numbers from PostgreSQL
             ids = ", ".join(str(int(copy[COPY])) for copy in copies) or "NULL"
-            rows = f"(SELECT * FROM {staging} WHERE {COPY} IN ({ids})) AS staged"
+            texts = staged_rows(staging, f"{COPY} IN ({ids})")
+            rows = converted_rows(texts, staged)
             check()
+            # without a key, the first column names a row
+            with connect(endpoint) as reading, reading.cursor() as cursor:
+                check_values(cursor, table, texts, staged, key=key or columns[:1])
             swap_began = time.monotonic()
             with connect(endpoint) as swap:
                 inserted, updated = sent, 0
                 if key:
                     inserted, updated = merge_from(swap, table, columns, rows, sent, key=key)
                 elif window is not None:
-                    where = f"{listed([str(date)])} >= %s AND {listed([str(date)])} < %s"
+                    column = quote(str(date)).replace("%", "%%")
+                    where = f"{column} >= %s AND {column} < %s"
                     bounds = (window.start, window.stop)
                     replace_from(swap, table, columns, rows, sent, where=where, parameters=bounds)
                 else:
@@ -171,13 +198,6 @@ def _exists(connection: Connection, table: str) -> bool:
     return bool(row and row[0])
 
 
-def _create(connection: Connection, staging: str, table: str, columns: Sequence[str]) -> None:
-    """Creates a staging table with the frame's columns. It has no constraints: the swap checks those of the table."""
-    with connection.cursor() as cursor:
-        cursor.execute(f"CREATE UNLOGGED TABLE {staging} AS SELECT {listed(columns)} FROM {table} WITH NO DATA")
-        cursor.execute(f"ALTER TABLE {staging} ADD {COPY} bigint NOT NULL DEFAULT txid_current()")
-
-
 def _stage(frame: DataFrame, table: str, copier: Callable[..., Any]) -> list[Any]:
     """Runs the tasks. If a task fails with an error of Trilake, raises its message without Spark's tracebacks."""
     try:
@@ -211,33 +231,75 @@ def _drop(connection: Connection, staging: str) -> bool:
     return True
 
 
-def _as_text(frame: DataFrame, table: str) -> DataFrame:
-    """Converts types that CSV cannot represent to text that PostgreSQL reads."""
-    from pyspark.sql import functions as F
-    from pyspark.sql import types as T
-
+def _kinds(frame: DataFrame, table: str, targets: Mapping[str, TableColumn]) -> dict[str, Kind]:
+    """What the values of the frame's columns are."""
     doubled = {name for name in frame.columns if frame.columns.count(name) > 1}
     if doubled or COPY in frame.columns or not frame.columns:
         raise ConfigurationError(
             f"Rows for {table} cannot have the columns {', '.join(frame.columns) or 'none'}.",
             hint=f"Give each column a different name, and do not use the name {COPY}.",
         )
-    columns = []
-    for field in frame.schema.fields:
-        column, kind = F.col(f"`{field.name.replace('`', '``')}`"), field.dataType
-        if isinstance(kind, T.BinaryType):
+    check_names(table, targets, frame.columns)
+    return {field.name: Kind(_kind(field.dataType), field.dataType.simpleString()) for field in frame.schema.fields}
+
+
+def _kind(kind: DataType) -> str:
+    from pyspark.sql import types as T
+
+    kinds: dict[type[DataType], str] = {
+        T.ByteType: "int2",
+        T.ShortType: "int2",
+        T.IntegerType: "int4",
+        T.LongType: "int8",
+        T.DecimalType: "decimal",
+        T.FloatType: "float4",
+        T.DoubleType: "float8",
+        T.BooleanType: "boolean",
+        T.StringType: "text",
+        T.CharType: "text",
+        T.VarcharType: "text",
+        T.BinaryType: "bytes",
+        T.DateType: "date",
+        T.TimestampType: "moment",
+        T.TimestampNTZType: "local",
+        T.ArrayType: "json",
+        T.MapType: "json",
+        T.StructType: "json",
+        T.NullType: "null",
+    }
+    return kinds.get(type(kind), "unknown")
+
+
+# Fields that are NULL stay. Times keep their microseconds.
+_TO_JSON = {
+    "ignoreNullFields": "false",
+    "timestampFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX",
+    "timestampNTZFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSS",
+}
+
+
+def _as_text(frame: DataFrame, columns: Sequence[StagedColumn]) -> DataFrame:
+    """Converts types that CSV cannot represent to text that PostgreSQL reads, and adds `PROBLEM`."""
+    from pyspark.sql import functions as F
+
+    texts, problems = [], []
+    for number, item in enumerate(columns):
+        name = item.column.name
+        column = F.col(f"`{name.replace('`', '``')}`")
+        if item.kind.name == "bytes":
             column = F.concat(F.lit("\\x"), F.hex(column))
-        elif isinstance(kind, (T.ArrayType, T.MapType, T.StructType)):
-            # keep fields that are null
-            column = F.to_json(column, {"ignoreNullFields": "false"})
-        elif not isinstance(kind, (T.NumericType, T.StringType, T.BooleanType, T.DateType, T.TimestampType,
-                                   T.TimestampNTZType, T.NullType)):  # fmt: skip
-            raise ConfigurationError(
-                f"{table}: column {field.name} has the type {kind.simpleString()}, which cannot be written.",
-                hint="Cast it in the job.",
-            )
-        columns.append(column.alias(field.name))
-    return frame.select(*columns)
+        elif item.kind.name == "float4" and item.column.base == "float8":
+            column = column.cast("double")
+        elif item.kind.name == "json":
+            column = F.to_json(column, _TO_JSON)
+        if item.kind.name in ("text", "json"):
+            wrong = ~F.is_valid_utf8(column) | F.contains(column, F.lit("\0"))
+            shown = F.regexp_replace(F.make_valid_utf8(column), "\0", r"\\0")
+            problems.append(F.when(wrong, F.lit(f"{number}:it is not UTF-8, or has NUL bytes")))
+            column = F.when(wrong, shown).otherwise(column)
+        texts.append(column.alias(name))
+    problem = F.coalesce(*problems) if problems else F.lit(None).cast("string")
+    return frame.select(*texts, problem.alias(PROBLEM))
 
 
 def _copier(
@@ -300,6 +362,11 @@ def _csv(block: pa.RecordBatch) -> Any:
     import pyarrow as pa
     from pyarrow import csv
 
+    # A time is written in the zone of its type, which is Spark's session's. PostgreSQL's timestamp ignores the zone.
+    for number, field in enumerate(block.schema):
+        if pa.types.is_timestamp(field.type) and field.type.tz is not None:
+            utc = block.column(number).cast(pa.timestamp("us", tz="UTC"))
+            block = block.set_column(number, pa.field(field.name, utc.type), utc)
     sink = pa.BufferOutputStream()
     csv.write_csv(block, sink, csv.WriteOptions(include_header=False, quoting_style="all_valid"))
     return sink.getvalue()

@@ -6,15 +6,16 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
+from trilake.clickhouse.marts import stage_result
 from trilake.endpoints import CLICKHOUSE_CONNECTION, OLTP_CONNECTION, PostgresEndpoint
 from trilake.errors import ConfigurationError
 from trilake.hooks.clickhouse import ClickHouseHook
 from trilake.lake import DataSet
 from trilake.operators.project import ProjectOperator
 from trilake.operators.window import WindowedOperator
-from trilake.postgres.connection import await_answer, connect
+from trilake.postgres.connection import await_answer, connect, quote
 from trilake.postgres.locks import lock_mart
-from trilake.postgres.marts import ROWS_PER_BLOCK, merge_rows, replace_rows
+from trilake.postgres.marts import merge_from, replace_from
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -23,8 +24,12 @@ if TYPE_CHECKING:
 
 class ClickHouseToPostgresOperator(WindowedOperator, ProjectOperator):
     """Writes the result of a ClickHouse query to a mart, in one transaction of PostgreSQL: readers see the old or the
-    new rows. Rows are streamed. If several tasks write to one mart, each task starts its query after the earlier task
-    has written. So older results never replace newer ones.
+    new rows. Rows are streamed, as text that ClickHouse writes. If several tasks write to one mart, each task starts
+    its query after the earlier task has written. So older results never replace newer ones.
+
+    Types are compared before the query runs, and values before the mart changes. A value that the mart's column would
+    round, cut or shift is an error that names the column, the row and the value. docs/reference/provider.md lists which
+    types fit.
 
     With `date`, the rows of the window are replaced. With `key`, rows are merged: rows with an existing key are
     updated, the others are inserted, none is removed; then the window is optional. If the data set has a grain, the
@@ -71,6 +76,8 @@ class ClickHouseToPostgresOperator(WindowedOperator, ProjectOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Returns the mart's table and the number of rows written; with a key also ``inserted`` and ``updated``.
 
+        :raises ConfigurationError: a column of the query has no equal in the mart. The query was not run.
+        :raises trilake.postgres.staging.ValueRefusedError: a column of the mart cannot hold a value exactly.
         :raises CountMismatchError: the rows in the mart differ from the query's result.
         :raises trilake.postgres.DuplicateKeyError: two rows have one key. Nothing was written.
         """
@@ -83,27 +90,20 @@ class ClickHouseToPostgresOperator(WindowedOperator, ProjectOperator):
         result: dict[str, Any] = {"table": self.table}
         with connect(postgres) as connection, hook.client() as client:
             lock_mart(connection, self.table)
-            # Compute the task's remaining time after the wait for the lock. The client turns rows into Python objects,
-            # so a block must not have more rows than are sent to PostgreSQL at once.
-            settings = hook.identify({"max_block_size": ROWS_PER_BLOCK})
-            with client.query_row_block_stream(self.sql, parameters=bound, settings=settings) as stream:
-                result |= self._write(connection, stream, bound)
+            with connection.cursor() as cursor:
+                columns, staged, sent = stage_result(
+                    client, cursor, self.table, self.sql, key=self.key, parameters=bound, settings=hook.identify
+                )
+            result |= self._write(connection, columns, staged, sent, bound)
         self.log.info("%s: %s%s", self.table, result, f" for {window}" if window else "")
         return result
 
-    def _write(self, connection: Connection, stream: Any, bound: Mapping[str, date]) -> dict[str, int]:
-        # column names of the streamed result; empty if the result has no rows
-        columns = stream.source.column_names
-        rows = (row for block in stream for row in block)
+    def _write(
+        self, connection: Connection, columns: Sequence[str], staged: str, sent: int, bound: Mapping[str, date]
+    ) -> dict[str, int]:
         if self.key:
-            inserted, updated = merge_rows(connection, self.table, columns, rows, key=self.key)
+            inserted, updated = merge_from(connection, self.table, columns, staged, sent, key=self.key)
             return {"rows": inserted + updated, "inserted": inserted, "updated": updated}
-        written = replace_rows(
-            connection,
-            self.table,
-            columns,
-            rows,
-            where=f'"{self.date}" >= %s AND "{self.date}" < %s',
-            parameters=(bound["start"], bound["stop"]),
-        )
-        return {"rows": written}
+        column = quote(str(self.date)).replace("%", "%%")
+        where, window = f"{column} >= %s AND {column} < %s", (bound["start"], bound["stop"])
+        return {"rows": replace_from(connection, self.table, columns, staged, sent, where=where, parameters=window)}

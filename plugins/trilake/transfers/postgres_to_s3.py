@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 class PostgresToS3Operator(WindowedOperator, ProjectOperator):
     """Writes a query's result to ``s3://raw/<data set>/<partition>/<file name>``, one object for each partition.
 
-    The query can use ``%(start)s`` and ``%(stop)s``: the partition's first day, and the first day after it. Write a
-    percent sign twice. All partitions are read at one point in time. Rows are streamed: memory does not grow with them.
-    An object is replaced as a whole. When all objects are written, the asset of the data set's raw files gets an event
-    for each partition.
+    The query can use ``%(start)s`` and ``%(stop)s``: the partition's first day, and the first day after it. Any other
+    percent sign is one, written once or twice. All partitions are read at one point in time. Rows are streamed: memory
+    does not grow with them. An object is replaced as a whole. When all objects are written, the asset of the data set's
+    raw files gets an event for each partition.
 
     :param sql: the query, or its file below ``sql/``; templated.
     :param file_name: the last part of the key; by default ``<data set>.parquet`` or ``.csv``.
@@ -67,7 +67,8 @@ class PostgresToS3Operator(WindowedOperator, ProjectOperator):
     def execute(self, context: Context) -> dict[str, dict[str, Any]]:
         """Returns key, ETag, rows and bytes of the object of each partition.
 
-        :raises trilake.postgres.extract.ExtractError: the type of a column in Parquet cannot hold a value.
+        :raises trilake.postgres.extract.ExtractError: the type of a column in Parquet cannot hold a value: the error
+            names column, row and value.
         :raises CountMismatchError: the written rows are not those that PostgreSQL sent.
         :raises trilake.postgres.PostgresError: PostgreSQL refused the query.
         """

@@ -18,12 +18,14 @@ from support.kubernetes_api import await_true
 from support.running_platform import Platform
 from support.transfer_task import connect_airflow, context, make
 from trilake.clickhouse.cluster import Cluster
+from trilake.clickhouse.marts import stage_result
 from trilake.endpoints import Endpoints
 from trilake.errors import ConfigurationError, CountMismatchError
 from trilake.lake import DataSet
-from trilake.postgres.connection import PostgresError, connect
+from trilake.postgres.connection import connect
 from trilake.postgres.locks import LockSpace
-from trilake.postgres.marts import DuplicateKeyError, merge_rows, replace_rows
+from trilake.postgres.marts import DuplicateKeyError, merge_from, replace_from
+from trilake.postgres.staging import ValueRefusedError
 from trilake.transfers import clickhouse_to_postgres as transfer
 from trilake.transfers.clickhouse_to_postgres import ClickHouseToPostgresOperator
 
@@ -46,12 +48,10 @@ def rows(endpoints: Endpoints, mart: str) -> list[tuple[int, int]]:
 
 
 def replace_by_query(endpoints: Endpoints, mart: str, sql: str) -> int:
-    with Cluster(endpoints.clickhouse) as cluster:
-        stream = cluster.client(cluster.shards[0]).query_row_block_stream(sql)
-        with stream, connect(endpoints.oltp) as connection:
-            found = (row for block in stream for row in block)
-            columns = stream.source.column_names
-            return replace_rows(connection, mart, columns, found, where="m = %s", parameters=(1,))
+    with Cluster(endpoints.clickhouse) as cluster, connect(endpoints.oltp) as connection:
+        with connection.cursor() as cursor:
+            columns, staged, sent = stage_result(cluster.client(cluster.shards[0]), cursor, mart, sql)
+        return replace_from(connection, mart, columns, staged, sent, where="m = %s", parameters=(1,))
 
 
 def test_what_matches_is_replaced_and_the_rest_stays(endpoints: Endpoints, mart: str) -> None:
@@ -133,7 +133,12 @@ def test_a_window_of_the_run_narrows_the_query_that_is_merged(
             DuplicateKeyError,
             r"2 keys \(m, d\) occur more than once, such as \(\d, datetime.date\(2013, 1, 1\)\) in [23] rows",
         ),
-        ("SELECT NULL AS m, toDate('2013-01-01') AS d, 0 AS n", ("m", "d"), PostgresError, "null value in column"),
+        (
+            "SELECT NULL AS m, toDate('2013-01-01') AS d, 0 AS n",
+            ("m", "d"),
+            ValueRefusedError,
+            r"column m \(integer\) cannot hold NULL .* the column is NOT NULL",
+        ),
         ("SELECT toInt32(1) AS m, 0 AS n", ("m", "d"), ConfigurationError, "have no column d"),
         (
             "SELECT toInt32(7) AS m, toDate('2013-01-01') AS d",
@@ -157,6 +162,11 @@ def test_what_cannot_be_merged_is_an_error_and_nothing_changes(
     assert all_of(platform.endpoints, keyed) == OLD
 
 
+def values(row: str) -> str:
+    """One staged row, as written after FROM."""
+    return f"(VALUES ({row})) AS staged (m, d, n)"
+
+
 def test_a_key_that_may_be_null_is_refused_where_it_is(endpoints: Endpoints, keyed: str) -> None:
     with connect(endpoints.oltp) as connection, connection.cursor() as cursor:
         cursor.execute(f"ALTER TABLE {keyed} ADD UNIQUE (n)")
@@ -164,7 +174,7 @@ def test_a_key_that_may_be_null_is_refused_where_it_is(endpoints: Endpoints, key
         pytest.raises(DuplicateKeyError, match="1 rows have a NULL in their key"),
         connect(endpoints.oltp) as connection,
     ):
-        merge_rows(connection, keyed, ("m", "d", "n"), [(5, "2013-01-01", None)], key=("n",))
+        merge_from(connection, keyed, ("m", "d", "n"), values("5, date'2013-01-01', NULL::int"), 1, key=("n",))
     assert all_of(endpoints, keyed) == OLD
 
 
@@ -173,7 +183,8 @@ def test_two_mergers_of_one_table_wait_for_each_other(endpoints: Endpoints, keye
 
     def one(number: int) -> tuple[int, int]:
         with connect(endpoints.oltp) as connection:
-            return merge_rows(connection, keyed, ("m", "d", "n"), [(9, "2013-01-01", number)], key=("m", "d"))
+            rows = values(f"9, date'2013-01-01', {number}")
+            return merge_from(connection, keyed, ("m", "d", "n"), rows, 1, key=("m", "d"))
 
     with ThreadPoolExecutor(4) as pool:
         assert sorted(pool.map(one, range(4))) == [(0, 1), (0, 1), (0, 1), (1, 0)]
@@ -188,7 +199,7 @@ def test_of_two_runs_that_meet_the_one_whose_query_saw_less_is_not_the_last_to_w
     sql = f"SELECT toInt32(1) AS m, toDate('2013-01-01') AS d, max(v) AS n FROM {shown}"
     months = DataSet("months", grain="month", date="d", shard_by="m")
     options: dict[str, Any] = {"key": (), "data_set": months, "start": "2013-01", **how}
-    name = "merge_rows" if how.get("key") else "replace_rows"
+    name = "merge_from" if how.get("key") else "replace_from"
     write, second = (
         getattr(transfer, name),
         Thread(target=merge, args=(platform, monkeypatch, keyed, sql), kwargs=options),
