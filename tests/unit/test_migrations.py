@@ -65,7 +65,7 @@ def test_the_table_over_all_shards_is_derived(sql: str, endpoint: ClickHouseEndp
     ],
 )
 def test_ddl_is_read_as_people_write_it(head: str) -> None:
-    columns = " (a Int32 COMMENT 'it''s; \"x\" PARTITION BY\n-- b', d Date) ENGINE = MergeTree ORDER BY a TTL d + INTERVAL 1 DAY"
+    columns = " (a Int32 COMMENT 'it''s; \"x\" PARTITION BY\n-- b', d Date) ENGINE = MergeTree ORDER BY a TTL d"
     for tail in ("", ";", " ; -- done", "\n-- done\n", "; # done"):
         found = step(head + columns + tail)
         made = local_ddl(found, ONE_SERVER.shards[0])

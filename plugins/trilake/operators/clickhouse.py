@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import date
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from trilake.clickhouse import queries
 from trilake.clickhouse.cluster import ClickHouseError, Cluster, error_of
 from trilake.clickhouse.queries import QueryMetrics, QueryState, Seen
+from trilake.clickhouse.reading import UnreadableValueError
 from trilake.clickhouse.sql import has_result, parameter_names, session_statement, split_statements
 from trilake.endpoints import CLICKHOUSE_CONNECTION, ClickHouseEndpoint
 from trilake.errors import ConfigurationError, TrilakeError
@@ -86,7 +87,10 @@ class ClickHouseOperator(ProjectOperator):
     XCom has ``rows`` (of the last statement, if it returns any), ``query_ids``, ``read_rows``, ``read_bytes``,
     ``written_rows``, ``written_bytes``, ``seconds`` (sums), and ``memory_bytes`` (the largest). Bytes are uncompressed.
 
-    Row values are converted to what XCom can hold: NaN and infinities are None, IP addresses and bytes are strings.
+    Row values are converted to what XCom can hold, exactly: NaN and infinities are the texts ``nan``, ``inf`` and
+    ``-inf``; IP addresses, times and keys of maps are texts; a DateTime has a time zone, UTC unless its type names
+    another; a Decimal or a DateTime with more digits than XCom keeps is a text; bytes are a text if they are UTF-8, and
+    are refused if not.
 
     The operator records a query's id before it sends the query. The next try continues where the last one stopped. It
     does not send a finished statement again. It looks for the last query on every host:
@@ -278,7 +282,18 @@ class ClickHouseOperator(ProjectOperator):
             raise error_of(self._hook.where, e) from None
         finally:
             client.close()
-        rows = [[_plain(value) for value in row] for row in islice(result.result_rows, MAX_RESULT_ROWS)]
+        rows: list[list[Any]] = []
+        for number, row in enumerate(islice(result.result_rows, MAX_RESULT_ROWS), start=1):
+            try:
+                rows.append([_plain(value) for value in row])
+            except UnicodeDecodeError as e:
+                column = next(
+                    name for name, value in zip(result.column_names, row, strict=True) if not _is_plain(value)
+                )
+                raise UnreadableValueError(
+                    f"Column {column}, row {number}: {e.object[:80]!r} is not UTF-8, so XCom cannot hold it.",
+                    hint="Select hex(column) or base64Encode(column).",
+                ) from None
         return rows, QueryMetrics.of_summary(result.summary)
 
     def _write(
@@ -458,17 +473,39 @@ class ClickHouseOperator(ProjectOperator):
 
 
 def _plain(value: Any) -> Any:
-    """Converts a value to what XCom can hold: JSON and a few more types."""
+    """Converts a value to what XCom can hold: JSON and a few more types.
+
+    :raises UnicodeDecodeError: it has bytes that are not UTF-8.
+    """
+    plain = value
     match value:
         case float():
-            return value if math.isfinite(value) else None
+            plain = value if math.isfinite(value) else str(value)
         case list() | tuple():
-            return type(value)(_plain(item) for item in value)
+            plain = type(value)(_plain(item) for item in value)
         case dict():
-            return {key: _plain(item) for key, item in value.items()}
+            plain = {key if isinstance(key, str) else str(_plain(key)): _plain(item) for key, item in value.items()}
         case bytes():
-            return value.decode("utf-8", errors="backslashreplace")
-        case None | str() | int() | Decimal() | date() | UUID():
-            return value
+            plain = value.decode()
+        case Decimal():
+            # Airflow keeps a Decimal with a fraction as a float
+            kept = value == value.to_integral_value() or Decimal(str(float(value))) == value
+            plain = value if kept else format(value, "f")
+        case datetime():
+            # Airflow keeps a moment as a float, and reads one without a zone in the zone of the worker
+            moment = value if value.tzinfo else value.replace(tzinfo=UTC)
+            kept = datetime.fromtimestamp(moment.timestamp(), moment.tzinfo) == moment
+            plain = moment if kept else moment.isoformat()
+        case None | str() | int() | date() | UUID():
+            pass
         case _:
-            return str(value)
+            plain = str(value)
+    return plain
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        _plain(value)
+    except UnicodeDecodeError:
+        return False
+    return True

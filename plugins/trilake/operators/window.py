@@ -1,8 +1,8 @@
 """Decides which partitions a task works on, in one place for all operators that work on partitions.
 
-Partitions are days and months in UTC. A run's data interval may begin at another hour, or in another time zone. Then the
-run covers the partitions that end in its interval. So each partition is covered by exactly one run of a schedule, and
-none before it is over.
+Partitions are days and months in UTC. A run's data interval may begin at another hour, or in another time zone. Then
+the run covers the partitions that end in its interval. So each partition is covered by exactly one run of a schedule,
+and none before it is over.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class WindowedOperator(BaseOperator):
     The window comes from the first of these that is set: `start` and `end` of the operator; the run's params ``start``
     and ``end``; the run's partition key or date; the run's data interval. The log says which partitions the run covers.
 
-    Partitions are in UTC. An interval covers the partitions that end in it: the run of a daily DAG at 06:00, or of a DAG
-    in New York, covers the day in UTC that was over last. An interval in which no partition ends, such as that of an
-    hourly DAG at noon, is refused.
+    Partitions are in UTC. An interval covers the partitions that end in it: the run of a daily DAG at 06:00, or of a
+    DAG in New York, covers the day in UTC that was over last. An interval in which no partition ends, such as that of
+    an hourly DAG at noon, is refused.
 
     Airflow 3 reads ``schedule="@monthly"`` as a moment, not as an interval: the window of such a run is the partition
     of its logical date. If a DAG should process the month before, use ``CronDataIntervalTimetable``.

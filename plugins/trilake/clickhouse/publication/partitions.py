@@ -46,7 +46,7 @@ def check_partition_by(cluster: Cluster, data_set: DataSet, columns: Columns, pa
         return
     if not key:
         raise _refused(data_set, key, f"the data set is published by {data_set.grain}", _advice(data_set))
-    days = {}
+    days: dict[str, str] = {}
     for partition in partitions:
         window = data_set.window(partition)
         for day in (window.start, window.stop - timedelta(days=1)):
@@ -54,8 +54,8 @@ def check_partition_by(cluster: Cluster, data_set: DataSet, columns: Columns, pa
     kind = columns.types[columns.names.index(data_set.date)] if data_set.date in columns.names else ""
     if not kind:
         raise _refused(data_set, key, f"the table has no column {data_set.date} that can be filled", _advice(data_set))
-    for day, made in _ids(cluster, data_set, key, kind, days):
-        if made != days[day]:
+    for name, made in _ids(cluster, data_set, key, kind, days):
+        if made != days[name]:
             what = (
                 f"{day} is in its partition {made}, and not in {days[day]}" if made else f"{day} has a hash as its id"
             )
