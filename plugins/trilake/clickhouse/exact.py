@@ -32,7 +32,7 @@ _EPOCH_DAY = date(1970, 1, 1).toordinal()
 _FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799  # of the years 1 to 9999
 _LAST_TIME_S = 999 * 3600 + 59 * 60 + 59
 _INT64 = range(-(1 << 63), 1 << 63)
-_UTC_NAMES = ("UTC", "Etc/UTC", "GMT", "Etc/GMT", "Zulu", "Universal")
+UTC_NAMES = ("UTC", "Etc/UTC", "GMT", "Etc/GMT", "Zulu", "Universal")
 
 _INTEGER = re.compile(r"[-+]?\d+", re.ASCII)
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d{1,4})?", re.ASCII)
@@ -122,7 +122,7 @@ def is_missing(value: Any) -> bool:
 def naive_is_utc(kind: ClickHouseType) -> bool:
     """Whether a column of moments is in UTC, or in no zone that is named."""
     zone = getattr(kind, "tzinfo", None)
-    return zone is None or str(zone) in _UTC_NAMES
+    return zone is None or str(zone) in UTC_NAMES
 
 
 def _holds_null(kind: ClickHouseType) -> bool:
@@ -155,7 +155,7 @@ def _each(values: Iterable[Any], convert: Callable[[Any], Any]) -> list[Any]:
         try:
             done.append(convert(_python(value)))
         except (_NoError, ArithmeticError, ValueError) as e:
-            reason = str(e) if isinstance(e, _NoError) else "it is no such value"
+            reason = str(e) if isinstance(e, _NoError) else "it is not such a value"
             raise RefusedValueError(position, value, reason) from None
     return done
 
@@ -197,27 +197,27 @@ def _integers(_: ClickHouseType, values: Sequence[Any], limits: range) -> Sequen
 def _integer(value: Any) -> int:
     if isinstance(value, str):
         if not _INTEGER.fullmatch(value):
-            raise _NoError("it is no integer")
+            raise _NoError("it is not an integer")
         return int(value)
     if isinstance(value, float | Decimal):
         if not math.isfinite(value) or value != int(value):
-            raise _NoError("it is no integer")
+            raise _NoError("it is not an integer")
         return int(value)
     if hasattr(value, "__index__"):
         return operator.index(value)
-    raise _NoError(f"a {_name(value)} is no integer")
+    raise _NoError(f"a {_name(value)} is not an integer")
 
 
 def _float(value: Any) -> float:
     if isinstance(value, float):
         return float(value)
     if isinstance(value, bool):
-        raise _NoError("a bool is no number with a fraction")
+        raise _NoError("a bool is not a number with a fraction")
     if isinstance(value, str):
         if _NOT_FINITE.fullmatch(value):
             return float(value)
         if not _NUMBER.fullmatch(value):
-            raise _NoError("it is no number")
+            raise _NoError("it is not a number")
         number = float(value)
         if math.isinf(number) or (number == 0 and re.search("[1-9]", value.lower().partition("e")[0])):
             raise _NoError("it is out of the range of a float")
@@ -233,7 +233,7 @@ def _float(value: Any) -> float:
         if value.is_finite() and (math.isinf(number) or Decimal(repr(number)) != value):
             raise _NoError("it has more digits than a float")
         return number
-    raise _NoError(f"a {_name(value)} is no number")
+    raise _NoError(f"a {_name(value)} is not a number")
 
 
 def _floats(kind: ClickHouseType, values: Sequence[Any]) -> Sequence[Any]:
@@ -254,7 +254,7 @@ def _small_floats(kind: ClickHouseType, values: Sequence[Any]) -> Sequence[Any]:
         narrow = wide.astype(numpy.float32)
     equal = (narrow.astype(numpy.float64) == wide) | numpy.isnan(wide)
     for position in numpy.nonzero(~equal)[0].tolist():
-        # 0.1 is no float32, but the text of one
+        # 0.1 is not a float32, but the text of one
         if float(str(narrow[position])) != wide[position]:
             raise RefusedValueError(position, values[position], "a Float32 has fewer digits, or a smaller range")
     return doubles
@@ -277,9 +277,9 @@ def _decimals(kind: ClickHouseType, values: Sequence[Any]) -> Sequence[Any]:
 
     def one(value: Any) -> Decimal:
         if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
-            raise _NoError(f"a {_name(value)} is no decimal number")
+            raise _NoError(f"a {_name(value)} is not a decimal number")
         if isinstance(value, str) and not _NUMBER.fullmatch(value):
-            raise _NoError("it is no decimal number")
+            raise _NoError("it is not a decimal number")
         number = value if isinstance(value, Decimal) else Decimal(repr(value) if isinstance(value, float) else value)
         if not number.is_finite():
             raise _NoError("a Decimal has no such value")
@@ -330,7 +330,7 @@ def _text(value: Any) -> str | bytes:
         return bytes(value)
     if isinstance(value, UUID | IPv4Address | IPv6Address):
         return str(value)
-    raise _NoError(f"a {_name(value)} is no text")
+    raise _NoError(f"a {_name(value)} is not text")
 
 
 def _fixed(kind: ClickHouseType, values: Sequence[Any]) -> Sequence[Any]:
@@ -386,7 +386,7 @@ def _dates(kind: ClickHouseType, values: Sequence[Any]) -> Sequence[Any]:
 def _days(value: Any) -> int:
     if isinstance(value, str):
         if not _DATE.fullmatch(value):
-            raise _NoError("it is no date such as 2013-01-31")
+            raise _NoError("it is not a date such as 2013-01-31")
         return date.fromisoformat(value).toordinal() - _EPOCH_DAY
     if isinstance(value, int) and not isinstance(value, bool):
         return value
@@ -398,7 +398,7 @@ def _days(value: Any) -> int:
         if rest or (zoned and not isinstance(value, Ticks) and getattr(value, "utcoffset", lambda: None)()):
             raise _NoError("it has a time of day or a time zone, which a date has not")
         return days
-    raise _NoError(f"a {_name(value)} is no date")
+    raise _NoError(f"a {_name(value)} is not a date")
 
 
 def _moments(kind: ClickHouseType, values: Sequence[Any]) -> Sequence[Any]:
@@ -472,7 +472,7 @@ def _nanoseconds(value: Any) -> tuple[int, bool]:
         return _nanoseconds_of_text(value)
     if isinstance(value, date):
         raise _NoError("a date has no time of day")
-    raise _NoError(f"a {_name(value)} is no moment")
+    raise _NoError(f"a {_name(value)} is not a moment")
 
 
 _UNITS_NS = {"W": 604_800 * 10**9, "D": 86_400 * 10**9, "h": 3_600 * 10**9, "m": 60 * 10**9, "s": 10**9, "ms": 10**6,
@@ -484,21 +484,21 @@ def _numpy_nanoseconds(value: Any) -> int:
 
     unit, count = numpy.datetime_data(value.dtype)
     if unit not in _UNITS_NS:
-        raise _NoError(f"numpy's unit {unit} is no fixed time")
+        raise _NoError(f"numpy's unit {unit} is not a fixed time")
     return int(value.astype("int64")) * int(count) * _UNITS_NS[unit]
 
 
 def _nanoseconds_of_text(text: str) -> tuple[int, bool]:
     match = _MOMENT.fullmatch(text)
     if match is None or (match["fraction"] and not match["second"]):
-        raise _NoError("it is no moment such as 2013-01-31 23:59:59")
+        raise _NoError("it is not a moment such as 2013-01-31 23:59:59")
     plain = datetime.fromisoformat(f"{match['day']} {match['minute']}{match['second'] or ':00'}")
     offset = match["offset"] or ""
     minutes = 0
     if offset not in ("", "Z"):
         numbers = offset[1:].replace(":", "").ljust(4, "0")
         if int(numbers[:2]) > 18 or int(numbers[2:]) > 59:
-            raise _NoError("its time zone is no offset")
+            raise _NoError("its time zone is not an offset")
         minutes = (int(numbers[:2]) * 60 + int(numbers[2:])) * (-1 if offset[0] == "-" else 1)
     span = plain - _NAIVE_EPOCH
     seconds = span.days * 86_400 + span.seconds - minutes * 60
@@ -535,7 +535,7 @@ def _nanoseconds_of_time(value: Any) -> int:
         seconds = int(match["h"]) * 3600 + int(match["m"]) * 60 + int(match["s"])
         nanoseconds = seconds * 10**9 + int((match["fraction"] or "").ljust(9, "0"))
         return -nanoseconds if match["sign"] else nanoseconds
-    raise _NoError(f"a {_name(value)} is no time without a zone")
+    raise _NoError(f"a {_name(value)} is not a time without a zone")
 
 
 # --- addresses
@@ -549,7 +549,7 @@ def _uuids(_: ClickHouseType, values: Sequence[Any]) -> Sequence[Any]:
             return UUID(value)
         if isinstance(value, bytes) and len(value) == 16:
             return UUID(bytes=value)
-        raise _NoError("it is no UUID")
+        raise _NoError("it is not a UUID")
 
     return values if _is_a(values, UUID) else _each(values, one)
 
@@ -561,7 +561,7 @@ def _ipv4(_: ClickHouseType, values: Sequence[Any]) -> Sequence[Any]:
                 return IPv4Address(value)
             except AddressValueError:
                 pass
-        raise _NoError("it is no IPv4 address")
+        raise _NoError("it is not an IPv4 address")
 
     return values if _is_a(values, IPv4Address) else _each(values, one)
 
@@ -577,7 +577,7 @@ def _ipv6(_: ClickHouseType, values: Sequence[Any]) -> Sequence[Any]:
                 return address
         except AddressValueError:
             pass
-        raise _NoError("it is no IPv6 address without a zone")
+        raise _NoError("it is not an IPv6 address without a zone")
 
     return _each(values, one)
 
@@ -605,8 +605,8 @@ def _sequence(value: Any) -> Sequence[Any]:
     if isinstance(value, list | tuple):
         return value
     if type(value).__name__ == "ndarray" and value.ndim:
-        return value.tolist() if value.dtype.kind not in "mM" else list(value)  # type: ignore[no-any-return]
-    raise _NoError(f"a {_name(value)} is no array")
+        return list(value) if value.dtype.kind in "mM" else list(value.tolist())
+    raise _NoError(f"a {_name(value)} is not an array")
 
 
 def _arrays(kind: ClickHouseType, values: Sequence[Any]) -> Sequence[Any]:
@@ -621,7 +621,7 @@ def _pairs(value: Any) -> list[tuple[Any, Any]]:
         return list(value.items())
     if isinstance(value, list) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in value):
         return value  # as Arrow gives a map
-    raise _NoError(f"a {_name(value)} is no map")
+    raise _NoError(f"a {_name(value)} is not a map")
 
 
 def _maps(kind: ClickHouseType, values: Sequence[Any]) -> Sequence[Any]:
@@ -680,7 +680,7 @@ def _documents(_: ClickHouseType, values: Sequence[Any]) -> Sequence[Any]:
     def one(value: Any) -> dict[str, Any]:
         document = json.loads(value, parse_float=_json_float) if isinstance(value, str) else value
         if not isinstance(document, dict):
-            raise _NoError("it is no JSON object")
+            raise _NoError("it is not a JSON object")
         _check_document(document)
         return document
 
@@ -696,7 +696,7 @@ def _check_document(value: Any) -> None:
         case dict():
             for key, item in value.items():
                 if not isinstance(key, str) or "." in key:
-                    raise _NoError(f"its key {key!r} is no text, or has a dot, which separates the names of a path")
+                    raise _NoError(f"its key {key!r} is not text, or has a dot, which separates the names of a path")
                 _check_document(item)
         case list():
             for item in value:

@@ -146,7 +146,7 @@ def _not_text(position: int, value: bytes) -> _LossyError:
     return _LossyError(
         position,
         _cut(repr(value)),
-        "is not UTF-8, so it is no text",
+        "is not UTF-8, so it is not text",
         "Select base64Encode(column) or hex(column), or correct the text with toValidUTF8(column). query_arrow and "
         "stream_arrow return bytes with text=False.",
     )

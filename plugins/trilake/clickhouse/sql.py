@@ -152,6 +152,21 @@ def parameter_names(statement: str) -> set[str]:
     return {token.name for token in tokens(statement) if token.name}
 
 
+def refuse_session_statement(statement: str, number: int, where: str) -> None:
+    """
+    :param number: the statement's number, from 1, for the message.
+    :param where: what sends the statements, such as a task, for the message.
+    :raises ConfigurationError: the statement would only change its session.
+    """
+    if name := session_statement(statement):
+        raise ConfigurationError(
+            f"Statement {number} of {where} is {name}. Each statement is sent without a session, so it would have no "
+            "effect on the others; nothing was sent.",
+            hint="Name the database in the tables (or set database), set settings on the task, and use a table with a "
+            "unique name instead of a temporary one.",
+        )
+
+
 def session_statement(statement: str) -> str:
     """What the statement would change in its session and nowhere else, such as ``USE``; empty: nothing."""
     words = [token.word for token in tokens(statement) if token.kind != "space"]

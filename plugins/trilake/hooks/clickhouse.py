@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,8 +28,10 @@ from trilake.clickhouse.blocks import (
     columns_of_rows,
 )
 from trilake.clickhouse.cluster import STATEMENT_TIMEOUT_S, ClickHouseError, Cluster, error_of
+from trilake.clickhouse.exact import UTC_NAMES
 from trilake.clickhouse.reading import checked_text, read_exactly
-from trilake.clickhouse.sql import split_statements
+from trilake.clickhouse.sql import refuse_session_statement, split_statements
+from trilake.clickhouse.tab_separated import columns_of_lines
 from trilake.endpoints import CLICKHOUSE_CONNECTION, ClickHouseEndpoint, is_on
 from trilake.errors import ConfigurationError, TrilakeError
 from trilake.hooks.clickhouse_cursor import IdentifiedConnection
@@ -48,6 +51,9 @@ BLOCK_ROWS = 1_000_000
 _ANSWER_SLACK_S = 30
 _PORT, _SECURE_PORT = 8123, 8443
 _DUMP_FORMAT = "TabSeparated"
+# Lines of a file that are in memory at the same time.
+_LOAD_ROWS = 100_000
+_ZONE = re.compile(r"DateTime(?:64)?\((?:\d, )?'([^']*)'\)")
 # A text in JSON stays a text, also if it looks like a date.
 _AS_WRITTEN = {"input_format_try_infer_dates": 0, "input_format_try_infer_datetimes": 0}
 
@@ -275,6 +281,18 @@ class ClickHouseHook(OfficialClickHouseHook):
         """The statements of a text, for ``split_statements=True``, by ClickHouse's own rules. Without semicolons."""
         return split_statements(sql)
 
+    def run(self, sql: Any, *args: Any, **kwargs: Any) -> Any:
+        """See `DbApiHook.run`.
+
+        :raises ConfigurationError: a statement only changes its session, such as USE or SET. Nothing was sent.
+        """
+        texts = [sql] if isinstance(sql, str) else list(sql)
+        split = kwargs.get("split_statements", args[3] if len(args) > 3 else False)
+        statements = split_statements(texts[0]) if split and isinstance(sql, str) else texts
+        for number, statement in enumerate(statements, start=1):
+            refuse_session_statement(statement, number, "this call")
+        return super().run(sql if isinstance(sql, str) else texts, *args, **kwargs)
+
     def _run_command(self, cur: Any, sql_statement: str, parameters: Any) -> None:
         logs, self.log_sql = self.log_sql, False
         if logs:  # the official hook logs the parameters too, which may be secrets
@@ -430,16 +448,28 @@ class ClickHouseHook(OfficialClickHouseHook):
         return sent
 
     def bulk_load(self, table: str, tmp_file: str) -> None:
-        """Inserts a tab-separated file (ClickHouse's TabSeparated, columns in the table's order), streamed."""
-        with self.client() as client, Path(tmp_file).open("rb") as file:
-            client.raw_insert(table, insert_block=file, fmt=_DUMP_FORMAT, settings=self.identify())
+        """Inserts a tab-separated file (ClickHouse's TabSeparated, columns in the table's order), streamed in blocks.
+
+        :raises ValueRefusedError, InsertFailedError: see `insert_rows`. A row's number is that of its line.
+        """
+        with Path(tmp_file).open("rb") as file:
+            blocks = iter(lambda: list(islice(file, _LOAD_ROWS)), [])
+            self._insert_blocks(table, blocks, (), columns_of_lines, "")
 
     def bulk_dump(self, table: str, tmp_file: str) -> None:
-        """Writes a table to a tab-separated file, streamed. The file only appears when it is complete."""
+        """Writes a table to a tab-separated file, streamed. The file only appears when it is complete.
+
+        A DateTime of a zone other than UTC is written in UTC, such as ``2013-07-01T12:00:00Z``: the local time alone
+        could be one of two moments.
+        """
         partial = Path(f"{tmp_file}.partial")
         try:
             with self.client() as client, partial.open("wb") as file:
+                kinds = client.query(f"DESCRIBE TABLE {table}", settings=self.identify()).result_columns[1]
+                zoned = any(zone not in UTC_NAMES for kind in kinds for zone in _ZONE.findall(kind))
                 settings = {**self.identify(), "wait_end_of_query": 0}
+                if zoned:
+                    settings["date_time_output_format"] = "iso"
                 with client.raw_stream(f"SELECT * FROM {table}", fmt=_DUMP_FORMAT, settings=settings) as stream:
                     while piece := stream.read(1 << 20):
                         file.write(piece)
@@ -473,7 +503,8 @@ class ClickHouseHook(OfficialClickHouseHook):
     def _get_pandas_df(self, sql: Any, parameters: Any = None, **kwargs: Any) -> pandas.DataFrame:
         """For `get_df`. pandas' own reader makes floats of Decimals, and of integers if one is NULL."""
         if kwargs:  # arguments of pandas.read_sql
-            return super()._get_pandas_df(sql, parameters, **kwargs)
+            lenient: pandas.DataFrame = super()._get_pandas_df(sql, parameters, **kwargs)
+            return lenient
         with closing(self.get_conn()) as connection:
             cursor = connection.cursor()
             cursor.execute(sql, parameters)

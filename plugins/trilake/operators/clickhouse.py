@@ -22,7 +22,7 @@ from trilake.clickhouse import queries
 from trilake.clickhouse.cluster import ClickHouseError, Cluster, error_of
 from trilake.clickhouse.queries import QueryMetrics, QueryState, Seen
 from trilake.clickhouse.reading import UnreadableValueError
-from trilake.clickhouse.sql import has_result, parameter_names, session_statement, split_statements
+from trilake.clickhouse.sql import has_result, parameter_names, refuse_session_statement, split_statements
 from trilake.endpoints import CLICKHOUSE_CONNECTION, ClickHouseEndpoint
 from trilake.errors import ConfigurationError, TrilakeError
 from trilake.hooks.clickhouse import ClickHouseHook, log_comment
@@ -211,13 +211,7 @@ class ClickHouseOperator(ProjectOperator):
                 f"Task {self.task_id} has no statement.", hint="Set sql to a statement or to a file with statements."
             )
         for number, statement in enumerate(statements, start=1):
-            if name := session_statement(statement):
-                raise ConfigurationError(
-                    f"Statement {number} of task {self.task_id} is {name}. Each statement is sent without a session, "
-                    "so it would have no effect on the others; nothing was sent.",
-                    hint="Name the database in the tables (or set database), set settings on the task, and use a table "
-                    "with a unique name instead of a temporary one.",
-                )
+            refuse_session_statement(statement, number, f"task {self.task_id}")
         used = set().union(*map(parameter_names, statements))
         if unused := set(self.parameters or {}) - used:
             raise ConfigurationError(

@@ -113,7 +113,7 @@ def local_ddl(step: Step, shard: ClickHouseShard) -> str:
     if replaces and not step.first:
         raise MigrationError(
             f"{step.file} would replace {step.table} and remove all its rows.",
-            hint="Write an ALTER TABLE. To start anew, drop the table on every shard and write table.sql.",
+            hint="Write an ALTER TABLE. To start again, drop the table on every shard and write table.sql.",
         )
     local = f"{quote_name(shard.database)}.{quote_name(DataSet(step.table).local_table)}"
     # A step may be applied twice if a process dies. OR REPLACE would then remove rows, so it is left out.

@@ -56,14 +56,12 @@ def check_partition_by(cluster: Cluster, data_set: DataSet, columns: Columns, pa
         raise _refused(data_set, key, f"the table has no column {data_set.date} that can be filled", _advice(data_set))
     for name, made in _ids(cluster, data_set, key, kind, days):
         if made != days[name]:
-            what = (
-                f"{day} is in its partition {made}, and not in {days[day]}" if made else f"{day} has a hash as its id"
-            )
+            what = f"{name} is in its partition {made}, and not in {days[name]}" if made else f"{name} has another id"
             raise _refused(data_set, key, what, _advice(data_set))
 
 
 def _ids(cluster: Cluster, data_set: DataSet, key: str, kind: str, days: Iterable[str]) -> list[tuple[str, str]]:
-    """Each day with the id of its partition; an empty id stands for a hash."""
+    """Each day with the id of its partition; an empty id stands for a hash or a raw number."""
     date = quote_name(data_set.date or "")
     listed = ", ".join(f"toDate32({quote_text(day)})" for day in days)
     sql = (
