@@ -203,12 +203,14 @@ def _out_of_range(ticks: Sequence[int]) -> _LossyError:
 
 
 def _maps(lenient: Any, kind: Any, source: Any, number: int, context: Any, state: Any) -> Any:
-    if kind.read_format(context) == "pairs" or context.use_numpy:
+    if kind.read_format(context) == "pairs":
         return lenient(kind, source, number, context, state)
     offsets = source.read_array("Q", number)
     total = offsets[-1] if len(offsets) else 0
     keys = kind.key_type.read_column_data(source, total, context, state[0])
     values = kind.value_type.read_column_data(source, total, context, state[1])
+    # a slice of pandas' arrays for each row is slow
+    keys, values = ([*items] if context.as_pandas else items for items in (keys, values))
     column, start = [], 0
     for position, end in enumerate(offsets):
         made = dict(zip(keys[start:end], values[start:end], strict=True))
