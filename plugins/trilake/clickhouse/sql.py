@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Literal
 
 from trilake.errors import ConfigurationError
@@ -169,7 +169,7 @@ def refuse_session_statement(statement: str, number: int, where: str) -> None:
 
 def session_statement(statement: str) -> str:
     """What the statement would change in its session and nowhere else, such as ``USE``; empty: nothing."""
-    words = [token.word for token in tokens(statement) if token.kind != "space"]
+    words = [token.word for token in islice((t for t in tokens(statement) if t.kind != "space"), 4)]
     if words and words[0] in _SESSION:
         return words[0]
     temporary = words[:2] == ["CREATE", "TEMPORARY"] or words[:4] == ["CREATE", "OR", "REPLACE", "TEMPORARY"]

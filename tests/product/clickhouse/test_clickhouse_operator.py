@@ -226,7 +226,7 @@ def test_rows_are_as_xcom_can_hold_them(task: Task) -> None:
 
 def test_bytes_that_xcom_cannot_hold_are_refused_by_name(task: Task) -> None:
     for value in ("unhex('636166E9')", "toFixedString(unhex('FFFE'), 2)", "[toFixedString(unhex('FF'), 1)]"):
-        with pytest.raises(UnreadableValueError, match="Column v.* row 1: .*not UTF-8"):
+        with pytest.raises(UnreadableValueError, match=r"Column v.* row 1: .*not UTF-8"):
             task.run(f"SELECT {value} AS v")
 
 

@@ -102,9 +102,7 @@ def nullable(kind: str) -> st.SearchStrategy[tuple[str, st.SearchStrategy[Any]]]
     return st.just((f"Nullable({kind})", st.none() | HELD[kind]))
 
 
-COLUMNS = st.sampled_from([(kind, values) for kind, values in HELD.items()]) | st.sampled_from(ORDINARY).flatmap(
-    nullable
-)
+COLUMNS = st.sampled_from(list(HELD.items())) | st.sampled_from(ORDINARY).flatmap(nullable)
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

@@ -60,6 +60,17 @@ def check_partition_by(cluster: Cluster, data_set: DataSet, columns: Columns, pa
             raise _refused(data_set, key, what, _advice(data_set))
 
 
+def ttl_of(cluster: Cluster, data_set: DataSet) -> str:
+    """The table's TTL, which may remove rows; empty: it has none."""
+    shard = cluster.shards[0]
+    sql = (
+        "SELECT extract(engine_full, ' TTL (.*?)(?: SETTINGS |$)') FROM system.tables "
+        f"WHERE database = {quote_text(shard.database)} AND name = {quote_text(data_set.local_table)}"
+    )
+    rows = cluster.on_shard(shard, Statement(sql))
+    return str(rows[0][0]) if rows else ""
+
+
 def _ids(cluster: Cluster, data_set: DataSet, key: str, kind: str, days: Iterable[str]) -> list[tuple[str, str]]:
     """Each day with the id of its partition; an empty id stands for a hash or a raw number."""
     date = quote_name(data_set.date or "")
