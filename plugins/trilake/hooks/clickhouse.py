@@ -436,6 +436,8 @@ class ClickHouseHook(OfficialClickHouseHook):
                         # The context keeps settings, so set them for each block: each is a statement with its own id.
                         insert.settings.update({**_AS_WRITTEN, **settings})
                         client.insert(data=columns, context=insert)
+                except ConfigurationError:
+                    raise
                 except RefusedColumnError as e:
                     raise ValueRefusedError(table, sent, e, safe=bool(token)) from None
                 except Exception as e:

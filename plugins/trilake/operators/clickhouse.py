@@ -488,13 +488,19 @@ def _plain(value: Any) -> Any:
         case datetime():
             # Airflow keeps a moment as a float, and reads one without a zone in the zone of the worker
             moment = value if value.tzinfo else value.replace(tzinfo=UTC)
-            kept = datetime.fromtimestamp(moment.timestamp(), moment.tzinfo) == moment
-            plain = moment if kept else moment.isoformat()
+            plain = moment if _is_kept(moment) else moment.isoformat()
         case None | str() | int() | date() | UUID():
             pass
         case _:
             plain = str(value)
     return plain
+
+
+def _is_kept(moment: datetime) -> bool:
+    try:
+        return datetime.fromtimestamp(moment.timestamp(), moment.tzinfo) == moment
+    except (ValueError, OverflowError):  # rounded up to the year 10000
+        return False
 
 
 def _is_plain(value: Any) -> bool:

@@ -37,7 +37,7 @@ def check_partition_by(cluster: Cluster, data_set: DataSet, columns: Columns, pa
         Statement(
             f"SELECT partition_key FROM system.tables WHERE database = {quote_text(shard.database)} AND name = {table}"
         ),
-    )[0][0]
+    )[0][0].replace("tuple()", "")
     if data_set.grain is None:
         if key:
             raise _refused(
