@@ -45,6 +45,7 @@ _MOMENT = re.compile(
 )
 _TIME = re.compile(r"(?P<sign>-?)(?P<h>\d{1,3}):(?P<m>[0-5]\d):(?P<s>[0-5]\d)(?:\.(?P<fraction>\d{1,9}))?", re.ASCII)
 _UUID = re.compile(r"[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
+_BOUND = re.compile(r"\{\s*(\w+)\s*:[^{}]*DateTime(?:64)?\s*\((?:\s*\d\s*,)?\s*'([^']+)'")
 _MISSING = ("NAType", "NaTType")  # of pandas
 _SHOWN = 80
 # These have other names in ClickHouse, and the same values.
@@ -117,6 +118,18 @@ def exact_column(kind: ClickHouseType, values: Sequence[Any]) -> Sequence[Any]:
 def is_missing(value: Any) -> bool:
     """Whether a value is None, or what pandas writes for it."""
     return value is None or type(value).__name__ in _MISSING
+
+
+def bound_in_utc(statement: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Makes a datetime without a time zone one in UTC, where the parameter's type ``DateTime('zone')`` names a zone."""
+    names = {match[1] for match in _BOUND.finditer(statement) if match[2] not in UTC_NAMES}
+    return {name: _in_utc(value) if name in names else value for name, value in parameters.items()}
+
+
+def _in_utc(value: Any) -> Any:
+    if isinstance(value, datetime) and value.tzinfo is None:
+        return value.replace(tzinfo=UTC)
+    return type(value)(map(_in_utc, value)) if type(value) in (list, tuple) else value
 
 
 def naive_is_utc(kind: ClickHouseType) -> bool:
@@ -205,7 +218,7 @@ def _integer(value: Any) -> int:
         return int(value)
     if hasattr(value, "__index__"):
         return operator.index(value)
-    raise _NoError(f"a {_name(value)} is not an integer")
+    raise _NoError(f"{_a(value)} is not an integer")
 
 
 def _float(value: Any) -> float:
@@ -233,7 +246,7 @@ def _float(value: Any) -> float:
         if value.is_finite() and (math.isinf(number) or Decimal(repr(number)) != value):
             raise _NoError("it has more digits than a float")
         return number
-    raise _NoError(f"a {_name(value)} is not a number")
+    raise _NoError(f"{_a(value)} is not a number")
 
 
 def _floats(kind: ClickHouseType, values: Sequence[Any]) -> Sequence[Any]:
@@ -277,7 +290,7 @@ def _decimals(kind: ClickHouseType, values: Sequence[Any]) -> Sequence[Any]:
 
     def one(value: Any) -> Decimal:
         if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
-            raise _NoError(f"a {_name(value)} is not a decimal number")
+            raise _NoError(f"{_a(value)} is not a decimal number")
         if isinstance(value, str) and not _NUMBER.fullmatch(value):
             raise _NoError("it is not a decimal number")
         number = value if isinstance(value, Decimal) else Decimal(repr(value) if isinstance(value, float) else value)
@@ -330,7 +343,7 @@ def _text(value: Any) -> str | bytes:
         return bytes(value)
     if isinstance(value, UUID | IPv4Address | IPv6Address):
         return str(value)
-    raise _NoError(f"a {_name(value)} is not text")
+    raise _NoError(f"{_a(value)} is not text")
 
 
 def _fixed(kind: ClickHouseType, values: Sequence[Any]) -> Sequence[Any]:
@@ -398,7 +411,7 @@ def _days(value: Any) -> int:
         if rest or (zoned and not isinstance(value, Ticks) and getattr(value, "utcoffset", lambda: None)()):
             raise _NoError("it has a time of day or a time zone, which a date has not")
         return days
-    raise _NoError(f"a {_name(value)} is not a date")
+    raise _NoError(f"{_a(value)} is not a date")
 
 
 def _moments(kind: ClickHouseType, values: Sequence[Any]) -> Sequence[Any]:
@@ -472,7 +485,7 @@ def _nanoseconds(value: Any) -> tuple[int, bool]:
         return _nanoseconds_of_text(value)
     if isinstance(value, date):
         raise _NoError("a date has no time of day")
-    raise _NoError(f"a {_name(value)} is not a moment")
+    raise _NoError(f"{_a(value)} is not a moment")
 
 
 _UNITS_NS = {"W": 604_800 * 10**9, "D": 86_400 * 10**9, "h": 3_600 * 10**9, "m": 60 * 10**9, "s": 10**9, "ms": 10**6,
@@ -535,7 +548,7 @@ def _nanoseconds_of_time(value: Any) -> int:
         seconds = int(match["h"]) * 3600 + int(match["m"]) * 60 + int(match["s"])
         nanoseconds = seconds * 10**9 + int((match["fraction"] or "").ljust(9, "0"))
         return -nanoseconds if match["sign"] else nanoseconds
-    raise _NoError(f"a {_name(value)} is not a time without a zone")
+    raise _NoError(f"{_a(value)} is not a time without a zone")
 
 
 # --- addresses
@@ -606,7 +619,7 @@ def _sequence(value: Any) -> Sequence[Any]:
         return value
     if type(value).__name__ == "ndarray" and value.ndim:
         return list(value) if value.dtype.kind in "mM" else list(value.tolist())
-    raise _NoError(f"a {_name(value)} is not an array")
+    raise _NoError(f"{_a(value)} is not an array")
 
 
 def _arrays(kind: ClickHouseType, values: Sequence[Any]) -> Sequence[Any]:
@@ -621,7 +634,7 @@ def _pairs(value: Any) -> list[tuple[Any, Any]]:
         return list(value.items())
     if isinstance(value, list) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in value):
         return value  # as Arrow gives a map
-    raise _NoError(f"a {_name(value)} is not a map")
+    raise _NoError(f"{_a(value)} is not a map")
 
 
 def _maps(kind: ClickHouseType, values: Sequence[Any]) -> Sequence[Any]:
@@ -717,8 +730,10 @@ def _of_aggregate(kind: ClickHouseType, values: Sequence[Any]) -> Sequence[Any]:
     return exact_column(kind.element_type, values)  # type: ignore[attr-defined]
 
 
-def _name(value: Any) -> str:
-    return type(value).__name__
+def _a(value: Any) -> str:
+    """The value's type with its article, for messages."""
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeioAEIO' else 'a'} {name}"
 
 
 _CONVERT: Mapping[str, Callable[[Any, Sequence[Any]], Sequence[Any]]] = {

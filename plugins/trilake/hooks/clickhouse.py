@@ -28,7 +28,7 @@ from trilake.clickhouse.blocks import (
     columns_of_rows,
 )
 from trilake.clickhouse.cluster import STATEMENT_TIMEOUT_S, ClickHouseError, Cluster, error_of
-from trilake.clickhouse.exact import UTC_NAMES
+from trilake.clickhouse.exact import UTC_NAMES, bound_in_utc
 from trilake.clickhouse.reading import checked_text, read_exactly
 from trilake.clickhouse.sql import refuse_session_statement, split_statements
 from trilake.clickhouse.tab_separated import columns_of_lines
@@ -489,7 +489,9 @@ class ClickHouseHook(OfficialClickHouseHook):
         """
         with self.client() as client:
             return checked_text(
-                client.query_arrow(sql, parameters=dict(parameters or {}), settings=self.identify(), use_strings=text)
+                client.query_arrow(
+                    sql, parameters=bound_in_utc(sql, parameters or {}), settings=self.identify(), use_strings=text
+                )
             )
 
     def query_df(self, sql: str, parameters: Mapping[str, Any] | None = None) -> pandas.DataFrame:
@@ -500,7 +502,7 @@ class ClickHouseHook(OfficialClickHouseHook):
         :raises UnreadableValueError: a value that pandas cannot hold exactly.
         """
         with self.client() as client:
-            return client.query_df(sql, parameters=dict(parameters or {}), settings=self.identify())
+            return client.query_df(sql, parameters=bound_in_utc(sql, parameters or {}), settings=self.identify())
 
     def _get_pandas_df(self, sql: Any, parameters: Any = None, **kwargs: Any) -> pandas.DataFrame:
         """For `get_df`. pandas' own reader makes floats of Decimals, and of integers if one is NULL."""
@@ -538,7 +540,9 @@ class ClickHouseHook(OfficialClickHouseHook):
         try:
             with (
                 self.client() as client,
-                getattr(client, method)(sql, parameters=dict(parameters or {}), settings=settings, **options) as stream,
+                getattr(client, method)(
+                    sql, parameters=bound_in_utc(sql, parameters or {}), settings=settings, **options
+                ) as stream,
             ):
                 try:
                     yield from stream

@@ -20,6 +20,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from trilake.clickhouse import queries
 from trilake.clickhouse.cluster import ClickHouseError, Cluster, error_of
+from trilake.clickhouse.exact import bound_in_utc
 from trilake.clickhouse.queries import QueryMetrics, QueryState, Seen
 from trilake.clickhouse.reading import UnreadableValueError
 from trilake.clickhouse.sql import has_result, parameter_names, refuse_session_statement, split_statements
@@ -104,7 +105,7 @@ class ClickHouseOperator(ProjectOperator):
     Clear the task to run all statements again.
 
     :param sql: the statements, separated by semicolons; or a file of them below ``sql/``; or a list; templated.
-    :param parameters: bound on the server, as ``{name:Type}``; templated.
+    :param parameters: bound on the server, as ``{name:Type}``; templated. A datetime without a time zone is in UTC.
     :param settings: server settings for each statement.
     :param database: overrides the database of the connection.
     :param idempotent: all statements may run again from the first one, no matter which of them have run.
@@ -251,7 +252,8 @@ class ClickHouseOperator(ProjectOperator):
             "query_id": submission.query_id,
         }
         names = parameter_names(statement)
-        parameters = {name: value for name, value in (self.parameters or {}).items() if name in names}
+        bound = {name: value for name, value in (self.parameters or {}).items() if name in names}
+        parameters = bound_in_utc(statement, bound)
         self.log.info("Statement %s of this task is query %s", number + 1, submission.query_id)
         try:
             if has_result(statement):

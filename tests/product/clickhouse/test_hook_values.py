@@ -129,7 +129,7 @@ def test_rows_come_back_as_they_went(
 
 
 def plain(value: Any) -> Any:
-    """One form for what is equal in two: moments of other zones, zeros at the end of a Decimal, dicts in another order."""
+    """In one form: moments of other zones, zeros at the end of a Decimal, dicts in another order."""
     if isinstance(value, datetime) and value.tzinfo:
         return value.astimezone(UTC)
     if isinstance(value, Decimal):
@@ -228,6 +228,17 @@ def test_a_table_is_dumped_and_loaded_with_each_of_its_values(
     gateway.sql("TRUNCATE TABLE shard_1.v")
     hook.bulk_load(table, str(tmp_path / "v.tsv"))
     assert gateway.sql("SELECT *, toUnixTimestamp(z) FROM shard_1.v") == before
+
+
+@pytest.mark.parametrize(
+    "kind", ["DateTime", "DateTime('UTC')", "DateTime64(6, 'Asia/Tokyo')", "Array(DateTime('Asia/Tokyo'))"]
+)
+def test_a_naive_datetime_is_bound_in_utc_whatever_the_type_names(hook: ClickHouseHook, kind: str) -> None:
+    noon = datetime(2013, 7, 1, 12)
+    value = [noon] if kind.startswith("Array") else noon
+    found = f"{{x:{kind}}}" + ("[1]" if kind.startswith("Array") else "")
+    rows = hook.stream_rows(f"SELECT formatDateTime({found}, '%F %T', 'UTC')", {"x": value})
+    assert list(rows) == [("2013-07-01 12:00:00",)]
 
 
 # --- reading
