@@ -147,6 +147,11 @@ def has_result(statement: str) -> bool:
     return True
 
 
+def first_word(statement: str) -> str:
+    """The statement's first keyword, in upper case; empty: it has none."""
+    return next((token.word for token in tokens(statement) if token.kind != "space"), "")
+
+
 def parameter_names(statement: str) -> set[str]:
     """The names of a statement's parameters ``{name:Type}``."""
     return {token.name for token in tokens(statement) if token.name}

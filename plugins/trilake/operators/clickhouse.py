@@ -23,7 +23,13 @@ from trilake.clickhouse.cluster import ClickHouseError, Cluster, error_of
 from trilake.clickhouse.exact import bound_in_utc
 from trilake.clickhouse.queries import QueryMetrics, QueryState, Seen
 from trilake.clickhouse.reading import UnreadableValueError
-from trilake.clickhouse.sql import has_result, parameter_names, refuse_session_statement, split_statements
+from trilake.clickhouse.sql import (
+    first_word,
+    has_result,
+    parameter_names,
+    refuse_session_statement,
+    split_statements,
+)
 from trilake.endpoints import CLICKHOUSE_CONNECTION, ClickHouseEndpoint
 from trilake.errors import ConfigurationError, TrilakeError
 from trilake.hooks.clickhouse import ClickHouseHook, log_comment
@@ -272,8 +278,13 @@ class ClickHouseOperator(ProjectOperator):
     ) -> tuple[list[list[Any]], QueryMetrics]:
         # The server refuses a larger result.
         limits = {"max_result_rows": MAX_RESULT_ROWS, "result_overflow_mode": "throw"}
+        settings = limits | self._hook.identify(settings)
         try:
-            result = client.query(statement, parameters=parameters, settings=limits | self._hook.identify(settings))
+            if first_word(statement) == "CHECK":
+                # The driver takes CHECK for a command without rows, and returns its text in one piece.
+                lines = client.raw_query(statement, parameters=parameters, settings=settings, fmt="JSONCompactEachRow")
+                return [json.loads(line) for line in lines.splitlines()], QueryMetrics()
+            result = client.query(statement, parameters=parameters, settings=settings)
         except Exception as e:
             raise error_of(self._hook.where, e) from None
         finally:

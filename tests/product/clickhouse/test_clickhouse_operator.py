@@ -224,6 +224,13 @@ def test_rows_are_as_xcom_can_hold_them(task: Task) -> None:
     assert (list(pair), str(uuid)) == ([1, "nan"], "61f0c404-5cb3-11e7-907b-a6006ad3dba0")
 
 
+def test_a_check_of_a_table_returns_a_row_for_each_part(task: Task, gateway: RunningGateway, table: str) -> None:
+    for number in range(2):
+        gateway.sql(f"INSERT INTO {table} SELECT {number}, 'x'")
+    rows = task.run(f"/* all */ CHECK TABLE {table} SETTINGS check_query_single_value_result = 0 -- parts")["rows"]
+    assert [bool(passed) for _, passed, _ in rows] == [True, True]
+
+
 def test_bytes_that_xcom_cannot_hold_are_refused_by_name(task: Task) -> None:
     for value in ("unhex('636166E9')", "toFixedString(unhex('FFFE'), 2)", "[toFixedString(unhex('FF'), 1)]"):
         with pytest.raises(UnreadableValueError, match=r"Column v.* row 1: .*not UTF-8"):
