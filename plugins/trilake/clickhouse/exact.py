@@ -104,15 +104,17 @@ def exact_column(kind: ClickHouseType, values: Sequence[Any]) -> Sequence[Any]:
     found = {item.__name__ for item in set(map(type, values))}
     if "NoneType" not in found and found.isdisjoint(_MISSING):
         return _convert(kind, values)
-    places = [place for place, value in enumerate(values) if not is_missing(value)]
+    if not found.isdisjoint(_MISSING):
+        values = [None if is_missing(value) else value for value in values]
+    places = [place for place, value in enumerate(values) if value is not None]
     if not _holds_null(kind):
-        position = next(place for place, value in enumerate(values) if is_missing(value))
+        position = next(place for place, value in enumerate(values) if value is None)
         raise RefusedValueError(position, None, "the column cannot hold NULL")
     try:
         present = iter(_convert(kind, [values[place] for place in places]))
     except RefusedValueError as e:
         raise RefusedValueError(places[e.position], e.value, str(e)) from None
-    return [None if is_missing(value) else next(present) for value in values]
+    return [None if value is None else next(present) for value in values]
 
 
 def is_missing(value: Any) -> bool:
