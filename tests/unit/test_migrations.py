@@ -49,6 +49,49 @@ def test_the_table_over_all_shards_is_derived(sql: str, endpoint: ClickHouseEndp
     )
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        "create table t",
+        "CREATE TABLE IF NOT EXISTS t",
+        "CREATE OR REPLACE TABLE t",
+        "CREATE TABLE `t`",
+        'CREATE TABLE "t"',
+        "CREATE TABLE analytics.t",
+        "CREATE TABLE `analytics` . `t`",
+        "/* of /* what */ it is */\nCREATE /* a */ TABLE t",
+        "# CREATE TABLE other\nCREATE TABLE -- t\nt",
+        "-- a; b\nCREATE TABLE t",
+    ],
+)
+def test_ddl_is_read_as_people_write_it(head: str) -> None:
+    columns = " (a Int32 COMMENT 'it''s; \"x\" PARTITION BY\n-- b', d Date) ENGINE = MergeTree ORDER BY a TTL d"
+    for tail in ("", ";", " ; -- done", "\n-- done\n", "; # done"):
+        found = step(head + columns + tail)
+        made = local_ddl(found, ONE_SERVER.shards[0])
+        assert made == "CREATE TABLE IF NOT EXISTS `shard_1`.`t_local`" + columns
+        assert "Merge('shard_1'" in overall_ddl(found, ONE_SERVER, ONE_SERVER.shards[0]), "it has no PARTITION BY"
+
+
+def test_an_alter_is_read_as_people_write_it() -> None:
+    for head in ("ALTER TABLE t", "/* why */ alter table IF EXISTS `t`", "ALTER TABLE analytics.t"):
+        made = local_ddl(step(f"{head} ADD COLUMN b String", "clickhouse/t/001_b.sql"), ONE_SERVER.shards[0])
+        assert made == "ALTER TABLE `shard_1`.`t_local` ADD COLUMN b String"
+
+
+@pytest.mark.parametrize(
+    ("sql", "path", "problem"),
+    [
+        ("CREATE TABLE t (a Int8) ENGINE = Memory; DROP TABLE x", "clickhouse/t/table.sql", "has 2 statements"),
+        ("CREATE TABLE other.t (a Int8) ENGINE = Memory", "clickhouse/t/table.sql", "names the database other"),
+        ("CREATE OR REPLACE TABLE t (a Int8) ENGINE = Memory", "clickhouse/t/001_x.sql", "remove all its rows"),
+    ],
+)
+def test_ddl_that_would_do_something_else_is_refused(sql: str, path: str, problem: str) -> None:
+    with pytest.raises(MigrationError, match=problem):
+        local_ddl(step(sql, path), ONE_SERVER.shards[0])
+
+
 @pytest.mark.parametrize("sql", ["CREATE TABLE other (a Int32) ENGINE = MergeTree ORDER BY a", "DROP TABLE t", ""])
 def test_a_step_that_is_not_about_its_table_is_refused(sql: str) -> None:
     with pytest.raises(MigrationError, match="CREATE or ALTER TABLE t"):

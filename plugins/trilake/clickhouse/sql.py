@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Literal
 
 from trilake.errors import ConfigurationError
@@ -147,14 +147,34 @@ def has_result(statement: str) -> bool:
     return True
 
 
+def first_word(statement: str) -> str:
+    """The statement's first keyword, in upper case; empty: it has none."""
+    return next((token.word for token in tokens(statement) if token.kind != "space"), "")
+
+
 def parameter_names(statement: str) -> set[str]:
     """The names of a statement's parameters ``{name:Type}``."""
     return {token.name for token in tokens(statement) if token.name}
 
 
+def refuse_session_statement(statement: str, number: int, where: str) -> None:
+    """
+    :param number: the statement's number, from 1, for the message.
+    :param where: what sends the statements, such as a task, for the message.
+    :raises ConfigurationError: the statement would only change its session.
+    """
+    if name := session_statement(statement):
+        raise ConfigurationError(
+            f"Statement {number} of {where} is {name}. Each statement is sent without a session, so it would have no "
+            "effect on the others; nothing was sent.",
+            hint="Name the database in the tables (or set database), set settings on the task, and use a table with a "
+            "unique name instead of a temporary one.",
+        )
+
+
 def session_statement(statement: str) -> str:
     """What the statement would change in its session and nowhere else, such as ``USE``; empty: nothing."""
-    words = [token.word for token in tokens(statement) if token.kind != "space"]
+    words = [token.word for token in islice((t for t in tokens(statement) if t.kind != "space"), 4)]
     if words and words[0] in _SESSION:
         return words[0]
     temporary = words[:2] == ["CREATE", "TEMPORARY"] or words[:4] == ["CREATE", "OR", "REPLACE", "TEMPORARY"]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -19,8 +20,18 @@ from airflow.sdk import get_current_context
 
 from trilake import retry
 from trilake.clickhouse import queries
+from trilake.clickhouse.blocks import (
+    RefusedColumnError,
+    Target,
+    columns_of_arrow,
+    columns_of_frame,
+    columns_of_rows,
+)
 from trilake.clickhouse.cluster import STATEMENT_TIMEOUT_S, ClickHouseError, Cluster, error_of
-from trilake.clickhouse.sql import split_statements
+from trilake.clickhouse.exact import UTC_NAMES, bound_in_utc
+from trilake.clickhouse.reading import checked_text, read_exactly
+from trilake.clickhouse.sql import refuse_session_statement, split_statements
+from trilake.clickhouse.tab_separated import columns_of_lines
 from trilake.endpoints import CLICKHOUSE_CONNECTION, ClickHouseEndpoint, is_on
 from trilake.errors import ConfigurationError, TrilakeError
 from trilake.hooks.clickhouse_cursor import IdentifiedConnection
@@ -40,6 +51,11 @@ BLOCK_ROWS = 1_000_000
 _ANSWER_SLACK_S = 30
 _PORT, _SECURE_PORT = 8123, 8443
 _DUMP_FORMAT = "TabSeparated"
+# Lines of a file that are in memory at the same time.
+_LOAD_ROWS = 100_000
+_ZONE = re.compile(r"DateTime(?:64)?\((?:\d, )?'([^']*)'\)")
+# A text in JSON stays a text, also if it looks like a date.
+_AS_WRITTEN = {"input_format_try_infer_dates": 0, "input_format_try_infer_datetimes": 0}
 
 
 def log_comment(context: Context | None) -> dict[str, Any]:
@@ -77,6 +93,32 @@ class InsertFailedError(ClickHouseError):
         message = f"{table}: {sent} rows were inserted, then a block failed: {error.message}"
         super().__init__(message, code=getattr(error, "code", 0), hint=hint.strip())
         self.sent = sent
+
+
+class ValueRefusedError(InsertFailedError):
+    """A column cannot hold a value exactly, so no row of its block was sent.
+
+    :ivar sent: number of rows of the earlier blocks, which are in the table.
+    :ivar column: the column's name.
+    :ivar row: the row's number among all rows of the call, from 1.
+    """
+
+    def __init__(self, table: str, sent: int, error: RefusedColumnError, *, safe: bool) -> None:
+        self.column, self.row, self.sent = error.column, sent + error.row + 1, sent
+        earlier = f"{sent} rows of earlier blocks are in the table." if sent else "No row was inserted."
+        hint = "Correct the value at its source, convert it in the query, or alter the column."
+        if sent:
+            hint += (
+                " Then run it again: rows that are in the table are not inserted twice."
+                if safe
+                else " Remove the earlier rows before you run it again: they would be inserted a second time."
+            )
+        ClickHouseError.__init__(
+            self,
+            f"{table}, column {error.column}, row {self.row}: {error.shown} is refused for {error.kind}: {error}. "
+            f"Nothing of its block was sent. {earlier}",
+            hint=hint,
+        )
 
 
 class ClickHouseHook(OfficialClickHouseHook):
@@ -222,7 +264,7 @@ class ClickHouseHook(OfficialClickHouseHook):
 
         def connect() -> Client:
             try:
-                return _without_insert_retries(super(ClickHouseHook, self).get_client())
+                return read_exactly(_without_insert_retries(super(ClickHouseHook, self).get_client()))
             except Exception as e:
                 raise error_of(self.where, e) from None
 
@@ -238,6 +280,18 @@ class ClickHouseHook(OfficialClickHouseHook):
     def split_sql_string(sql: str, strip_semicolon: bool = False) -> list[str]:
         """The statements of a text, for ``split_statements=True``, by ClickHouse's own rules. Without semicolons."""
         return split_statements(sql)
+
+    def run(self, sql: Any, *args: Any, **kwargs: Any) -> Any:
+        """See `DbApiHook.run`.
+
+        :raises ConfigurationError: a statement only changes its session, such as USE or SET. Nothing was sent.
+        """
+        texts = [sql] if isinstance(sql, str) else list(sql)
+        split = kwargs.get("split_statements", args[3] if len(args) > 3 else False)
+        statements = split_statements(texts[0]) if split and isinstance(sql, str) else texts
+        for number, statement in enumerate(statements, start=1):
+            refuse_session_statement(statement, number, "this call")
+        return super().run(sql if isinstance(sql, str) else texts, *args, **kwargs)
 
     def _run_command(self, cur: Any, sql_statement: str, parameters: Any) -> None:
         logs, self.log_sql = self.log_sql, False
@@ -292,13 +346,17 @@ class ClickHouseHook(OfficialClickHouseHook):
         The table has all rows of a block or none (if all its rows belong to one partition). If a block fails, the
         blocks before it stay in the table. No block is sent twice automatically.
 
+        Each value arrives exactly, or is converted exactly as docs/reference/provider.md says, or is refused before its
+        block is sent. A datetime without a time zone is in UTC, no matter in which zone the worker is.
+
         :param target_fields: names of the columns; None: all columns of the table.
         :param commit_every: rows of a block; 0: all rows in one block.
         :param deduplication_token: names these rows in this order, such as a run id. A second run with the same token
             does not insert blocks twice. The table must have ``non_replicated_deduplication_window`` (blocks) set.
         :param kwargs: arguments of other databases' hooks (``executemany``, ``autocommit``, ...); they have no effect.
         :returns: how many rows were sent.
-        :raises ConfigurationError: `replace` is set; nothing was sent.
+        :raises ConfigurationError: `replace` is set, or the table has no such column; nothing was sent.
+        :raises ValueRefusedError: a column cannot hold a value exactly. It names the column, the row and the value.
         :raises InsertFailedError: a block was refused, or its response did not arrive.
         """
         if replace:
@@ -308,7 +366,16 @@ class ClickHouseHook(OfficialClickHouseHook):
             )
         remaining = iter(rows)
         blocks = iter(lambda: list(islice(remaining, commit_every or None)), [])
-        return self._insert_blocks(table, blocks, _insert_with(table, target_fields or ()), deduplication_token)
+        return self._insert_blocks(table, blocks, target_fields or (), columns_of_rows, deduplication_token)
+
+    def bulk_insert_rows(
+        self, table: str, rows: list[tuple[Any, ...]], column_names: list[str], batch_size: int | None = None
+    ) -> None:
+        """The official hook's way to call `insert_rows`.
+
+        :param batch_size: rows of a block; None: all rows in one block.
+        """
+        self.insert_rows(table, rows, column_names, commit_every=batch_size or 0)
 
     def insert_arrow(
         self,
@@ -322,13 +389,10 @@ class ClickHouseHook(OfficialClickHouseHook):
 
         :param deduplication_token: see `insert_rows`.
         :returns: how many rows were sent.
-        :raises InsertFailedError: see `insert_rows`.
+        :raises ValueRefusedError, InsertFailedError: see `insert_rows`.
         """
         return self._insert_blocks(
-            table,
-            _arrow_blocks(data, block_rows),
-            lambda client, block, settings: client.insert_arrow(table, block, settings=settings),
-            deduplication_token,
+            table, _arrow_blocks(data, block_rows), _arrow_names, columns_of_arrow, deduplication_token
         )
 
     def insert_df(
@@ -338,20 +402,44 @@ class ClickHouseHook(OfficialClickHouseHook):
 
         :param deduplication_token: see `insert_rows`.
         :returns: how many rows were sent.
-        :raises InsertFailedError: see `insert_rows`.
+        :raises ValueRefusedError, InsertFailedError: see `insert_rows`.
         """
         blocks = (df.iloc[start : start + block_rows] for start in range(0, len(df), block_rows))
-        return self._insert_blocks(table, blocks, _insert_with(table, list(df.columns)), deduplication_token)
+        return self._insert_blocks(table, blocks, list(map(str, df.columns)), columns_of_frame, deduplication_token)
 
     def _insert_blocks(
-        self, table: str, blocks: Iterable[Any], send: Callable[[Client, Any, dict[str, Any]], Any], token: str
+        self,
+        table: str,
+        blocks: Iterable[Any],
+        names: Sequence[str] | Callable[[Any], Sequence[str]],
+        columns_of: Callable[[Target, Any], list[Sequence[Any]] | None],
+        token: str,
     ) -> int:
+        """
+        :param names: of the columns; empty: all columns of the table; or a function that takes the first block.
+        :param columns_of: converts a block exactly. None: the block is an Arrow table that goes in as it is.
+        """
         sent = 0
         with self.client() as client:
+            insert: InsertContext | None = None
             for number, block in enumerate(blocks):
                 once = {"insert_deduplication_token": f"{token}:{number}"} if token else {}
                 try:
-                    send(client, block, {**self.identify(), **once})
+                    if insert is None:
+                        insert = _insert_into(client, table, names(block) if callable(names) else names)
+                    target = Target(tuple(insert.column_names), tuple(insert.column_types))
+                    columns = columns_of(target, block)
+                    settings = {**self.identify(), **once}
+                    if columns is None:
+                        client.insert_arrow(table, block, settings=settings)
+                    else:
+                        # The context keeps settings, so set them for each block: each is a statement with its own id.
+                        insert.settings.update({**_AS_WRITTEN, **settings})
+                        client.insert(data=columns, context=insert)
+                except ConfigurationError:
+                    raise
+                except RefusedColumnError as e:
+                    raise ValueRefusedError(table, sent, e, safe=bool(token)) from None
                 except Exception as e:
                     error = error_of(self.where, e)
                     if not isinstance(error, TrilakeError):
@@ -362,16 +450,28 @@ class ClickHouseHook(OfficialClickHouseHook):
         return sent
 
     def bulk_load(self, table: str, tmp_file: str) -> None:
-        """Inserts a tab-separated file (ClickHouse's TabSeparated, columns in the table's order), streamed."""
-        with self.client() as client, Path(tmp_file).open("rb") as file:
-            client.raw_insert(table, insert_block=file, fmt=_DUMP_FORMAT, settings=self.identify())
+        """Inserts a tab-separated file (ClickHouse's TabSeparated, columns in the table's order), streamed in blocks.
+
+        :raises ValueRefusedError, InsertFailedError: see `insert_rows`. A row's number is that of its line.
+        """
+        with Path(tmp_file).open("rb") as file:
+            blocks = iter(lambda: list(islice(file, _LOAD_ROWS)), [])
+            self._insert_blocks(table, blocks, (), columns_of_lines, "")
 
     def bulk_dump(self, table: str, tmp_file: str) -> None:
-        """Writes a table to a tab-separated file, streamed. The file only appears when it is complete."""
+        """Writes a table to a tab-separated file, streamed. The file only appears when it is complete.
+
+        A DateTime of a zone other than UTC is written in UTC, such as ``2013-07-01T12:00:00Z``: the local time alone
+        could be one of two moments.
+        """
         partial = Path(f"{tmp_file}.partial")
         try:
             with self.client() as client, partial.open("wb") as file:
+                kinds = client.query(f"DESCRIBE TABLE {table}", settings=self.identify()).result_columns[1]
+                zoned = any(zone not in UTC_NAMES for kind in kinds for zone in _ZONE.findall(kind))
                 settings = {**self.identify(), "wait_end_of_query": 0}
+                if zoned:
+                    settings["date_time_output_format"] = "iso"
                 with client.raw_stream(f"SELECT * FROM {table}", fmt=_DUMP_FORMAT, settings=settings) as stream:
                     while piece := stream.read(1 << 20):
                         file.write(piece)
@@ -381,31 +481,68 @@ class ClickHouseHook(OfficialClickHouseHook):
 
     # --- reading
 
-    def query_arrow(self, sql: str, parameters: Mapping[str, Any] | None = None) -> pyarrow.Table:
-        """The whole result as an Arrow table. Parameters ``{name:Type}`` are bound on the server."""
+    def query_arrow(self, sql: str, parameters: Mapping[str, Any] | None = None, *, text: bool = True) -> pyarrow.Table:
+        """The whole result as an Arrow table. Parameters ``{name:Type}`` are bound on the server.
+
+        :param text: String columns are text. False: they are bytes, which need not be UTF-8.
+        :raises UnreadableValueError: a String is not UTF-8.
+        """
         with self.client() as client:
-            return client.query_arrow(sql, parameters=dict(parameters or {}), settings=self.identify())
+            return checked_text(
+                client.query_arrow(
+                    sql, parameters=bound_in_utc(sql, parameters or {}), settings=self.identify(), use_strings=text
+                )
+            )
 
     def query_df(self, sql: str, parameters: Mapping[str, Any] | None = None) -> pandas.DataFrame:
-        """The whole result as a pandas frame. Parameters ``{name:Type}`` are bound on the server."""
+        """The whole result as a pandas frame. Parameters ``{name:Type}`` are bound on the server.
+
+        A NULL is what pandas writes for a missing value. In a column of floats that is NaN.
+
+        :raises UnreadableValueError: a value that pandas cannot hold exactly.
+        """
         with self.client() as client:
-            return client.query_df(sql, parameters=dict(parameters or {}), settings=self.identify())
+            return client.query_df(sql, parameters=bound_in_utc(sql, parameters or {}), settings=self.identify())
+
+    def _get_pandas_df(self, sql: Any, parameters: Any = None, **kwargs: Any) -> pandas.DataFrame:
+        """For `get_df`. pandas' own reader makes floats of Decimals, and of integers if one is NULL."""
+        if kwargs:  # arguments of pandas.read_sql
+            lenient: pandas.DataFrame = super()._get_pandas_df(sql, parameters, **kwargs)
+            return lenient
+        with closing(self.get_conn()) as connection:
+            cursor = connection.cursor()
+            cursor.execute(sql, parameters)
+            names = [column[0] for column in cursor.description]
+            return _frame(names, cursor.fetchall())
 
     def stream_rows(self, sql: str, parameters: Mapping[str, Any] | None = None) -> Iterator[tuple[Any, ...]]:
-        """The result row by row; memory does not grow with it. Close the iterator to end the query early."""
+        """The result row by row; memory does not grow with it. Close the iterator to end the query early.
+
+        :raises UnreadableValueError: a value that Python cannot hold exactly.
+        """
         for block in self._stream("query_row_block_stream", sql, parameters):
             yield from map(tuple, block)
 
-    def stream_arrow(self, sql: str, parameters: Mapping[str, Any] | None = None) -> Iterator[pyarrow.RecordBatch]:
-        """The result as record batches; memory does not grow with it. Close the iterator to end the query early."""
-        yield from self._stream("query_arrow_stream", sql, parameters)
+    def stream_arrow(
+        self, sql: str, parameters: Mapping[str, Any] | None = None, *, text: bool = True
+    ) -> Iterator[pyarrow.RecordBatch]:
+        """The result as record batches; memory does not grow with it. Close the iterator to end the query early.
 
-    def _stream(self, method: str, sql: str, parameters: Mapping[str, Any] | None) -> Iterator[Any]:
+        :param text: see `query_arrow`.
+        """
+        rows = 0
+        for batch in self._stream("query_arrow_stream", sql, parameters, use_strings=text):
+            yield checked_text(batch, rows)
+            rows += batch.num_rows
+
+    def _stream(self, method: str, sql: str, parameters: Mapping[str, Any] | None, **options: Any) -> Iterator[Any]:
         settings, closed = self.identify(), False
         try:
             with (
                 self.client() as client,
-                getattr(client, method)(sql, parameters=dict(parameters or {}), settings=settings) as stream,
+                getattr(client, method)(
+                    sql, parameters=bound_in_utc(sql, parameters or {}), settings=settings, **options
+                ) as stream,
             ):
                 try:
                     yield from stream
@@ -419,19 +556,48 @@ class ClickHouseHook(OfficialClickHouseHook):
                 raise
 
 
-def _insert_with(table: str, columns: Sequence[str]) -> Callable[[Client, Any, dict[str, Any]], None]:
-    """A function that sends blocks. It reads the table's columns once. Without `columns` it sends all columns."""
-    insert: InsertContext | None = None
+def _insert_into(client: Client, table: str, names: Sequence[str]) -> InsertContext:
+    """Reads the table's columns. Without `names` it is all columns.
 
-    def send(client: Client, block: Any, settings: dict[str, Any]) -> None:
-        nonlocal insert
-        if insert is None:
-            insert = client.create_insert_context(table, column_names=list(columns) or "*")
-        # The context keeps settings, so set them for each block: each is a statement with its own query id.
-        insert.settings.update(settings)
-        client.insert(data=block, context=insert)
+    :raises ConfigurationError: the table has no such column, or it is computed.
+    """
+    from clickhouse_connect.driver.exceptions import ProgrammingError
 
-    return send
+    try:
+        return client.create_insert_context(table, column_names=list(names) or "*", column_oriented=True)
+    except ProgrammingError as e:
+        raise ConfigurationError(
+            f"{table}: {e}. No row was inserted.", hint="Name columns of the table that are not computed."
+        ) from None
+
+
+def _arrow_names(table: pyarrow.Table) -> Sequence[str]:
+    return list(table.column_names)
+
+
+def _frame(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> pandas.DataFrame:
+    """Rows as a frame that holds each value. A column of integers or booleans with NULLs has a type that can be NA."""
+    import pandas
+
+    columns = []
+    for number in range(len(names)):
+        values = [row[number] for row in rows]
+        series = pandas.Series(values, dtype=object)
+        kinds = set(map(type, values))
+        if kinds == {float, type(None)}:
+            series = series.astype("float64")
+        elif kinds == {bool, type(None)}:
+            series = series.astype("boolean")
+        elif kinds == {int, type(None)}:
+            present = [value for value in values if value is not None]
+            if min(present) >= -(1 << 63) and max(present) < 1 << 63:
+                series = series.astype("Int64")
+        else:
+            series = series.infer_objects()
+        columns.append(series)
+    frame = pandas.concat(columns, axis=1) if columns else pandas.DataFrame()
+    frame.columns = pandas.Index(names)
+    return frame
 
 
 def _without_insert_retries(client: Client) -> Client:

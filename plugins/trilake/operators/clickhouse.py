@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import date
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -20,8 +20,16 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from trilake.clickhouse import queries
 from trilake.clickhouse.cluster import ClickHouseError, Cluster, error_of
+from trilake.clickhouse.exact import bound_in_utc
 from trilake.clickhouse.queries import QueryMetrics, QueryState, Seen
-from trilake.clickhouse.sql import has_result, parameter_names, session_statement, split_statements
+from trilake.clickhouse.reading import UnreadableValueError
+from trilake.clickhouse.sql import (
+    first_word,
+    has_result,
+    parameter_names,
+    refuse_session_statement,
+    split_statements,
+)
 from trilake.endpoints import CLICKHOUSE_CONNECTION, ClickHouseEndpoint
 from trilake.errors import ConfigurationError, TrilakeError
 from trilake.hooks.clickhouse import ClickHouseHook, log_comment
@@ -86,7 +94,10 @@ class ClickHouseOperator(ProjectOperator):
     XCom has ``rows`` (of the last statement, if it returns any), ``query_ids``, ``read_rows``, ``read_bytes``,
     ``written_rows``, ``written_bytes``, ``seconds`` (sums), and ``memory_bytes`` (the largest). Bytes are uncompressed.
 
-    Row values are converted to what XCom can hold: NaN and infinities are None, IP addresses and bytes are strings.
+    Row values are converted to what XCom can hold, exactly: NaN and infinities are the texts ``nan``, ``inf`` and
+    ``-inf``; IP addresses, times and keys of maps are texts; a DateTime has a time zone, UTC unless its type names
+    another; a Decimal or a DateTime with more digits than XCom keeps is a text; bytes are a text if they are UTF-8, and
+    are refused if not.
 
     The operator records a query's id before it sends the query. The next try continues where the last one stopped. It
     does not send a finished statement again. It looks for the last query on every host:
@@ -100,7 +111,7 @@ class ClickHouseOperator(ProjectOperator):
     Clear the task to run all statements again.
 
     :param sql: the statements, separated by semicolons; or a file of them below ``sql/``; or a list; templated.
-    :param parameters: bound on the server, as ``{name:Type}``; templated.
+    :param parameters: bound on the server, as ``{name:Type}``; templated. A datetime without a time zone is in UTC.
     :param settings: server settings for each statement.
     :param database: overrides the database of the connection.
     :param idempotent: all statements may run again from the first one, no matter which of them have run.
@@ -207,13 +218,7 @@ class ClickHouseOperator(ProjectOperator):
                 f"Task {self.task_id} has no statement.", hint="Set sql to a statement or to a file with statements."
             )
         for number, statement in enumerate(statements, start=1):
-            if name := session_statement(statement):
-                raise ConfigurationError(
-                    f"Statement {number} of task {self.task_id} is {name}. Each statement is sent without a session, "
-                    "so it would have no effect on the others; nothing was sent.",
-                    hint="Name the database in the tables (or set database), set settings on the task, and use a table "
-                    "with a unique name instead of a temporary one.",
-                )
+            refuse_session_statement(statement, number, f"task {self.task_id}")
         used = set().union(*map(parameter_names, statements))
         if unused := set(self.parameters or {}) - used:
             raise ConfigurationError(
@@ -253,7 +258,8 @@ class ClickHouseOperator(ProjectOperator):
             "query_id": submission.query_id,
         }
         names = parameter_names(statement)
-        parameters = {name: value for name, value in (self.parameters or {}).items() if name in names}
+        bound = {name: value for name, value in (self.parameters or {}).items() if name in names}
+        parameters = bound_in_utc(statement, bound)
         self.log.info("Statement %s of this task is query %s", number + 1, submission.query_id)
         try:
             if has_result(statement):
@@ -272,13 +278,29 @@ class ClickHouseOperator(ProjectOperator):
     ) -> tuple[list[list[Any]], QueryMetrics]:
         # The server refuses a larger result.
         limits = {"max_result_rows": MAX_RESULT_ROWS, "result_overflow_mode": "throw"}
+        settings = limits | self._hook.identify(settings)
         try:
-            result = client.query(statement, parameters=parameters, settings=limits | self._hook.identify(settings))
+            if first_word(statement) == "CHECK":
+                # The driver takes CHECK for a command without rows, and returns its text in one piece.
+                lines = client.raw_query(statement, parameters=parameters, settings=settings, fmt="JSONCompactEachRow")
+                return [json.loads(line) for line in lines.splitlines()], QueryMetrics()
+            result = client.query(statement, parameters=parameters, settings=settings)
         except Exception as e:
             raise error_of(self._hook.where, e) from None
         finally:
             client.close()
-        rows = [[_plain(value) for value in row] for row in islice(result.result_rows, MAX_RESULT_ROWS)]
+        rows: list[list[Any]] = []
+        for number, row in enumerate(islice(result.result_rows, MAX_RESULT_ROWS), start=1):
+            try:
+                rows.append([_plain(value) for value in row])
+            except UnicodeDecodeError as e:
+                column = next(
+                    name for name, value in zip(result.column_names, row, strict=True) if not _is_plain(value)
+                )
+                raise UnreadableValueError(
+                    f"Column {column}, row {number}: {e.object[:80]!r} is not UTF-8, so XCom cannot hold it.",
+                    hint="Select hex(column) or base64Encode(column).",
+                ) from None
         return rows, QueryMetrics.of_summary(result.summary)
 
     def _write(
@@ -462,17 +484,45 @@ class ClickHouseOperator(ProjectOperator):
 
 
 def _plain(value: Any) -> Any:
-    """Converts a value to what XCom can hold: JSON and a few more types."""
+    """Converts a value to what XCom can hold: JSON and a few more types.
+
+    :raises UnicodeDecodeError: it has bytes that are not UTF-8.
+    """
+    plain = value
     match value:
         case float():
-            return value if math.isfinite(value) else None
+            plain = value if math.isfinite(value) else str(value)
         case list() | tuple():
-            return type(value)(_plain(item) for item in value)
+            plain = type(value)(_plain(item) for item in value)
         case dict():
-            return {key: _plain(item) for key, item in value.items()}
+            plain = {key if isinstance(key, str) else str(_plain(key)): _plain(item) for key, item in value.items()}
         case bytes():
-            return value.decode("utf-8", errors="backslashreplace")
-        case None | str() | int() | Decimal() | date() | UUID():
-            return value
+            plain = value.decode()
+        case Decimal():
+            # Airflow keeps a Decimal with a fraction as a float
+            kept = value == value.to_integral_value() or Decimal(str(float(value))) == value
+            plain = value if kept else format(value, "f")
+        case datetime():
+            # Airflow keeps a moment as a float, and reads one without a zone in the zone of the worker
+            moment = value if value.tzinfo else value.replace(tzinfo=UTC)
+            plain = moment if _is_kept(moment) else moment.isoformat()
+        case None | str() | int() | date() | UUID():
+            pass
         case _:
-            return str(value)
+            plain = str(value)
+    return plain
+
+
+def _is_kept(moment: datetime) -> bool:
+    try:
+        return datetime.fromtimestamp(moment.timestamp(), moment.tzinfo) == moment
+    except (ValueError, OverflowError):  # rounded up to the year 10000
+        return False
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        _plain(value)
+    except UnicodeDecodeError:
+        return False
+    return True

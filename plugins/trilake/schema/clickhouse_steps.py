@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 
 from trilake.clickhouse.cluster import Cluster, Statement, quote_name, quote_text
+from trilake.clickhouse.sql import Token, split_statements, tokens
 from trilake.endpoints import ClickHouseEndpoint, ClickHouseShard
 from trilake.lake import DataSet
 from trilake.schema.steps import RECORD, MigrationError, Planned, Step, plan
 
-_TABLE = re.compile(r"(?P<verb>CREATE|ALTER)\s+TABLE\s+(?:IF\s+(?:NOT\s+)?EXISTS\s+)?(?P<name>[a-z][a-z0-9_]*)", re.I)
-_PARTITION_BY = re.compile(r"\bPARTITION\s+BY\b", re.I)
+# The database over all shards.
+_DATABASE = "analytics"
+_GUARDS = (["IF", "NOT", "EXISTS"], ["IF", "EXISTS"])
+_UNQUOTED = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def migrate_clickhouse(cluster: Cluster, steps: list[Step], *, dry_run: bool) -> list[Planned]:
@@ -75,18 +79,75 @@ def _record(cluster: Cluster, shard: ClickHouseShard, path: str, checksum: str) 
 def local_ddl(step: Step, shard: ClickHouseShard) -> str:
     """The step's statement for the local table of one shard.
 
-    :raises MigrationError: the file does not create or alter the table that its folder is named after.
+    The file may name the table with quotes, and with the database over all shards.
+
+    :raises MigrationError: the file does not create or alter the table that its folder is named after, or has several
+        statements.
     """
+    if len(statements := split_statements(step.sql)) > 1:
+        raise MigrationError(
+            f"{step.file} has {len(statements)} statements. A step is one statement, so that it is applied or not.",
+            hint="Write each statement into a file of its own, such as 001_what_changes.sql and 002_what_changes.sql.",
+        )
     statement = step.statement
-    match = _TABLE.match(statement)
-    if match is None or match["name"] != step.table:
+    seen = [token for token in tokens(statement) if token.kind != "space"]
+    words = [token.word for token in seen]
+    replaces = words[:3] == ["CREATE", "OR", "REPLACE"]
+    verb, at = (words[0] if words else ""), 3 if replaces else 1
+    name, database, end = "", "", 0
+    if verb in ("CREATE", "ALTER") and words[at : at + 1] == ["TABLE"]:
+        at += 1
+        at += next((len(guard) for guard in _GUARDS if words[at : at + len(guard)] == guard), 0)
+        name, database, end = _name(seen[at:])
+    if name != step.table:
         raise MigrationError(
             f"{step.file} does not CREATE or ALTER TABLE {step.table}.",
             hint="A folder has the steps of one table, and is named after it.",
         )
-    name = f"{quote_name(shard.database)}.{quote_name(DataSet(step.table).local_table)}"
-    guard = "IF NOT EXISTS " if match["verb"].upper() == "CREATE" else ""
-    return f"{match['verb']} TABLE {guard}{name}{statement[match.end() :]}"
+    if database not in ("", _DATABASE):
+        raise MigrationError(
+            f"{step.file} names the database {database}. Its table is made in the database of each shard and in "
+            f"{_DATABASE}.",
+            hint=f"Write the table's name without a database: {step.table}.",
+        )
+    if replaces and not step.first:
+        raise MigrationError(
+            f"{step.file} would replace {step.table} and remove all its rows.",
+            hint="Write an ALTER TABLE. To start again, drop the table on every shard and write table.sql.",
+        )
+    local = f"{quote_name(shard.database)}.{quote_name(DataSet(step.table).local_table)}"
+    # A step may be applied twice if a process dies. OR REPLACE would then remove rows, so it is left out.
+    guard = "IF NOT EXISTS " if verb == "CREATE" else ""
+    return f"{verb} TABLE {guard}{local}{statement[end:]}"
+
+
+def _name(seen: Sequence[Token]) -> tuple[str, str, int]:
+    """The table's name, its database if it has one, and where they end."""
+    parts, end = [_identifier(token) for token in seen[:1]], seen[0].end if seen else 0
+    if len(seen) > 2 and seen[1].text == "." and parts[0]:
+        parts, end = [_identifier(seen[2]), *parts], seen[2].end
+    return (parts[0] if parts else ""), (parts[1] if len(parts) > 1 else ""), end
+
+
+def _identifier(token: Token) -> str:
+    """A name as it is without quotes; empty if the token is not a name."""
+    if token.kind == "quoted" and token.text[0] in '`"':
+        return token.text[1:-1]
+    return token.text if token.kind == "word" and _UNQUOTED.fullmatch(token.text) else ""
+
+
+def _is_partitioned(statement: str) -> bool:
+    """Whether a CREATE TABLE has PARTITION BY. A comment, a text or a window function may contain these words too."""
+    depth, before = 0, ""
+    for token in tokens(statement):
+        if token.kind == "space":
+            continue
+        if token.text in ("(", ")"):
+            depth += 1 if token.text == "(" else -1
+        elif depth == 0 and (before, token.word) == ("PARTITION", "BY"):
+            return True
+        before = token.word
+    return False
 
 
 def overall_ddl(step: Step, endpoint: ClickHouseEndpoint, host: ClickHouseShard) -> str:
@@ -96,7 +157,7 @@ def overall_ddl(step: Step, endpoint: ClickHouseEndpoint, host: ClickHouseShard)
     """
     data_set = DataSet(step.table)
     local = data_set.local_table
-    if not _PARTITION_BY.search(step.statement):
+    if not _is_partitioned(step.statement):
         engine = f"Merge({quote_text(host.database)}, {quote_text(f'^{local}$')})"
     elif endpoint.one_server:
         databases = "|".join(shard.database for shard in endpoint.shards)

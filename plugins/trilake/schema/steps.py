@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from trilake.clickhouse.sql import tokens
 from trilake.errors import TrilakeError
 
 RECORD = "schema_migrations"
@@ -46,10 +47,9 @@ class Step:
 
     @property
     def statement(self) -> str:
-        """The SQL without its comment lines, which may also contain CREATE TABLE."""
-        return (
-            "\n".join(line for line in self.sql.splitlines() if not line.lstrip().startswith("--")).strip().rstrip(";")
-        )
+        """The SQL without the comments before and behind it, and without the last semicolon."""
+        seen = [token for token in tokens(self.sql) if token.kind not in ("space", "end")]
+        return self.sql[seen[0].start : seen[-1].end] if seen else ""
 
     @property
     def first(self) -> bool:

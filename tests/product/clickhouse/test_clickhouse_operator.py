@@ -21,6 +21,7 @@ from airflow.sdk.serde import serialize
 from support.airflow_task import Store
 from support.clickhouse_gateway import PLUGINS, TESTS, RunningGateway, wait_until
 from trilake.clickhouse import queries
+from trilake.clickhouse.reading import UnreadableValueError
 from trilake.errors import ConfigurationError
 from trilake.operators import clickhouse as module
 from trilake.operators.clickhouse import (
@@ -200,13 +201,16 @@ def test_a_statement_that_fails_outside_of_the_worker_is_told_alike(
 
 def test_rows_are_as_xcom_can_hold_them(task: Task) -> None:
     values = {
-        "nan": None,
-        "-inf": None,
+        "nan": "nan",
+        "-inf": "-inf",
         "toIPv4('10.0.0.1')": "10.0.0.1",
         "toIPv6('fe80::1')": "fe80::1",
         "toFixedString('abc', 3)": "abc",
-        "[1.5, inf]": [1.5, None],
-        "map('a', nan)": {"a": None},
+        "[1.5, inf]": [1.5, "inf"],
+        "map('a', nan)": {"a": "nan"},
+        "map(1, 'a')": {"1": "a"},
+        "toDecimal128('1234567890123456789.25', 2)": "1234567890123456789.25",
+        "toDateTime64('9999-12-31 23:59:59.999999', 6, 'UTC')": "9999-12-31T23:59:59.999999+00:00",
         "toUInt64(18446744073709551615)": 18446744073709551615,
         "NULL": None,
         "true": True,
@@ -216,8 +220,21 @@ def test_rows_are_as_xcom_can_hold_them(task: Task) -> None:
     ((*told, day, moment, decimal, pair, uuid),) = task.run(f"SELECT {', '.join(values)}, {others}")["rows"]
     assert told == list(values.values())
     json.dumps(serialize([told, day, moment, decimal, pair, uuid]), allow_nan=False)
-    assert (day.isoformat(), moment.isoformat(), decimal) == ("2013-01-05", "2013-01-05T01:02:03.500000", 1.5)
-    assert (list(pair), str(uuid)) == ([1, None], "61f0c404-5cb3-11e7-907b-a6006ad3dba0")
+    assert (day.isoformat(), moment.isoformat(), decimal) == ("2013-01-05", "2013-01-05T01:02:03.500000+00:00", 1.5)
+    assert (list(pair), str(uuid)) == ([1, "nan"], "61f0c404-5cb3-11e7-907b-a6006ad3dba0")
+
+
+def test_a_check_of_a_table_returns_a_row_for_each_part(task: Task, gateway: RunningGateway, table: str) -> None:
+    for number in range(2):
+        gateway.sql(f"INSERT INTO {table} SELECT {number}, 'x'")
+    rows = task.run(f"/* all */ CHECK TABLE {table} SETTINGS check_query_single_value_result = 0 -- parts")["rows"]
+    assert [bool(passed) for _, passed, _ in rows] == [True, True]
+
+
+def test_bytes_that_xcom_cannot_hold_are_refused_by_name(task: Task) -> None:
+    for value in ("unhex('636166E9')", "toFixedString(unhex('FFFE'), 2)", "[toFixedString(unhex('FF'), 1)]"):
+        with pytest.raises(UnreadableValueError, match=r"Column v.* row 1: .*not UTF-8"):
+            task.run(f"SELECT {value} AS v")
 
 
 def test_what_cannot_be_meant_is_refused_before_anything_is_sent(task: Task) -> None:

@@ -18,6 +18,7 @@ from trilake.clickhouse.publication import pull
 from trilake.clickhouse.publication.checks import Check, CheckFailedError
 from trilake.clickhouse.publication.columns import Columns
 from trilake.clickhouse.publication.ledger import Ledger
+from trilake.clickhouse.publication.partitions import PartitionByError
 from trilake.clickhouse.publication.publisher import AuditError, Publisher
 from trilake.clickhouse.publication.staging import Staging
 from trilake.endpoints import Endpoints
@@ -73,6 +74,50 @@ def test_staging_that_is_not_the_snapshot_is_never_seen(
         table.publisher().publish(table.plan(table.file(0, *rows, claimed=claimed)), run_id="r")
     assert table.seen() == [(1, 9, "before")]
     assert not table.staging()
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "grain", "problem"),
+    [
+        ("Date", "toYYYYMM(d)", "month", ""),
+        ("Date32", "toYYYYMM(d)", "month", ""),
+        ("Date", "tuple(toYYYYMM(d))", "month", ""),
+        ("Date", "d", "day", ""),
+        ("Date32", "toYYYYMMDD(d)", "day", ""),
+        ("Date32", "d", "day", r"PARTITION BY d, but 2013-01-05 has another id.*PARTITION BY toYYYYMMDD\(d\)"),
+        (
+            "Date",
+            "toStartOfMonth(d)",
+            "month",
+            r"toStartOfMonth\(d\), but .* in its partition 20130101, and not in 201301",
+        ),
+        ("Date", "toMonday(d)", "day", r"toMonday\(d\), but 2013-01-05 is in its partition 20121231"),
+        ("Date", "(toYYYYMM(d), k % 2)", "month", r"k % 2\), but it needs other columns than d"),
+        ("Date", "toString(d)", "day", "has another id"),
+        ("Date", "tuple()", "month", "no PARTITION BY, but the data set is published by month"),
+    ],
+)
+def test_a_table_with_other_partitions_than_the_data_set_is_refused_by_its_expression(
+    table: Table, kind: str, key: str, grain: Any, problem: str
+) -> None:
+    table.data_set = DataSet(table.data_set.name, grain=grain, date="d", shard_by="k")
+    for shard in table.cluster.shards:
+        table.cluster.on_shard(
+            shard,
+            Statement(
+                f"CREATE OR REPLACE TABLE {{shard}}.{table.data_set.local_table} "
+                f"(k Int32, d {kind}, note Nullable(String)) ENGINE = MergeTree PARTITION BY {key} ORDER BY k"
+            ),
+        )
+    plan = table.plan(table.file(0, (1, DAY, "a")), partition=MONTH if grain == "month" else DAY.isoformat())
+    if problem:
+        with pytest.raises(PartitionByError, match=problem) as caught:
+            table.publisher().publish(plan, run_id="r")
+        assert "Create the table with PARTITION BY" in (caught.value.hint or "")
+        assert not table.staging()
+    else:
+        table.publisher().publish(plan, run_id="r")
+        assert table.seen() == [(1, 1, "a")]
 
 
 def test_values_that_were_changed_on_the_way_are_found_even_beside_nulls(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from trilake.clickhouse.sql import has_result, split_statements
 from trilake.errors import ConfigurationError, TrilakeError
 
 if TYPE_CHECKING:
@@ -38,13 +39,19 @@ def read_checks(sql_folder: Traversable, table: str) -> tuple[Check, ...]:
     """The checks of a table, ordered by name. Empty if it has no folder ``checks/``.
 
     :param sql_folder: the project's ``sql/``: a folder, or one in a zip (`zipfile.Path`).
-    :raises ConfigurationError: a file does not read ``{table}``.
+    :raises ConfigurationError: a file is not one query, or does not read ``{table}``.
     """
     checks = []
     folder = sql_folder / "clickhouse" / table / "checks"
     files = [path for path in folder.iterdir() if path.name.endswith(".sql")] if folder.is_dir() else []
     for path in sorted(files, key=lambda path: path.name):
-        sql = path.read_text(encoding="utf-8").strip().rstrip(";")
+        statements = split_statements(path.read_text(encoding="utf-8"))
+        if len(statements) != 1 or not has_result(statements[0]):
+            raise ConfigurationError(
+                f"The check {path.name} of {table} is not one query.",
+                hint=f"Write one SELECT of the wrong rows of {PLACEHOLDER}.",
+            )
+        sql = statements[0]
         if PLACEHOLDER not in sql:
             raise ConfigurationError(
                 f"The check {path.name} of {table} does not read {PLACEHOLDER}.",

@@ -28,6 +28,7 @@ from trilake.clickhouse.cluster import Cluster
 from trilake.clickhouse.publication.checks import Check
 from trilake.clickhouse.publication.columns import AuditError, check_types, read_columns
 from trilake.clickhouse.publication.ledger import Ledger, Publication, total_rows
+from trilake.clickhouse.publication.partitions import check_partition_by
 from trilake.clickhouse.publication.pull import pull_of
 from trilake.clickhouse.publication.staging import Staging, drop_staging, staging_tables
 from trilake.clickhouse.publication.switch import Switch, SwitchIncompleteError, raise_all
@@ -96,6 +97,7 @@ class Publisher:
 
         :raises SourceChangedError: a partition shows rows of another source, without `force`. Nothing was published.
         :raises AuditError: staging does not hold the source's rows. Readers see no change.
+        :raises PartitionByError: the table is partitioned by another unit than the data set. Readers see no change.
         :raises CheckFailedError: a blocking check found rows. Readers see no change.
         :raises SwitchIncompleteError: the publication is decided but not complete. Publish again, or call `finish`.
         """
@@ -113,6 +115,7 @@ class Publisher:
             try:
                 columns = read_columns(self.cluster, plan.data_set)
                 check_types(plan, columns)
+                check_partition_by(self.cluster, plan.data_set, columns, [p.partition for p in due])
                 staging = Staging(self.cluster, plan, pull_of(plan, columns, len(self.cluster.shards)), attempt)
                 claims, loads = staging.write(due)
                 warnings = staging.run_checks(self.checks, due)

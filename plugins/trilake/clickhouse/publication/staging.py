@@ -14,6 +14,7 @@ from trilake.clickhouse.publication.checks import Check, CheckFailedError
 from trilake.clickhouse.publication.column_sums import compare, table_sums
 from trilake.clickhouse.publication.columns import AuditError
 from trilake.clickhouse.publication.ledger import Claim
+from trilake.clickhouse.publication.partitions import ttl_of
 from trilake.clickhouse.publication.pull import PULL, Pull, Sums, staged
 from trilake.clickhouse.queries import QueryMetrics
 from trilake.endpoints import ClickHouseShard
@@ -149,6 +150,12 @@ class Staging:
             by_file |= rows_by_file
         held, partitions = staged(client, staging, columns)
         where = f"{data_set.table}, partition {partition.partition}, {shard}"
+        if held.rows < pulled.rows and (ttl := ttl_of(self.cluster, data_set)):
+            raise AuditError(
+                f"{where}: of {pulled.rows} rows {held.rows} are left. The table's TTL removes rows: {ttl}.",
+                hint="Nothing was published. Publish partitions that the TTL keeps, or change the TTL in a step of "
+                "sql/clickhouse.",
+            )
         self.pull.check_shard(where, files, held.rows)
         if held != pulled:
             raise AuditError(

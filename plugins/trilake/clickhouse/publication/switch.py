@@ -20,6 +20,7 @@ from trilake.clickhouse.cluster import (
     quote_text,
 )
 from trilake.clickhouse.publication.ledger import Ledger, Publication
+from trilake.clickhouse.publication.partitions import ttl_of
 from trilake.clickhouse.publication.staging import drop_staging
 from trilake.errors import CountMismatchError, TrilakeError
 from trilake.lake.data_set import DataSet
@@ -91,8 +92,10 @@ class Switch:
             return
         held = {number: int(rows[0][0]) for number, rows in counted.items()}
         if held != dict(publication.rows):
+            ttl = ttl_of(self.cluster, data_set)
             wrong = CountMismatchError(
                 f"the shards hold {held} rows after the switch, but the ledger says {publication.rows}."
+                + (f" The table's TTL removes rows: {ttl}." if ttl else "")
             )
             self._raise_unless_overtaken(publication, wrong)
             return

@@ -49,6 +49,10 @@ _GATEWAY_COMMENT = b"/* gateway */ "
 
 _READ_ONLY = "READ_ONLY"
 
+# Defaults of all connections. The engine's fast parser reads about 30 % of the floats with 17 digits as a neighbour of
+# the nearest double.
+_SETTINGS = "log_queries=0&precise_float_parsing=1"
+
 FULL_BYTES = 16 << 20
 """If less space than this is free, an error of the engine may be caused by the full disk."""
 
@@ -315,7 +319,7 @@ class Engine:
         self._prepare()
 
     def _connect(self) -> Connection:
-        return Connection(self._chdb.connect(f"engine?config-file={self._config.engine_file.name}&log_queries=0"))
+        return Connection(self._chdb.connect(f"engine?config-file={self._config.engine_file.name}&{_SETTINGS}"))
 
     def _prepare(self) -> None:
         for database in (*self._config.shards, self._config.database, GATEWAY_DATABASE):
