@@ -59,7 +59,7 @@ def test_no_java_and_none_to_be_had(fresh_home: Home, tmp_path: Path) -> None:
         "UV_CACHE_DIR": str(tmp_path / "uv"),
     }
     told = refused(fresh_home.path, "up", PATH=str(tools), **nothing)
-    assert "There is no Java 17 or 21 here" in told
+    assert "Java 17 or 21 was not found" in told
     assert "openjdk-17-jre-headless" in told
     assert list((tmp_path / "trilake").rglob("java")) == [], "half an installation was kept"
 

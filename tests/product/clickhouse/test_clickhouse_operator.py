@@ -470,6 +470,6 @@ def test_a_try_that_is_killed_before_it_takes_over_ends_the_earlier_ones_query(
     query_id = task.defer(sql, settings=SLOW).query_id
     operator = task.operator(sql, settings=SLOW)
     operator.on_kill()
-    with pytest.raises(QueryFailedError, match="was killed"):
+    with pytest.raises(QueryFailedError, match="were killed"):
         operator.execute(task.context(operator))
     assert not gateway.running(query_id)
