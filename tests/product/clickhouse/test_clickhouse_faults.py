@@ -175,7 +175,8 @@ def test_a_server_that_stalls_is_given_up_in_the_time_that_the_connection_says(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_server_that_is_not_there_is_named(proxy: TcpProxy, table: str) -> None:
+def test_a_server_that_is_not_there_is_named(proxy: TcpProxy, table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "RESTART_S", 1.0)
     proxy.refuse()
     work = (partial(read, "query_df", "SELECT 1"), partial(insert, "rows", table), ClickHouseHook().get_conn)
     with ThreadPoolExecutor(len(work)) as pool:  # each waits for a server's restart

@@ -16,6 +16,7 @@ from airflow.sdk.exceptions import AirflowRescheduleException, AirflowSensorTime
 
 from support.running_platform import Platform
 from support.transfer_task import connect_airflow, context, make
+from trilake import retry
 from trilake.clickhouse.publication.ledger import Claim, Ledger
 from trilake.endpoints import Endpoints
 from trilake.errors import ConfigurationError
@@ -170,6 +171,7 @@ def test_a_table_without_partitions_is_one(published: Published) -> None:
 def test_a_ledger_that_is_away_for_a_while_is_waited_for_and_said_to_be_away(
     published: Published, platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(retry, "RESTART_S", 1.0)
     name = "AIRFLOW_CONN_POSTGRES_LAKE"
     there = platform.env[name]
     away = json.dumps({**json.loads(there), "port": 1})

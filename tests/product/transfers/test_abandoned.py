@@ -15,7 +15,7 @@ import pytest
 from support.kubernetes_api import await_true
 from support.running_platform import Platform
 from support.transfer_task import connect_airflow, context
-from trilake import s3
+from trilake import retry, s3
 from trilake.endpoints import Endpoints
 from trilake.errors import UnreachableError
 from trilake.operators.abandoned import RemoveAbandonedOperator
@@ -147,6 +147,7 @@ def test_a_service_that_is_away_does_not_keep_what_lies_in_the_others(
     platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connect_airflow(monkeypatch, platform.env)
+    monkeypatch.setattr(retry, "RESTART_S", 1.0)
     away = json.loads(platform.env["AIRFLOW_CONN_POSTGRES_OLTP"]) | {"host": "127.0.0.1", "port": 9}
     monkeypatch.setenv("AIRFLOW_CONN_POSTGRES_OLTP", json.dumps(away))
     prefix = exported(platform.endpoints, secrets.token_hex(6))
