@@ -281,7 +281,16 @@ class ObjectsPull(Pull):
             shown = ", ".join(f"left(toString({quote_name(name)}), {_SHOWN_LETTERS})" for name in conversions)
             wrong = " AND ".join(conversion.exact for conversion in conversions.values())
             sql = f"SELECT [{exact}], [{shown}] FROM {self._objects([file])} WHERE NOT ({wrong}) LIMIT 1"
-            if rows := client.query(sql, settings={**STRICT, **self.settings}).result_rows:
+            try:
+                rows = client.query(sql, settings={**STRICT, **self.settings}).result_rows
+            except Exception as e:
+                if not isinstance(unreadable := error_of(None, e), ClickHouseError):
+                    raise
+                return AuditError(
+                    f"s3://{self.plan.bucket}/{file.key} cannot be read as {self.plan.plain}. {unreadable.message}",
+                    hint="Nothing was published. Correct the file.",
+                )
+            if rows:
                 flags, values = rows[0]
                 number = next(n for n, flag in enumerate(flags) if not flag)
                 name, value = self.columns.names[number], values[number]
