@@ -151,21 +151,10 @@ def refuse_evolutions(spark: Any) -> Any:
 TYPE_CHANGES: dict[str, tuple[str, str]] = {
     "int, then double": ("int(1)", "double(1.75)"),
     "int, then bigint": ("int(1)", "bigint(3000000000)"),
-    "bigint, then int": ("bigint(1)", "int(2)"),
-    "date, then timestamp": ("DATE'2013-01-01'", "TIMESTAMP'2013-01-01 23:59:59'"),
-    "timestamp, then timestamp_ntz": ("TIMESTAMP'2013-01-01 00:00:00'", "TIMESTAMP_NTZ'2013-01-01 00:00:00'"),
-    "string, then int": ("'a'", "int(5)"),
-    "boolean, then string": ("true", "'yes'"),
-    "float, then double": ("float(0.1)", "double(0.1)"),
-    "decimal, then a longer one": ("decimal(1.25)", "cast(1.25 AS decimal(20, 0))"),
-    "decimal, then a finer one": ("cast(1.25 AS decimal(5, 2))", "cast(1.255 AS decimal(6, 3))"),
+    "decimal, then a longer one": ("cast(1.25 AS decimal(5, 2))", "cast(1.25 AS decimal(20, 2))"),
     "left out": ("int(5)", ""),
     "a field more": ("named_struct('a', 1)", "named_struct('a', 1, 'b', 2)"),
-    "a field less": ("named_struct('a', 1, 'b', 2)", "named_struct('a', 1)"),
     "elements wider": ("array(int(1))", "array(bigint(3000000000))"),
-    "elements narrower": ("array(double(1.5))", "array(int(1))"),
-    "void": ("int(1)", "NULL"),
-    "interval": ("", "INTERVAL '1' DAY"),
 }
 
 

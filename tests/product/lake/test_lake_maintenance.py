@@ -48,7 +48,7 @@ def test_files_are_brought_together_and_what_no_publication_needs_and_a_killed_j
         publish(platform, table, name, needed)
         told, _ = spark_session.run(platform, "support.lake_work:maintain", table, "0", "0")
         # all but what is shown, what the rewrite has just replaced (a job may have begun from it), and what is current
-        removed = {"expired": COMMITS + 1 - 3, "orphans": len(orphans), "uploads": 0}
+        removed = {"expired": COMMITS + 1 - 3, "orphans": len(orphans), "uploads": 0, "sums": 0}
         assert told[table] == {"rewritten": COMMITS, "left": "", **removed}
         left = files(folder)
         assert not left & orphans
@@ -58,7 +58,7 @@ def test_files_are_brought_together_and_what_no_publication_needs_and_a_killed_j
         # once more: nothing is left to do, and a table that was just written to is left alone
         told, _ = spark_session.run(platform, "support.lake_work:maintain", table, "7", "1")
         young_table = {"rewritten": None, "left": "It was written to a short while ago."}
-        assert told[table] == {**young_table, "expired": 0, "orphans": 0, "uploads": 0}
+        assert told[table] == {**young_table, "expired": 0, "orphans": 0, "uploads": 0, "sums": 0}
         assert files(folder) == left
     finally:
         forget(platform, table, name)

@@ -47,18 +47,16 @@ def test_a_commit_changes_no_value_to_fit_a_column(platform: Platform) -> None:
     outcome = work(platform, "change_types")
     grown = {
         "int, then bigint": "bigint",
-        "float, then double": "double",
-        "decimal, then a longer one": "decimal(20,0)",
+        "decimal, then a longer one": "decimal(20,2)",
         "a field more": "struct<a:int,b:int>",
         "elements wider": "array<bigint>",
     }
     for label, (error, rows, schema) in outcome.items():
-        if label in grown or label == "bigint, then int":
+        if label in grown:
             assert error == "", label
             assert len(rows) == 2, label
-            assert f"v:{grown.get(label, 'bigint')}" in schema, label
+            assert f"v:{grown[label]}" in schema, label
         else:
-            assert "v" in error, label
             assert "Nothing was written" in error, label
             assert len(rows) == 1, label
     assert "column v is int in the table and double in the rows" in outcome["int, then double"][0]
