@@ -5,8 +5,8 @@
 Needs a running platform with the flights of `make demo`: its rows are written over and over (each copy with a
 `minute` of its own) into Parquet files of a month and shard, as a snapshot of the data set has them. In each round,
 one after another: the bare inserts (a statement a file into an empty table, as many side by side), the publication with
-its counts alone, and the publication with counts and checksums, as it always runs. Ratios are of the same round; the
-table shows the medians. Memory is the engine's own peak per query, from its query log.
+its counts alone, the publication with counts and checksums, and the publication that also compares the sums of each
+column with those of a job, as it runs after a job's commit. Ratios are of the same round; the table shows the medians. Memory is the engine's own peak per query, from its query log.
 """
 
 from __future__ import annotations
@@ -25,11 +25,14 @@ from platform_of_benchmarks import endpoints, markdown
 
 from trilake.clickhouse.cluster import Cluster, Statement, quote_text
 from trilake.clickhouse.publication import pull, staging
+from trilake.clickhouse.publication.column_sums import table_sums
+from trilake.clickhouse.publication.columns import Columns
 from trilake.clickhouse.publication.ledger import Ledger
 from trilake.clickhouse.publication.publisher import Publisher
 from trilake.clickhouse.publication.pull import STRICT, Sums
 from trilake.endpoints import ClickHouseShard, Endpoints
 from trilake.lake import DataSet
+from trilake.lake.column_sums import ColumnSum
 from trilake.lake.plan import DataFile, LoadPlan, PartitionPlan
 from trilake.postgres.connection import connect
 from trilake.s3 import client as s3_client
@@ -38,7 +41,15 @@ from trilake.s3 import client as s3_client
 COPIES_A_FILE = 3
 MONTHS = [f"2013-{month:02}" for month in range(1, 13)]
 TITLE = "Publishing a year, against a bare INSERT SELECT FROM s3()"
-HEADER = ("rows", "bare, s", "counts alone", "with checksums", "peak memory of a query, MiB: bare", "publication")
+HEADER = (
+    "rows",
+    "bare, s",
+    "counts alone",
+    "with checksums",
+    "and sums of columns",
+    "peak memory of a query, MiB: bare",
+    "publication",
+)
 
 
 class Measure:
@@ -48,6 +59,7 @@ class Measure:
         self.endpoints, self.cluster, self.target = endpoints, cluster, millions * 1_000_000
         self.data_set = DataSet(f"bench_{secrets.token_hex(3)}", grain="month", date="flight_date", shard_by="flight")
         self.sequence = 0
+        self.sums: dict[str, dict[str, ColumnSum]] = {}
         self.s3 = s3_client(endpoints.s3)
 
     def every_shard(self, sql: str, **settings: Any) -> dict[int, list[tuple[Any, ...]]]:
@@ -57,8 +69,8 @@ class Measure:
         for name in (self.data_set.local_table, f"{self.data_set.name}_bare"):
             self.every_shard(f"CREATE TABLE {{shard}}.{name} AS {{shard}}.flights_local")
         self.columns = [row[0] for row in self.every_shard("DESCRIBE TABLE {shard}.flights_local")[1]]
-        types = {row[0]: row[1] for row in self.every_shard("DESCRIBE TABLE {shard}.flights_local")[1]}
-        self.structure = ", ".join(f"`{name}` {types[name]}" for name in self.columns)
+        self.types = {row[0]: row[1] for row in self.every_shard("DESCRIBE TABLE {shard}.flights_local")[1]}
+        self.structure = ", ".join(f"`{name}` {self.types[name]}" for name in self.columns)
         self.listed = ", ".join(f"`{name}`" for name in self.columns)
         self.files: dict[str, list[DataFile]] = {month: [] for month in MONTHS}
         total = self.cluster.any_host(Statement("SELECT count() FROM analytics.flights"))[0][0]
@@ -111,7 +123,25 @@ class Measure:
             ]
         )
 
-    def publish(self) -> None:
+    def read_sums(self) -> None:
+        """What a job would have written beside its commit, read from the published table."""
+        columns = Columns(tuple(self.columns), tuple(self.types[name] for name in self.columns))
+        for month in MONTHS:
+            local = f"{{shard}}.{self.data_set.local_table}"
+            source = f"(SELECT * FROM {local} WHERE toYYYYMM(flight_date) = {month.replace('-', '')})"
+
+            def read(client: Any, shard: ClickHouseShard, source: str = source) -> dict[str, tuple[int, int]]:
+                return table_sums(
+                    client, source.replace("{shard}", shard.database), columns, dict.fromkeys(self.columns, "")
+                )
+
+            shards = self.cluster.every_shard(read).values()
+            self.sums[month] = {
+                name: ColumnSum("", sum(s[name][0] for s in shards), sum(s[name][1] for s in shards) % 2**64)
+                for name in self.columns
+            }
+
+    def publish(self, *, sums: bool = False) -> None:
         self.sequence += 1
         plan = LoadPlan(
             self.data_set,
@@ -119,6 +149,7 @@ class Measure:
             self.sequence,
             len(self.cluster.shards),
             tuple(PartitionPlan(month, tuple(files)) for month, files in self.files.items()),
+            sums=self.sums if sums else {},
         )
         report = Publisher(self.cluster, Ledger(self.endpoints.lake)).publish(plan, run_id="benchmark")
         assert sum(sum(rows.values()) for rows in report.rows.values()) == self.rows
@@ -182,9 +213,13 @@ def table(millions: list[int], rounds: int) -> str:
                     bare = seconds(measure.bare)
                     with without_checksums():
                         counted = seconds(measure.publish)
-                    figures.append((bare, counted / bare, seconds(measure.publish) / bare))
-                bare, counted, audited = (statistics.median(column) for column in zip(*figures, strict=True))
-                ratios = (f"{counted:.2f} x", f"{audited:.2f} x")
+                    audited = seconds(measure.publish)
+                    if not measure.sums:
+                        measure.read_sums()
+                    summed = seconds(partial(measure.publish, sums=True))
+                    figures.append((bare, counted / bare, audited / bare, summed / bare))
+                bare, *medians = (statistics.median(column) for column in zip(*figures, strict=True))
+                ratios = tuple(f"{ratio:.2f} x" for ratio in medians)
                 memory = [f"{measure.peak(measure.data_set.name + suffix):.0f}" for suffix in ("_bare", "_staging")]
                 lines.append((f"{measure.rows:,}", f"{bare:.1f}", *ratios, *memory))
             finally:
