@@ -6,7 +6,8 @@ Needs a running platform with the flights of `make demo`: its rows are written o
 `minute` of its own) into Parquet files of a month and shard, as a snapshot of the data set has them. In each round,
 one after another: the bare inserts (a statement a file into an empty table, as many side by side), the publication with
 its counts alone, the publication with counts and checksums, and the publication that also compares the sums of each
-column with those of a job, as it runs after a job's commit. Ratios are of the same round; the table shows the medians. Memory is the engine's own peak per query, from its query log.
+column with those of a job, as it runs after a job's commit. Ratios are of the same round; the table shows the medians.
+Memory is the engine's own peak per query, from its query log.
 """
 
 from __future__ import annotations
