@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -75,14 +76,15 @@ def write(client: S3Client, table: str, by_partition: Mapping[str, Sums]) -> str
         for partition, sums in by_partition.items()
     }
     content = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
-    key = f"{prefix_of(table)}{hashlib.sha256(content).hexdigest()}.json"
+    # A key of this commit alone: maintenance may remove the same content of an earlier commit at this moment.
+    key = f"{prefix_of(table)}{uuid.uuid4().hex}-{hashlib.sha256(content).hexdigest()}.json"
     client.put_object(Bucket=LAKE_BUCKET, Key=key, Body=content, ContentType="application/json")
     return key
 
 
 def parse(key: str, content: bytes) -> dict[str, Sums]:
     """:raises SumsError: the content is not the one that the key names."""
-    if f"/{hashlib.sha256(content).hexdigest()}.json" not in key:
+    if not key.endswith(f"-{hashlib.sha256(content).hexdigest()}.json"):
         raise SumsError(f"s3://{LAKE_BUCKET}/{key} was changed after its commit.", hint="Run the window again.")
     return {
         partition: {int(field): ColumnSum(*total) for field, total in sums.items()}
