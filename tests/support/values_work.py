@@ -244,22 +244,22 @@ TYPES: dict[str, tuple[str, list[Any]]] = {
 _NOT_NULLABLE = ("array", "map", "struct")
 
 
-def every_type(spark: Any, seed: str, rows: str) -> Any:
-    """Columns of random types with random values, from a frame to readers of ClickHouse.
+def every_type(spark: Any, seed: str, rows: str, columns: str) -> Any:
+    """So many columns, every type among them, with random values, from a frame to readers of ClickHouse.
 
     The two audits compare the values; here only what they found, and how many rows there are.
     """
     chance, count = random.Random(int(seed)), int(rows)
-    kinds = [*TYPES, *chance.choices(list(TYPES), k=10)]
-    columns, listed, values = [], [], []
+    kinds = [*TYPES, *chance.choices(list(TYPES), k=int(columns) - len(TYPES))]
+    typed, listed, values = [], [], []
     for number, kind in enumerate(kinds):
         clickhouse, known = TYPES[kind]
         nullable = not kind.startswith(_NOT_NULLABLE) and chance.random() < 0.7
-        columns.append(f"c{number} {f'Nullable({clickhouse})' if nullable else clickhouse}")
+        typed.append(f"c{number} {f'Nullable({clickhouse})' if nullable else clickhouse}")
         listed.append(f"c{number} {kind}")
         values.append([None if nullable and chance.random() < 0.1 else chance.choice(known) for _ in range(count)])
     data = [(row, dt.date(2013, 1, 1 + row % 31), *(column[row] for column in values)) for row in range(count)]
-    with both(spark, ", ".join(columns)) as table:
+    with both(spark, ", ".join(typed)) as table:
         frame = spark.createDataFrame(data, "k int, d date, " + ", ".join(listed))
         table.commit(JANUARY, frame)
         report = table.publish(JANUARY)
