@@ -132,13 +132,11 @@ class Measure:
             source = f"(SELECT * FROM {local} WHERE toYYYYMM(flight_date) = {month.replace('-', '')})"
 
             def read(client: Any, shard: ClickHouseShard, source: str = source) -> dict[str, tuple[int, int]]:
-                return table_sums(
-                    client, source.replace("{shard}", shard.database), columns, dict.fromkeys(self.columns, "")
-                )
+                return table_sums(client, source.replace("{shard}", shard.database), columns, self.columns)
 
             shards = self.cluster.every_shard(read).values()
             self.sums[month] = {
-                name: ColumnSum("", sum(s[name][0] for s in shards), sum(s[name][1] for s in shards) % 2**64)
+                name: ColumnSum(sum(s[name][0] for s in shards), sum(s[name][1] for s in shards) % 2**64)
                 for name in self.columns
             }
 

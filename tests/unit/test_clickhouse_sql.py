@@ -87,6 +87,8 @@ def test_the_data_of_an_insert_is_not_split() -> None:
         "SELECT 2",
     ]
     assert len(split_statements("INSERT INTO t SELECT 1 FORMAT Null; SELECT 2")) == 2
+    assert len(split_statements("INSERT INTO t (format, x) VALUES (1, 2);\nSELECT 1;\n")) == 2
+    assert len(split_statements("INSERT INTO t (x, format) VALUES (1, 2); SELECT 1")) == 2
 
 
 def test_data_whose_end_is_not_clear_is_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from pyspark.sql.types import StructType, _parse_datatype_json_string
 
+from trilake.errors import ConfigurationError
 from trilake.spark.evolution import ColumnChangedError, changes, check_types
 
 _FIELD = '{{"name": "{}", "type": {}, "nullable": true, "metadata": {{}}}}'
@@ -117,8 +118,24 @@ def test_a_replaced_column_is_dropped_and_added_again_and_a_key_is_not_replaced(
     assert [change.sql for change in changes(schema(k="int"), table, name="t", replaced=["v"])] == ["DROP COLUMN `v`"]
     with pytest.raises(ColumnChangedError, match="decides the partition or the shard"):
         changes(rows, table, name="t", replaced=["k"], kept=["k"])
-    with pytest.raises(ColumnChangedError, match="has no column w"):
-        changes(rows, table, name="t", replaced=["w"])
+    with pytest.raises(ConfigurationError, match="Write a list of columns"):
+        changes(rows, table, name="t", replaced="v")
+
+
+def test_a_column_that_fits_is_not_replaced_again() -> None:
+    """So all runs of a job can name it, and a run after a kill between DROP and ADD goes on."""
+    rows = schema(k="int", v="double")
+    assert changes(rows, rows, name="t", replaced=["v", "gone"]) == []
+    assert [change.sql for change in changes(rows, schema(k="int"), name="t", replaced=["v"])] == [
+        "ADD COLUMN `v` double"
+    ]
+    wider = changes(rows, schema(k="int", v="float"), name="t", replaced=["v"])
+    assert [change.sql for change in wider] == ["ALTER COLUMN `v` TYPE double"]
+
+
+def test_names_inside_of_a_type_are_quoted() -> None:
+    (added,) = changes(schema(**{"k": "int", "v": "struct:my field=int"}), schema(k="int"), name="t")
+    assert added.sql == "ADD COLUMN `v` struct<`my field`: int>"
 
 
 @pytest.mark.parametrize("name", ["void", "array:void", "struct:a=variant"])

@@ -105,7 +105,11 @@ def split_statements(text: str) -> list[str]:
 
 def _begins_data(seen: Sequence[Token]) -> bool:
     """Whether all that follows is the data of an INSERT in a format that is not SQL, such as CSV."""
-    if len(seen) < 2 or seen[-2].word != "FORMAT" or seen[-1].word in ("VALUES", "") or seen[0].word != "INSERT":
+    if len(seen) < 2 or seen[0].word != "INSERT" or seen[-2].word != "FORMAT":
+        return False
+    if seen[-1].kind != "word" or seen[-1].word == "VALUES":
+        return False
+    if sum((token.text == "(") - (token.text == ")") for token in seen):  # a column of this name
         return False
     outer = _outer_words(seen[:-2])
     return not outer & {"SELECT", "WITH", "VALUES", "INFILE", "WATCH"}

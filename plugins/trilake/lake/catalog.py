@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from trilake.endpoints import PostgresEndpoint, S3Endpoint
 from trilake.errors import TrilakeError, UnreachableError
-from trilake.lake.column_sums import ColumnSum, Sums, sums_at
+from trilake.lake.column_sums import ColumnSum, sums_at
 from trilake.lake.data_set import LAKE_BUCKET, WAREHOUSE, WHOLE, DataSet
 from trilake.lake.file_columns import names_in_files, never_changed
 from trilake.lake.plan import ICEBERG_TABLE, DataFile, LoadPlan, PartitionPlan
@@ -211,7 +211,10 @@ def plan(
     if with_columns and not never_changed(table):
         with naming_store(table.io.properties, _name(table)):
             names = names_in_files(table, schema, (path for _, _, path in found))
-    sums = _column_sums(table, snapshot, schema, wanted) if with_columns and data_set.grain else {}
+    sums = {}
+    if with_columns and data_set.grain:
+        with naming_store(table.io.properties, _name(table)):
+            sums = _column_sums(table, snapshot, schema, wanted)
     for partition, file, path in found:
         files[partition].append(replace(file, names=names.get(path)))
     return LoadPlan(
@@ -231,21 +234,15 @@ def plan(
 def _column_sums(
     table: Table, snapshot: Snapshot, schema: Schema, partitions: list[str]
 ) -> dict[str, dict[str, ColumnSum]]:
-    by_field = sums_at(table, snapshot, partitions, counts_property=COUNTS_PROPERTY)
+    by_id = sums_at(table, snapshot, partitions, counts_property=COUNTS_PROPERTY)
     # A column that was added after the commit has no value in the partition.
+    none = ColumnSum(0, 0)
     return {
         partition: {
-            field.name: sums.get(field.field_id, ColumnSum("", 0, 0))
-            for field in schema.fields
-            if field.field_id in sums or not _was_there(field.field_id, sums)
+            field.name: total for field in schema.fields if (total := sums.get(field.field_id, none)) is not None
         }
-        for partition, sums in by_field.items()
+        for partition, sums in by_id.items()
     }
-
-
-def _was_there(field_id: int, sums: Sums) -> bool:
-    """Whether a commit knew a column, although it has no sum of it: ids only grow."""
-    return field_id <= max(sums, default=0)
 
 
 def files_of(table: Table, data_set: DataSet, partitions: Iterable[str], snapshot_id: int) -> frozenset[str]:

@@ -6,17 +6,18 @@ and the sum of the CRC32 (the one of zlib) of each value's canonical bytes.
 
 Canonical bytes of a value:
 
-- an integer: its decimal digits; a decimal: its digits with exactly `scale` digits of the fraction
+- an integer: its decimal digits; a decimal: its decimal digits, without zeros at the end of the fraction
 - a boolean: ``true`` or ``false``
-- a float or double: the decimal digits of its IEEE 754 bits as a signed integer. Every NaN is the one that Java's
-  ``doubleToLongBits`` gives. -0.0 differs from 0.0.
+- a float or double: the decimal digits of its IEEE 754 bits, as a double, as a signed integer. Every NaN is the one
+  that Java's ``doubleToLongBits`` gives. -0.0 differs from 0.0.
 - a date: days since 1970-01-01; a timestamp: microseconds since 1970-01-01 UTC, both in decimal digits
 - a string or binary: its bytes
 - an array: the number of its elements, ``[``, a piece for each element, ``]``; a map: the same with two pieces for each
   entry, in the order of the entries; a struct: ``(``, a piece for each field in the order of their names, ``)``
 - a piece: ``N`` for NULL, else the number of the value's bytes, ``:``, its bytes
 
-A column with binary inside of another type has no sum: ClickHouse cannot tell binary from string there.
+So a wider type of the same value has the same bytes. A column with binary inside of another type has no sum: ClickHouse
+cannot tell binary from string there.
 
 The job writes the sums to an object of the lake's bucket, and the snapshot's properties name the object. Its key
 contains the SHA-256 of its content.
@@ -50,18 +51,16 @@ class SumsError(CountMismatchError):
 
 @dataclass(frozen=True)
 class ColumnSum:
-    """:param kind: Spark's type of the column when the sum was made.
-    :param values: how many values are not NULL.
+    """:param values: how many values are not NULL.
     :param crc32: the sum of their CRC32, modulo 2^64.
     """
 
-    kind: str
     values: int
     crc32: int
 
 
-# field id of Iceberg -> sum
-Sums = Mapping[int, ColumnSum]
+# Field id of Iceberg -> sum. None: the commit knew the column, and has no sum of it.
+SumsById = Mapping[int, ColumnSum | None]
 
 
 def prefix_of(table: str) -> str:
@@ -69,10 +68,10 @@ def prefix_of(table: str) -> str:
     return f"{_PREFIX}/{table}/"
 
 
-def write(client: S3Client, table: str, by_partition: Mapping[str, Sums]) -> str:
+def write(client: S3Client, table: str, by_partition: Mapping[str, SumsById]) -> str:
     """Write the sums of one commit. Returns the key, which the snapshot's property has."""
     document = {
-        partition: {str(field): [total.kind, total.values, total.crc32] for field, total in sums.items()}
+        partition: {str(field): [total.values, total.crc32] if total else None for field, total in sums.items()}
         for partition, sums in by_partition.items()
     }
     content = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
@@ -82,17 +81,17 @@ def write(client: S3Client, table: str, by_partition: Mapping[str, Sums]) -> str
     return key
 
 
-def parse(key: str, content: bytes) -> dict[str, Sums]:
+def parse(key: str, content: bytes) -> dict[str, SumsById]:
     """:raises SumsError: the content is not the one that the key names."""
     if not key.endswith(f"-{hashlib.sha256(content).hexdigest()}.json"):
         raise SumsError(f"s3://{LAKE_BUCKET}/{key} was changed after its commit.", hint="Run the window again.")
     return {
-        partition: {int(field): ColumnSum(*total) for field, total in sums.items()}
+        partition: {int(field): ColumnSum(*total) if total else None for field, total in sums.items()}
         for partition, sums in json.loads(content).items()
     }
 
 
-def sums_at(table: Table, snapshot: Snapshot, partitions: list[str], *, counts_property: str) -> dict[str, Sums]:
+def sums_at(table: Table, snapshot: Snapshot, partitions: list[str], *, counts_property: str) -> dict[str, SumsById]:
     """The sums of each partition as it is at a snapshot. A partition without sums is left out.
 
     The sums of a partition are those of the last commit that wrote it. Rewrites of small files keep all rows. After a
@@ -101,7 +100,7 @@ def sums_at(table: Table, snapshot: Snapshot, partitions: list[str], *, counts_p
     :param counts_property: the property that names the partitions of a commit.
     :raises SumsError: the object with the sums is missing or was changed.
     """
-    found: dict[str, Sums] = {}
+    found: dict[str, SumsById] = {}
     wanted, current = set(partitions), snapshot
     while wanted:
         properties = current.summary.additional_properties if current.summary else {}
@@ -121,7 +120,7 @@ def sums_at(table: Table, snapshot: Snapshot, partitions: list[str], *, counts_p
     return found
 
 
-def _read(table: Table, key: str) -> dict[str, Sums]:
+def _read(table: Table, key: str) -> dict[str, SumsById]:
     try:
         with table.io.new_input(f"s3a://{LAKE_BUCKET}/{key}").open() as file:
             return parse(key, file.read())

@@ -339,7 +339,7 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
             if self.data_set.grain is not None:
                 partitions = self.window(context).partitions
                 arguments += ["--start", partitions[0], "--end", partitions[-1]]
-                if context["params"].get("force"):
+                if context["params"].get("force") is True:
                     user = getattr(context["dag_run"], "triggering_user_name", None)
                     arguments += ["--accept-refused", user or "a run without a user"]
         return arguments + [str(argument) for argument in self.arguments]

@@ -383,7 +383,14 @@ def _held(texts: pyarrow.ChunkedArray, column: Column) -> bool:
             pa.BufferReader(text),
             csv.ReadOptions(column_names=["value"], block_size=len(text) + 1, use_threads=False),
             csv.ParseOptions(ignore_empty_lines=False),
-            csv.ConvertOptions(column_types={"value": column.type}, true_values=["t"], false_values=["f"]),
+            csv.ConvertOptions(
+                column_types={"value": column.type},
+                null_values=[""],
+                strings_can_be_null=True,
+                quoted_strings_can_be_null=False,
+                true_values=["t"],
+                false_values=["f"],
+            ),
         )
     except pa.ArrowInvalid:
         return False

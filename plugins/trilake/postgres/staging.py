@@ -55,7 +55,8 @@ _WHOLE = {
 }
 _FLOAT = {
     **dict.fromkeys(_INTEGERS, _SIGNED),
-    **dict.fromkeys(_JSON, _READ),
+    "json": _READ,
+    "jsonb": _SIGNED,
     "numeric": f"{{c}}::numeric = {{v}}::numeric AND {_SIGNED}",
     **dict.fromkeys(_FLOAT_KINDS, "{c}::float8 = {v}::float8"),
 }

@@ -79,10 +79,28 @@ def read_batch(
         parsed = refuse(parsed, outside, "outside_window", date)
     parsed = parsed.persist()
     # Equal lines in different partitions are not duplicates, so the partition is part of the group.
-    distinct = (
-        parsed.where(F.col(REASON).isNull()).groupBy("partition", ROW).agg(F.count("*").alias("copies")).persist()
-    )
+    good = parsed.where(F.col(REASON).isNull())
+    if signs := _signs_of_zeros(fields):
+        # As a group's key, Spark writes -0.0 as 0.0. So the sign is part of the key, and the row itself is not.
+        groups = good.select("partition", ROW, *signs).groupBy("partition", F.col(ROW).alias("_key"), *_names(signs))
+        distinct = groups.agg(F.count("*").alias("copies"), F.first(ROW).alias(ROW)).persist()
+    else:
+        distinct = good.groupBy("partition", ROW).agg(F.count("*").alias("copies")).persist()
     return Batch(data_set, pinned, distinct.select(f"{ROW}.*"), parsed, distinct, header)
+
+
+def _signs_of_zeros(fields: StructType) -> list[Column]:
+    """For each float or double: whether it is -0.0. NULL if it is not zero."""
+    from pyspark.sql import functions as F
+    from pyspark.sql import types as T
+
+    values = [F.col(ROW).getField(f.name) for f in fields.fields if isinstance(f.dataType, T.FloatType | T.DoubleType)]
+    signs = [F.when(value == 0, F.startswith(value.cast("string"), F.lit("-"))) for value in values]
+    return [sign.alias(f"_sign_{number}") for number, sign in enumerate(signs)]
+
+
+def _names(signs: list[Column]) -> list[str]:
+    return [f"_sign_{number}" for number in range(len(signs))]
 
 
 def partition_of(data_set: DataSet, date: Column) -> Column:

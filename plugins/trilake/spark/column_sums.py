@@ -22,7 +22,7 @@ def projections(schema: StructType) -> list[Column]:
     return [
         F.crc32(canonical(F.col(_quote(field.name)), field.dataType).cast("binary")).alias(f"_crc32_{number}")
         for number, field in enumerate(schema.fields)
-        if _has_sum(field.dataType)
+        if has_sum(field.dataType)
     ]
 
 
@@ -32,7 +32,7 @@ def aggregates(schema: StructType) -> list[Column]:
 
     made = []
     for number, field in enumerate(schema.fields):
-        if _has_sum(field.dataType):
+        if has_sum(field.dataType):
             column = F.col(f"_crc32_{number}")
             # as decimal: the sum of many is more than 64 bits hold
             made += [
@@ -45,15 +45,25 @@ def aggregates(schema: StructType) -> list[Column]:
 def read(schema: StructType, row: Row) -> Iterator[tuple[str, ColumnSum]]:
     """(column's name, its sum) of a row with the results of `aggregates`."""
     for number, field in enumerate(schema.fields):
-        if not _has_sum(field.dataType):
-            continue
-        crc32 = int(row[f"crc32_{number}"] or 0) % 2**64
-        yield field.name, ColumnSum(field.dataType.simpleString(), row[f"values_{number}"], crc32)
+        if has_sum(field.dataType):
+            yield field.name, ColumnSum(row[f"values_{number}"], int(row[f"crc32_{number}"] or 0) % 2**64)
 
 
-def _has_sum(kind: DataType) -> bool:
+def has_sum(kind: DataType) -> bool:
     """Whether a column has a sum, see `trilake.lake.column_sums`."""
-    return kind.simpleString() == "binary" or "binary" not in kind.simpleString()
+    from pyspark.sql import types as T
+
+    def without_binary(inner: DataType) -> bool:
+        match inner:
+            case T.StructType():
+                return all(without_binary(field.dataType) for field in inner.fields)
+            case T.ArrayType():
+                return without_binary(inner.elementType)
+            case T.MapType():
+                return without_binary(inner.keyType) and without_binary(inner.valueType)
+        return not isinstance(inner, T.BinaryType)
+
+    return isinstance(kind, T.BinaryType) or without_binary(kind)
 
 
 def canonical(value: Column, kind: DataType) -> Column:
@@ -65,19 +75,20 @@ def canonical(value: Column, kind: DataType) -> Column:
     match kind:
         case T.StringType() | T.BinaryType() | T.CharType() | T.VarcharType():
             text = value
-        case T.DoubleType():
-            text = _bits(value, "Double", "doubleToLongBits")
-        case T.FloatType():
-            text = _bits(value, "Float", "floatToIntBits")
+        case T.DoubleType() | T.FloatType():
+            text = _bits(value.cast("double"))
         case T.DecimalType():
             # Without ANSI casts Spark writes a small number with an exponent; try_cast is an ANSI cast.
             text = value.try_cast("string")
+            if kind.scale:
+                text = F.regexp_replace(text, r"\.?0*\z", "")
         case T.DateType():
             text = F.unix_date(value).cast("string")
         case T.TimestampType():
             text = F.unix_micros(value).cast("string")
         case T.TimestampNTZType():
-            text = F.unix_micros(F.to_utc_timestamp(value.cast("timestamp"), F.current_timezone())).cast("string")
+            epoch = F.lit("1970-01-01 00:00:00").cast("timestamp_ntz")
+            text = F.timestamp_diff("MICROSECOND", epoch, value).cast("string")
         case T.ArrayType():
             element = kind.elementType
             pieces = F.transform(value, lambda item: _piece(item, element))
@@ -101,12 +112,12 @@ def _quote(name: str) -> str:
     return f"`{name.replace('`', '``')}`"
 
 
-def _bits(value: Column, box: str, method: str) -> Column:
+def _bits(value: Column) -> Column:
     from pyspark.sql import functions as F
 
     # Java's method takes no NULL
-    zero = F.coalesce(value, F.lit(0).cast("double" if box == "Double" else "float"))
-    bits = F.java_method(F.lit(f"java.lang.{box}"), F.lit(method), zero)
+    zero = F.coalesce(value, F.lit(0.0))
+    bits = F.java_method(F.lit("java.lang.Double"), F.lit("doubleToLongBits"), zero)
     return F.when(value.isNotNull(), bits)
 
 

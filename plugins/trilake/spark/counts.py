@@ -54,8 +54,21 @@ class Counts:
         return share or 0 < self.quarantined == self.rows_in
 
 
-def check_refused(data_set: DataSet, counts: Mapping[str, Counts]) -> None:
-    """:raises TooManyRefusedError: names the partitions with more refused lines than the data set allows."""
+def count_lines(batch: Batch) -> dict[str, Counts]:
+    """Lines and refused lines of a batch that the rows to write are not made from, row for row."""
+    from pyspark.sql import functions as F
+
+    rows = (
+        batch.parsed.groupBy("partition").agg(F.count("*").alias("lines"), F.count(REASON).alias("refused")).collect()
+    )
+    return {row["partition"]: Counts(rows_in=row["lines"], quarantined=row["refused"]) for row in rows}
+
+
+def check_refused(data_set: DataSet, counts: Mapping[str, Counts], *, target: DataSet | None = None) -> None:
+    """
+    :param target: the data set of the table that the job writes; default: `data_set`.
+    :raises TooManyRefusedError: names the partitions with more refused lines than `data_set` allows.
+    """
     wrong = [
         f"{name} ({count.quarantined} of {count.rows_in})"
         for name, count in counts.items()
@@ -64,7 +77,7 @@ def check_refused(data_set: DataSet, counts: Mapping[str, Counts]) -> None:
     if wrong:
         raise TooManyRefusedError(
             f"{data_set.name}: too many lines were refused in {', '.join(wrong)}. They are in {data_set.quarantine} "
-            f"with their reasons; {data_set.curated} was not changed.",
+            f"with their reasons; {(target or data_set).curated} was not changed.",
             hint="Ask the source for correct files, or change the job's schema. To commit what is left, run the DAG "
             'with the param "force": true, or set max_refused in the data set.',
         )

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from trilake.errors import TrilakeError
+from trilake.errors import ConfigurationError, TrilakeError
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -43,37 +43,51 @@ def changes(
     """What the table needs before these rows can be written to it.
 
     :param name: the table's name, for errors.
-    :param replaced: columns that the table drops, and adds again with the rows' type if the rows have them.
+    :param replaced: columns that may lose their values. The table drops a column that does not fit, and adds it again
+        with the rows' type if the rows have it. A column that fits stays.
     :param kept: columns that cannot be replaced, because they decide a row's partition and shard.
     :raises ColumnChangedError: a value could change, or a column of the table is missing.
     """
+    if isinstance(replaced, str):
+        raise ConfigurationError(
+            f"replace_columns is the text {replaced!r}.", hint=f"Write a list of columns: [{replaced!r}]."
+        )
     if wrong := sorted(set(replaced) & set(kept)):
         raise ColumnChangedError(
             f"{name}: column {wrong[0]} decides the partition or the shard of a row, so it cannot be replaced.",
             hint="Declare a new data set with the other column.",
         )
-    if unknown := sorted(set(replaced) - set(table.fieldNames())):
-        raise ColumnChangedError(
-            f"{name} has no column {unknown[0]}, so it cannot be replaced.", hint="Remove it from replace_columns."
-        )
-    made = [Change(_quote(column), f"DROP COLUMN {_quote(column)}", f"{column}: dropped") for column in replaced]
-    remaining = [field for field in table.fields if field.name not in replaced]
+    made: list[Change] = []
     problems: list[str] = []
     present = set(rows.fieldNames())
-    problems += [f"the rows have no column {field.name}" for field in remaining if field.name not in present]
-    known = {field.name: field for field in remaining}
+    for field in table.fields:
+        if field.name not in present:
+            if field.name in replaced:
+                made.append(_dropped(field.name))
+            else:
+                problems.append(f"the rows have no column {field.name}")
+    known = {field.name: field.dataType for field in table.fields}
     for field in rows.fields:
-        if field.name in known:
-            made += _compare(field.dataType, known[field.name].dataType, _quote(field.name), field.name, problems)
-        elif reason := _unknown(field.dataType):
+        path = quote(field.name)
+        if reason := _unknown(field.dataType):
             problems.append(f"column {field.name} is {reason}, which Iceberg cannot hold")
+        elif field.name not in known:
+            made.append(_added(path, field.name, field.dataType))
         else:
-            made.append(_added(_quote(field.name), field.name, field.dataType))
+            differences: list[str] = []
+            needed = list(_compare(field.dataType, known[field.name], path, field.name, differences))
+            # A column that fits is not replaced: the other runs of this job keep what the first one has written.
+            if differences and field.name in replaced:
+                needed = [_dropped(field.name), _added(path, field.name, field.dataType)]
+                differences = []
+            made += needed
+            problems += differences
     if problems:
         raise ColumnChangedError(
             f"{name}: {'; '.join(problems)}. Nothing was written.",
-            hint="Cast the column in the job, or add it (CAST(NULL AS type) where there is no value). To change a "
-            "column of the table on purpose, call commit with replace_columns: docs/guides/project.md.",
+            hint="Cast the column in the job, or add it (CAST(NULL AS type) where there is no value). Names differ if "
+            "their case differs. To change a column of the table on purpose, call commit with replace_columns: "
+            "docs/reference/jobs.md.",
         )
     return made
 
@@ -104,7 +118,7 @@ def _compare(rows: DataType, table: DataType, path: str, shown: str, problems: l
             present = set(rows.fieldNames())
             problems += [f"the rows have no field {shown}.{field}" for field in known if field not in present]
             for field in rows.fields:
-                inner, label = f"{path}.{_quote(field.name)}", f"{shown}.{field.name}"
+                inner, label = f"{path}.{quote(field.name)}", f"{shown}.{field.name}"
                 if field.name in known:
                     yield from _compare(field.dataType, known[field.name], inner, label, problems)
                 elif reason := _unknown(field.dataType):
@@ -185,9 +199,27 @@ def _unknown(kind: DataType) -> str:
     return ""
 
 
+def _dropped(name: str) -> Change:
+    return Change(quote(name), f"DROP COLUMN {quote(name)}", f"{name}: dropped")
+
+
 def _added(path: str, shown: str, kind: DataType) -> Change:
-    return Change(path, f"ADD COLUMN {path} {kind.simpleString()}", f"{shown}: added as {kind.simpleString()}")
+    return Change(path, f"ADD COLUMN {path} {ddl_type(kind)}", f"{shown}: added as {kind.simpleString()}")
 
 
-def _quote(name: str) -> str:
+def ddl_type(kind: DataType) -> str:
+    """A type in Spark's DDL, with the names of its fields in quotes."""
+    from pyspark.sql import types as T
+
+    match kind:
+        case T.StructType():
+            return f"struct<{', '.join(f'{quote(field.name)}: {ddl_type(field.dataType)}' for field in kind.fields)}>"
+        case T.ArrayType():
+            return f"array<{ddl_type(kind.elementType)}>"
+        case T.MapType():
+            return f"map<{ddl_type(kind.keyType)}, {ddl_type(kind.valueType)}>"
+    return kind.simpleString()
+
+
+def quote(name: str) -> str:
     return f"`{name.replace('`', '``')}`"

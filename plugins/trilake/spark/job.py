@@ -32,7 +32,8 @@ from trilake.lake.column_sums import SUMS_PROPERTY, ColumnSum
 from trilake.spark import inputs
 from trilake.spark.batch import Batch, read_batch
 from trilake.spark.clickhouse import ClickHouseReader
-from trilake.spark.counts import Counts, TooManyRefusedError, check_refused, count_rows, totals
+from trilake.spark.column_sums import has_sum
+from trilake.spark.counts import Counts, TooManyRefusedError, check_refused, count_lines, count_rows, totals
 from trilake.spark.delimited import REASON, header_of, kind_of
 from trilake.spark.dry_run import DryRun, DryRunEnded
 from trilake.spark.locks import job_lock, partition_lock
@@ -279,9 +280,10 @@ class Job:
 
         :param batch: the batch that `curated` was made from: one row from each of its rows. If it is given, the job
             checks that no row was lost or added.
-        :param replace_columns: columns of the table that have another type in `curated`, or that it does not have. The
-            table drops them, and adds those of `curated` again. Partitions of other windows have NULL there until
-            their windows run again.
+        :param replace_columns: columns that may change on purpose. If the table's column has another type than in
+            `curated`, or is not in `curated`, the table drops it, and adds it again if `curated` has it. Partitions of
+            other windows have NULL there until their windows run again. A column that fits stays, so the argument can
+            stay too. The table is changed shortly before the commit: if that is refused, the column is empty.
         :raises trilake.spark.counts.TooManyRefusedError: more lines were refused than the data set allows. They are in
             the quarantine table; the job's own table was not changed.
         :raises CountMismatchError: rows were lost or added, or have no date or shard key. Nothing was committed.
@@ -311,6 +313,9 @@ class Job:
         with partition_lock(self.endpoints, data_set, self.window, self.run_id, self._base):
             try:
                 check_refused(data_set, counts)
+                for read in self._batches:
+                    if read is not batch:
+                        check_refused(read.data_set, count_lines(read), target=data_set)
             except TooManyRefusedError as e:
                 if not self._forced_by:
                     self._quarantine_all()
@@ -359,7 +364,7 @@ class Job:
             base=self._base,
             properties={
                 COUNTS_PROPERTY: json.dumps({name: vars(count) for name, count in counts.items()}),
-                SUMS_PROPERTY: self._write_sums(sums),
+                SUMS_PROPERTY: self._write_sums(curated.schema, sums),
                 INPUTS_PROPERTY: inputs.digest(item for read in self._batches for item in read.inputs),
                 **({FORCED_PROPERTY: self._forced_by} if "forced_by" in self._result_document else {}),
             },
@@ -374,19 +379,22 @@ class Job:
             inputs.check_unchanged(self._s3, read.inputs, hint=hint)
         return commit
 
-    def _write_sums(self, sums: Mapping[str, Mapping[str, ColumnSum]]) -> str:
+    def _write_sums(self, schema: StructType, sums: Mapping[str, Mapping[str, ColumnSum]]) -> str:
         """Write the sums of the columns beside the table, for the audit of publications. Returns the object's key."""
         catalog = open_catalog(self.endpoints.lake, self.endpoints.s3)
         try:
             ids = {field.name: field.field_id for field in load_table(catalog, self.data_set.curated).schema().fields}
         finally:
             catalog.close()
-        # a partition without rows has no sums, which is not the same as unknown sums
-        by_field = {
-            name: {ids[column]: total for column, total in sums.get(name, {}).items()}
+        summed = {field.name for field in schema.fields if has_sum(field.dataType)}
+        by_id = {
+            name: {
+                number: sums.get(name, {}).get(column, ColumnSum(0, 0)) if column in summed else None
+                for column, number in ids.items()
+            }
             for name in self.window.partitions
         }
-        return column_sums.write(self._s3, self.data_set.curated, by_field)
+        return column_sums.write(self._s3, self.data_set.curated, by_id)
 
     def _check_inputs(self, batches: Sequence[Batch]) -> None:
         """:raises trilake.spark.inputs.InputError: the files read are not the pinned ones, or were not read fully."""

@@ -54,13 +54,16 @@ def create_curated(
     :raises trilake.spark.evolution.ColumnChangedError: see `check_curated`.
     """
     required = (data_set.date, data_set.shard_by)
-    changes = check_curated(spark, data_set, schema, replaced=replaced)
     columns = ", ".join(
-        f"`{field.name}` {field.dataType.simpleString()}{' NOT NULL' if field.name in required else ''}"
+        f"{evolution.quote(field.name)} {evolution.ddl_type(field.dataType)}"
+        f"{' NOT NULL' if field.name in required else ''}"
         for field in schema.fields
     )
     layout = f"{data_set.grain}s(`{data_set.date}`), bucket({shards}, `{data_set.shard_by}`)"
     name = _create(spark, data_set.curated, columns, layout)
+    # Compared after it exists: another job may have created it, or changed it, since the first look.
+    spark.catalog.refreshTable(name)
+    changes = check_curated(spark, data_set, schema, replaced=replaced)
     evolution.apply(spark, name, changes)
     return changes
 

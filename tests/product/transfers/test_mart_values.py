@@ -208,7 +208,9 @@ def test_a_number_is_the_same_in_a_narrower_mart_or_it_is_refused(
         assert re.search(r"column v .* in row 1: ", refused)
         assert mart.run(f"SELECT count(*) FROM {mart.table}") == [(0,)]
         return
-    stored = mart.run(f"SELECT v::text FROM {mart.table}")[0][0]
+    # The shortest text of a real is not its exact value.
+    shown = "v::float8" if target == "real" else "v"
+    stored = mart.run(f"SELECT ({shown})::text FROM {mart.table}")[0][0]
     if isinstance(value, float):
         assert float(stored) == value
     elif target in ("real", "double precision") and isinstance(value, Decimal):

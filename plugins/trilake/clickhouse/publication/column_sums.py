@@ -3,48 +3,44 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from trilake.clickhouse.cluster import quote_name, quote_text
 from trilake.clickhouse.publication.columns import AuditError, Columns
+from trilake.clickhouse.publication.pull import STRICT
 from trilake.clickhouse.publication.types import bare, holds_null, split_fields, split_types
 from trilake.lake.column_sums import ColumnSum
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
 
-_DECIMAL = re.compile(r"Decimal\(\d+, (\d+)\)")
-# What Java's doubleToLongBits and floatToIntBits give for every NaN
-_NAN = {"Float64": 9_221_120_237_041_090_560, "Float32": 2_143_289_344}
+# What Java's doubleToLongBits gives for every NaN
+_NAN = 9_221_120_237_041_090_560
 
 
-def table_sums(client: Client, table: str, columns: Columns, kinds: Mapping[str, str]) -> dict[str, tuple[int, int]]:
+def table_sums(client: Client, table: str, columns: Columns, names: Collection[str]) -> dict[str, tuple[int, int]]:
     """Column -> (values that are not NULL, sum of their CRC32 modulo 2^64) of a table, in one query.
 
-    :param kinds: Spark's type of each column when the job made its sums. Other columns are left out.
+    :param names: the columns to sum.
     """
-    typed = [(n, t) for n, t in zip(columns.names, columns.types, strict=True) if n in kinds]
+    typed = [(name, kind) for name, kind in zip(columns.names, columns.types, strict=True) if name in names]
     if not typed:
         return {}
     listed = []
     for name, kind in typed:
         value = quote_name(name)
-        # Float values that were widened since: their bits at that time
-        text = canonical(f"toFloat32({value})", "Float32") if kinds[name] == "float" else canonical(value, kind)
-        listed += [f"count({value})", f"sum(CRC32({text}))"]
-    row = client.query(f"SELECT {', '.join(listed)} FROM {table}").result_rows[0]
+        listed += [f"count({value})", f"sum(CRC32({canonical(value, kind)}))"]
+    row = client.query(f"SELECT {', '.join(listed)} FROM {table}", settings=STRICT).result_rows[0]
     return {name: (int(row[2 * n]), int(row[2 * n + 1] or 0)) for n, (name, _) in enumerate(typed)}
 
 
 def canonical(value: str, kind: str) -> str:
     """An expression of type (Nullable) String: the canonical bytes of a value of this ClickHouse type."""
     inner = bare(kind)
-    if inner in _NAN:
-        bits = f"reinterpretAsInt{inner[-2:]}(assumeNotNull({value}))"
-        text = f"if(isNull({value}), NULL, if(isNaN({value}), toString({_NAN[inner]}), toString({bits})))"
-    elif match := _DECIMAL.fullmatch(inner):
-        text = f"toDecimalString({value}, {match[1]})"
+    if inner in ("Float32", "Float64"):
+        bits = f"reinterpretAsInt64(assumeNotNull(toFloat64({value})))"
+        text = f"if(isNull({value}), NULL, if(isNaN({value}), toString({_NAN}), toString({bits})))"
     elif inner in ("Date", "Date32"):
         text = f"toString(toInt32({value}))"
     elif inner.startswith("DateTime64("):

@@ -137,7 +137,7 @@ class Publisher:
             published=tuple(p.partition for p in won),
             current=tuple(sorted([*current, *(p.partition for p in kept)])),
             rows={p.partition: p.rows for p in won},
-            unverified=tuple(p.partition for p in won if not plan.plain and p.partition not in plan.sums),
+            unverified=tuple(p.partition for p in won if p.partition not in plan.sums and _has_sums(plan)),
             warnings=tuple(warnings),
             metrics=QueryMetrics.of_all(loads.values()),
             query_ids=tuple(loads),
@@ -248,6 +248,11 @@ class Publisher:
                 "Attempt %s of %s could not be cleaned up now; the next clean-up tries again: %s", attempt, table, e
             )
             return False
+
+
+def _has_sums(plan: LoadPlan) -> bool:
+    """Whether jobs write sums for such partitions: not for plain objects, and not for dimension tables."""
+    return not plan.plain and plan.data_set.grain is not None
 
 
 def _few(names: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from trilake.clickhouse.cluster import ClickHouseError, Cluster, error_of, quote_name, quote_text
 from trilake.clickhouse.publication.columns import CSV_NULL, AuditError, Columns, is_text
-from trilake.clickhouse.publication.types import holds_null
+from trilake.clickhouse.publication.types import can_be_nullable, holds_null
 from trilake.clickhouse.publication.values import Conversion, NoConversionError, from_text, from_value
 from trilake.lake.file_columns import same
 from trilake.lake.objects import is_plain_key
@@ -44,6 +44,7 @@ STRICT: dict[str, Any] = {
     "input_format_csv_trim_whitespaces": 0,
     # without it, every third number with a fraction is a neighbour of the nearest one
     "precise_float_parsing": 1,
+    "output_format_decimal_trailing_zeros": 0,
     # the conversions of a wide table are long
     "max_query_size": 64 * 1024**2,
     "max_ast_elements": 1_000_000,
@@ -58,7 +59,7 @@ PULL: dict[str, Any] = {
     "min_insert_block_size_bytes": 32 * 1024**2,
 }
 
-# The most characters of keys in one statement. ClickHouse parses at most 262,144 bytes of it (max_query_size).
+# The most characters of keys in one statement.
 MAX_SOURCE_CHARACTERS = 100_000
 # The most table functions in one statement, and bytes of their files. Each function decodes rows ahead into memory.
 MAX_FUNCTIONS = 16
@@ -182,11 +183,31 @@ class Pull(ABC):
 class IcebergPull(Pull):
     """Parquet files of an Iceberg table. Each belongs to one shard and has the table's types."""
 
+    def explain(self, error: Exception, client: Client, files: Sequence[DataFile]) -> AuditError | None:
+        if not isinstance(error_of(None, error), ClickHouseError):
+            return None
+        required = [(name, kind) for name, kind in self._typed if not holds_null(kind) and can_be_nullable(kind)]
+        for file in files:
+            inside = {name: name if file.names is None else file.names.get(name) for name, _ in required}
+            present = [(name, inside[name], kind) for name, kind in required if inside[name]]
+            if not present:
+                continue
+            structure = ", ".join(f"{quote_name(str(there))} Nullable({kind})" for _, there, kind in present)
+            counts = ", ".join(f"countIf(isNull({quote_name(str(there))}))" for _, there, _ in present)
+            sql = f"SELECT {counts} FROM {self._s3([file.key], 'Parquet', structure)}"
+            nulls = client.query(sql, settings=STRICT).result_rows[0]
+            for (name, _, kind), number in zip(present, nulls, strict=True):
+                if number:
+                    return AuditError(
+                        f"s3://{self.plan.bucket}/{file.key}: column {name} is NULL in {number} rows, and {kind} "
+                        "has no NULL.",
+                        hint="Nothing was published. Make the column Nullable in a step of sql/clickhouse, or give "
+                        "every row a value in the job.",
+                    )
+        return None
+
     def sums(self, client: Client, source: str, files: Sequence[DataFile]) -> tuple[Sums, Mapping[str, int]]:
         return sums(client, source, self.columns), {}
-
-    def explain(self, error: Exception, client: Client, files: Sequence[DataFile]) -> AuditError | None:
-        """The value that made a statement fail, if `error` says that there is one."""
 
     def check_shard(self, where: str, files: Sequence[DataFile], rows: int) -> None:
         if rows != (expected := sum(file.rows for file in files)):
@@ -204,8 +225,8 @@ class IcebergPull(Pull):
                 raise AuditError(
                     f"s3://{self.plan.bucket}/{file.key} has no column {missing[0]}, added to the lake later. "
                     f"Its rows have NULL there, and the column of {self.plan.data_set.table} has no NULL.",
-                    hint="Nothing was published. Make the column Nullable in a step of sql/clickhouse, or run the "
-                    "window of that file again.",
+                    hint="Nothing was published. Run the window of that file again, or make the column Nullable in a "
+                    "step of sql/clickhouse (an Array, Map or Tuple cannot be Nullable).",
                 )
 
     def _select(self, files: Sequence[DataFile]) -> str:
@@ -277,10 +298,12 @@ class ObjectsPull(Pull):
             return None
         for file in files:
             conversions = self._conversions(file.key)
-            exact = ", ".join(conversion.exact for conversion in conversions.values())
+            exact = [conversion.exact for conversion in conversions.values()]
             shown = ", ".join(f"left(toString({quote_name(name)}), {_SHOWN_LETTERS})" for name in conversions)
-            wrong = " AND ".join(conversion.exact for conversion in conversions.values())
-            sql = f"SELECT [{exact}], [{shown}] FROM {self._objects([file])} WHERE NOT ({wrong}) LIMIT 1"
+            sql = (
+                f"SELECT [{', '.join(exact)}], [{shown}] FROM {self._objects([file])} "
+                f"WHERE NOT ({' AND '.join(exact)}) LIMIT 1"
+            )
             try:
                 rows = client.query(sql, settings={**STRICT, **self.settings}).result_rows
             except Exception as e:

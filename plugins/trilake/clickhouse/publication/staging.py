@@ -169,7 +169,7 @@ class Staging:
                 hint="Nothing was published. Correct the date column of these rows, or their partition.",
             )
         expected = self._of_table(self.plan.sums.get(partition.partition, {}))
-        column_sums = table_sums(client, staging, columns, {name: total.kind for name, total in expected.items()})
+        column_sums = table_sums(client, staging, columns, expected)
         return _Cell(held.rows, by_file, column_sums, loads)
 
     def _explain(self, error: Exception, client: Client, files: Sequence[DataFile]) -> AuditError | None:

@@ -49,6 +49,11 @@ def holds_null(kind: str) -> bool:
     return kind.startswith(("Nullable(", "LowCardinality(Nullable("))
 
 
+def can_be_nullable(kind: str) -> bool:
+    """Whether ClickHouse has Nullable of a type: not of nested types, nor around LowCardinality."""
+    return not kind.startswith(("Array(", "Map(", "Tuple(", "Nested(", "LowCardinality("))
+
+
 def fits(kind: str, clickhouse: str) -> bool:
     """Whether the ClickHouse type can hold every value of Spark's type `kind`, nested types included. NULL is not
     considered.

@@ -77,6 +77,8 @@ def from_value(value: str, source: str, target: str) -> Conversion:
     same = f"ifNull({back} = {value}, 0)"
     if _FLOAT.fullmatch(have) and _FLOAT.fullmatch(want):
         same = f"({same} OR isNaN({value}))"
+    elif _FLOAT.fullmatch(have):  # other numbers have no negative zero
+        same = f"({same} AND ({value} != 0 OR NOT startsWith(toString({value}), '-')))"
     return _nullable(value, target, cast, same)
 
 
