@@ -24,8 +24,8 @@ from trilake.hooks.clickhouse_cursor import IdentifiedConnection
 from trilake.hooks.clickhouse_inserts import (
     BLOCK_ROWS,
     InsertFailedError,
-    InsertingHook,
     ValueRefusedError,
+    _InsertingHook,
     without_insert_retries,
 )
 from trilake.hooks.task_instance import TaskInstance, as_comment, joined
@@ -74,7 +74,7 @@ def current_context() -> Context | None:
         return None
 
 
-class ClickHouseHook(InsertingHook):
+class ClickHouseHook(_InsertingHook):
     """The official hook for a connection of type ``clickhouse_cluster``, which has all shards, or ``clickhouse``.
 
     The operators, sensors and checks of common.sql get this hook through the connection type. They use the first host,

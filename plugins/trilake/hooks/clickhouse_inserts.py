@@ -83,7 +83,7 @@ class ValueRefusedError(InsertFailedError):
         )
 
 
-class InsertingHook(OfficialClickHouseHook):
+class _InsertingHook(OfficialClickHouseHook):
     """The official hook with inserts that write each value exactly. `ClickHouseHook` has the connection."""
 
     @property

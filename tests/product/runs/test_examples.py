@@ -41,7 +41,8 @@ def public_classes() -> dict[str, type]:
         package = importlib.import_module(f"trilake.{folder}")
         for module in pkgutil.iter_modules(package.__path__, f"trilake.{folder}."):
             for name, member in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
-                if member.__module__ == module.name and issubclass(member, (BaseHook, BaseOperator)):
+                ours = member.__module__ == module.name and not name.startswith("_")
+                if ours and issubclass(member, (BaseHook, BaseOperator)):
                     found[name] = member
     return found
 
