@@ -20,8 +20,8 @@ CASES = dict(corpus_cases.cases())
 FLOOD = int(os.environ.get("TRILAKE_FLOOD", "1000"))
 
 
-# Each case is some Spark jobs, 4 s in all: with each push every third one runs.
-NAMES = [pytest.param(name, marks=() if number % 3 == 0 else pytest.mark.nightly) for number, name in enumerate(CASES)]
+# Each case is some Spark jobs, 4 s in all: with each push every sixth one runs.
+NAMES = [pytest.param(name, marks=() if number % 6 == 0 else pytest.mark.nightly) for number, name in enumerate(CASES)]
 
 
 @pytest.fixture(scope="module")
