@@ -65,7 +65,7 @@ test-slow: $(STAMP) ## Run the slow tests of guarantees: the demo on the whole p
 
 .PHONY: test-nightly
 test-nightly: $(STAMP) ## Run all tests that need neither Docker nor Kubernetes, with more examples (an hour)
-	@TRILAKE_SCHEDULES=$(or $(SCHEDULES),100) $(BIN)/python -m pytest --hypothesis-profile nightly --timeout 3600 $(PYTEST)
+	@TRILAKE_SCHEDULES=$(or $(SCHEDULES),100) TRILAKE_SEEDS=50 $(BIN)/python -m pytest --hypothesis-profile nightly --timeout 3600 $(PYTEST)
 
 .PHONY: test-part
 test-part: $(STAMP) ## Run one part of the nightly-only tests, chosen by the commit (TURN=n chooses it)
