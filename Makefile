@@ -9,7 +9,7 @@ VENV := .venv
 # Tests mostly wait for servers. Each worker has its own servers (tests/conftest.py).
 WORKERS ?= 2
 # The tests that only `make test-nightly` runs as a whole are split into this many parts. Each commit runs one part.
-PARTS := 6
+PARTS := 12
 BIN := $(VENV)/bin
 REQUIREMENTS := plugins/trilake/platform/requirements
 LOCKS := $(addprefix $(REQUIREMENTS)/, bootstrap.txt development.txt jdk.txt)
