@@ -14,6 +14,7 @@ from itertools import islice, pairwise
 from typing import Literal
 
 from trilake.errors import ConfigurationError
+from trilake.postgres.sql import comment_end
 
 Kind = Literal["space", "quoted", "parameter", "word", "end", "sign"]
 
@@ -29,7 +30,6 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
-_COMMENT_EDGE = re.compile(r"/\*|\*/")
 _READS = frozenset({"SELECT", "FROM", "SHOW", "DESCRIBE", "DESC", "EXPLAIN", "EXISTS", "CHECK", "VALUES", "("})
 # Statements that only change a session. Each statement of a task is a request of its own, without a session.
 _SESSION = frozenset({"USE", "SET", "BEGIN", "START", "COMMIT", "ROLLBACK"})
@@ -59,7 +59,7 @@ def tokens(sql: str) -> Iterator[Token]:
     position = 0
     while position < len(sql):
         if sql.startswith("/*", position):
-            end = _comment_end(sql, position)
+            end = comment_end(sql, position)
             yield Token("space", sql[position:end], position, end)
         else:
             match = _TOKEN.match(sql, position)
@@ -68,16 +68,6 @@ def tokens(sql: str) -> Iterator[Token]:
             end = match.end()
             yield Token(kind, match.group(), position, end, match["name"] or "")
         position = end
-
-
-def _comment_end(sql: str, start: int) -> int:
-    """Where the comment that begins at `start` ends. One that is not closed goes on to the end of the text."""
-    depth = 0
-    for edge in _COMMENT_EDGE.finditer(sql, start):
-        depth += 1 if edge.group() == "/*" else -1
-        if depth == 0:
-            return edge.end()
-    return len(sql)
 
 
 def split_statements(text: str) -> list[str]:

@@ -58,7 +58,7 @@ def _tokens(sql: str) -> Iterator[tuple[Kind, str]]:
     position, code = 0, ""
     while position < len(sql):
         if sql.startswith("/*", position):
-            kind, end = "comment", _comment_end(sql, position)
+            kind, end = "comment", comment_end(sql, position)
         else:
             match = _TOKEN.match(sql, position)
             assert match is not None  # noqa: S101 - the last alternative matches any character
@@ -75,8 +75,11 @@ def _tokens(sql: str) -> Iterator[tuple[Kind, str]]:
         yield "code", code
 
 
-def _comment_end(sql: str, start: int) -> int:
-    """Where a comment ends. PostgreSQL's comments can be nested."""
+def comment_end(sql: str, start: int) -> int:
+    """Where the comment that begins at `start` ends. Comments can be nested, in PostgreSQL and in ClickHouse.
+
+    One that is not closed goes on to the end of the text.
+    """
     depth = 0
     for edge in _COMMENT_EDGE.finditer(sql, start):
         depth += 1 if edge.group() == "/*" else -1

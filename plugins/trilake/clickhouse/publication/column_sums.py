@@ -74,7 +74,7 @@ def _piece(value: str, kind: str) -> str:
 
 def _depth(value: str) -> int:
     """A number for the names of a lambda's arguments that those around it do not use."""
-    return len(re.findall(r"\b[ef]\d+\b", value))
+    return max(map(int, re.findall(r"\b[ef](\d+)\b", value)), default=-1) + 1
 
 
 def compare(where: str, expected: Mapping[str, ColumnSum], found: Sequence[Mapping[str, tuple[int, int]]]) -> None:
