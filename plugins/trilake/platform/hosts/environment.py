@@ -62,10 +62,8 @@ VARIABLES = (
     Variable("S3_AGENTS_SECRET", "S3: key agents"),
     Variable("CLICKHOUSE_ETL_PASSWORD", "ClickHouse: user etl_writer (Airflow, Spark)"),
     Variable("CLICKHOUSE_AGENT_PASSWORD", "ClickHouse: user agent_ro (for agents and readers; no host has it)", ()),
-    Variable("CLICKHOUSE_BACKUP_PASSWORD", "ClickHouse: user backup (to start a backup; no host has it)", ()),
     Variable("CLICKHOUSE_ETL_PASSWORD_SHA256", "ClickHouse: digests of its users' passwords", ("vps_3",), "digest"),
     Variable("CLICKHOUSE_AGENT_PASSWORD_SHA256", "", ("vps_3",), "digest"),
-    Variable("CLICKHOUSE_BACKUP_PASSWORD_SHA256", "", ("vps_3",), "digest"),
     Variable("K3S_TOKEN", "Kubernetes: the token that a node joins with", ("vps_2",)),
     Variable("CLICKHOUSE_INTERSERVER_SECRET", "ClickHouse: secret between the shards", ("vps_3",)),
 )
