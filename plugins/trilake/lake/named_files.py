@@ -6,7 +6,10 @@ and has the size that Iceberg recorded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,22 +46,30 @@ class NamedFile:
 
 # The local path of a bucket and key, or None if the copy does not have it.
 Locate = Callable[[str], Path | None]
+# The bytes of a bucket and key, or None if the copy does not have it.
+SizeOf = Callable[[str], int | None]
 
 
-def check(tables: Iterable[tuple[str, str]], locate: Locate) -> int:
+def check(tables: Iterable[tuple[str, str]], locate: Locate, size_of: SizeOf | None = None) -> int:
     """Check that the copy has every file that the tables name. Returns how many files they are.
 
     :param tables: name and metadata location, as the catalog has them.
+    :param size_of: for a copy of which only the metadata can be read; by default the size of the local file.
     :raises MissingFilesError: a file is missing, or has another size than Iceberg recorded.
     """
+
+    def local_size(key: str) -> int | None:
+        path = locate(key)
+        return None if path is None else path.stat().st_size
+
     total, wrong = 0, []
     for table, location in tables:
         for named in named_files(table, location, locate):
             total += 1
-            path = locate(named.key)
-            if path is None:
+            size = (size_of or local_size)(named.key)
+            if size is None:
                 wrong.append(f"s3://{named.key} of {table} is missing")
-            elif named.size is not None and (size := path.stat().st_size) != named.size:
+            elif named.size not in (None, size):
                 wrong.append(f"s3://{named.key} of {table} has {size} bytes, not {named.size}")
     if wrong:
         more = f", and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
@@ -160,3 +171,31 @@ def _copy_io(locate: Locate) -> FileIO:
             raise PermissionError(str(location))
 
     return CopyIO()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """For a host's programs: check a folder of buckets, and print how many files the tables name."""
+    parser = argparse.ArgumentParser(prog="named_files", description=main.__doc__)
+    parser.add_argument("--tables", type=Path, required=True, help="JSON: a list of name and metadata location")
+    parser.add_argument("--root", type=Path, required=True, help="the folder of buckets")
+    parser.add_argument("--sizes", type=Path, help="lines of bucket/key, tab, bytes; by default those of the files")
+    options = parser.parse_args(arguments)
+
+    def locate(key: str) -> Path | None:
+        path: Path = options.root / key
+        return path if path.is_file() else None
+
+    sizes = None
+    if options.sizes:
+        lines = (line.rpartition("\t") for line in options.sizes.read_text().splitlines())
+        sizes = {key: int(size) for key, _, size in lines}
+    try:
+        print(check(json.loads(options.tables.read_text()), locate, sizes.get if sizes is not None else None))
+    except MissingFilesError as e:
+        print(e, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -48,6 +48,7 @@ VARIABLES = (
     Variable("VPS_2_ADDRESS", "", HOSTS, "address"),
     Variable("VPS_3_ADDRESS", "", HOSTS, "address"),
     Variable("POSTGRES_SUPERUSER_PASSWORD", "PostgreSQL: user postgres of both servers"),
+    Variable("POSTGRES_BACKUP_PASSWORD", "PostgreSQL: user backup of both servers, which may only copy them"),
     Variable("AIRFLOW_DB_PASSWORD", "PostgreSQL: user airflow, Airflow's metadata"),
     Variable("OLTP_PASSWORD", "PostgreSQL: user oltp, database oltp"),
     Variable("LAKE_PASSWORD", "PostgreSQL: user lake, database lake (Iceberg's catalog, publications)"),
