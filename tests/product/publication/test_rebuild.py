@@ -159,6 +159,7 @@ def test_lost_rows_are_published_again_from_the_snapshot_of_the_ledger(published
     assert not published.ledger.attempts(published.name)
 
 
+@pytest.mark.nightly
 def test_without_a_loss_nothing_is_published(published: Lake) -> None:
     fences = published.fences()
     assert not published.rebuild(checksums=True).rebuilt
