@@ -361,3 +361,33 @@ def test_a_table_that_was_dropped_is_a_loss_of_its_own(published: Lake) -> None:
         (FEBRUARY, 2, None),
     ]
     assert "shard 2 has no such table" in str(differences[0])
+
+
+def test_the_commands_tell_a_loss_bring_it_back_and_replace_by_force(published: Lake, platform: Platform) -> None:
+    before, here = published.table.seen(), ("--table", published.name)
+    published.lose(JANUARY)
+    told = platform.trilake("rebuild", "--check", *here, "--json")
+    assert told.returncode == 1
+    (row,) = json.loads(told.stdout)
+    assert (row["partition"], row["shard"], row["clickhouse"], row["problem"]) == (
+        JANUARY, 1, 0, "other number of rows",
+    )  # fmt: skip
+    assert "2 published partitions compared, 1 differ" in told.stderr
+    done = platform.trilake("rebuild", *here, "--json")
+    assert done.returncode == 0, done.stderr
+    assert [row["result"] for row in json.loads(done.stdout)] == ["rebuilt"]
+    assert published.table.seen() == before
+    assert platform.trilake("rebuild", "--check", "--checksums", *here).returncode == 0
+    first = {p.partition: p.snapshot_id for p in published.ledger.publications(published.name)}[JANUARY]
+    published.commit(1, "later")
+
+    def publish(*options: str) -> list[dict[str, str]]:
+        command = platform.trilake("publish", published.name, "--partition", JANUARY, *options, "--json")
+        assert command.returncode == 0, command.stderr
+        return [{row["partition"]: row["result"]} for row in json.loads(command.stdout)]
+
+    assert publish() == [{JANUARY: "published"}]
+    assert published.table.seen() != before
+    assert publish("--snapshot", str(first)) == [{JANUARY: "not changed"}]
+    assert publish("--snapshot", str(first), "--force") == [{JANUARY: "published"}]
+    assert published.table.seen() == before
