@@ -342,7 +342,7 @@ def test_rows_of_another_source_are_replaced_only_by_force(table: Table, monkeyp
     key = table.parquet("a.parquet", (1, DAY, "a"))
     publisher.publish(snapshot(table, 9, "first"), run_id="r")
     with pytest.raises(
-        SourceChangedError, match=r"rows of Iceberg table first .* rows are of plain objects.* with force"
+        SourceChangedError, match=r"rows of Iceberg table first .* rows are of plain objects.* --force"
     ):
         table.publish({MONTH: {key: 1}})
     assert table.seen() == []
