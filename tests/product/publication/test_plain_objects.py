@@ -341,9 +341,7 @@ def test_rows_of_another_source_are_replaced_only_by_force(table: Table, monkeyp
     publisher = Publisher(table.cluster, table.ledger)
     key = table.parquet("a.parquet", (1, DAY, "a"))
     publisher.publish(snapshot(table, 9, "first"), run_id="r")
-    with pytest.raises(
-        SourceChangedError, match=r"rows of Iceberg table first .* rows are of plain objects.* --force"
-    ):
+    with pytest.raises(SourceChangedError, match=r"rows of Iceberg table first .* rows are of plain objects.* --force"):
         table.publish({MONTH: {key: 1}})
     assert table.seen() == []
     assert table.publish({MONTH: {key: 1}}, force=True)["published"] == [MONTH]

@@ -186,7 +186,9 @@ def test_a_publisher_at_work_and_one_who_finishes_for_it_do_not_hinder_each_othe
     assert not table.staging()
 
 
-def test_a_decided_publication_whose_staging_is_lost_says_so_and_is_published_again(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decided_publication_whose_staging_is_lost_says_so_and_is_published_again(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan = table.plan(table.file(0, (1, DAY, "a")))
     with monkeypatch.context() as dying:
         dying.setattr(Switch, "one", die)
