@@ -198,7 +198,7 @@ def test_a_decided_publication_whose_staging_is_lost_says_so_and_is_published_ag
     for shard in table.cluster.shards:
         for name in set(table.staging()):
             table.cluster.on_shard(shard, Statement(f"DROP TABLE {{shard}}.{name} SYNC"))
-    with pytest.raises(SwitchIncompleteError, match="`trilake rebuild --table .* publishes the rows again"):
+    with pytest.raises(SwitchIncompleteError, match=r"`trilake rebuild --table .* publishes the rows again"):
         table.publisher().finish(table.data_set.table)
     assert table.publisher().publish(plan, run_id="r").published == (MONTH,)
     assert table.seen() == [(1, 1, "a")]
