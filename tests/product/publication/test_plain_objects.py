@@ -348,7 +348,7 @@ def test_rows_of_another_source_are_replaced_only_by_force(table: Table, monkeyp
     assert table.publish({MONTH: {key: 1}})["current"] == [MONTH]
     with pytest.raises(SourceChangedError):
         publisher.publish(snapshot(table, 10, "first"), run_id="r")
-    monkeypatch.setattr(Publisher, "_due", lambda _self, plan, force: (list(plan.partitions), []))
+    monkeypatch.setattr(Publisher, "_due", lambda _self, plan, force: (list(plan.partitions), [], {}))
     with pytest.raises(SourceChangedError):  # the decision sees what came after the first look
         publisher.publish(snapshot(table, 10, "first"), run_id="r")
     assert table.seen() == [(1, DAY, "a")]
