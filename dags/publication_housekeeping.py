@@ -5,15 +5,19 @@ Task `finish` completes the publications of publishers that died: partitions tha
 shard of ClickHouse yet. It drops the staging tables of dead attempts. It does not touch running publishers. The next
 publication of a partition also completes the one before; it does not wait for this DAG.
 
+Task `check` counts the rows of every published partition on every shard. If a shard does not hold the rows that the
+ledger says, it fails and names the table, the partition, the shard and both numbers: a disk, a server or a table was
+lost, or somebody changed rows by hand. A publication in progress is not counted as a loss.
+
 Task `clear` removes what killed jobs and tasks left elsewhere and no later run removes: staging tables of
 `write_postgres` in PostgreSQL, exports of `read_table` below `s3://exports/spark/`, and uploads to the buckets raw,
 artifacts, logs and exports that were not completed for three days. No job may run that long. A running driver holds a
 lock, so its data is not touched.
 
 **When it fails:** the log of `finish` names the partition. If a shard did not answer, the next run continues. If a
-staging table is missing, publish that partition again with `force`. `trilake publications` shows the state of every
-partition. The log of `clear` names the service that did not answer. The other services were cleaned, and the next run
-continues.
+staging table is missing, or if `check` failed, `trilake rebuild` publishes the lost rows again, without Spark.
+`trilake publications` shows the state of every partition. The log of `clear` names the service that did not answer. The
+other services were cleaned, and the next run continues.
 """
 
 from datetime import timedelta
@@ -22,7 +26,7 @@ from airflow.sdk import DAG
 from airflow.timetables.trigger import CronTriggerTimetable
 
 from trilake.operators.abandoned import RemoveAbandonedOperator
-from trilake.operators.publications import FinishPublicationsOperator
+from trilake.operators.publications import CheckPublicationsOperator, FinishPublicationsOperator
 
 with DAG(
     "publication_housekeeping",
@@ -37,5 +41,11 @@ with DAG(
     tags=["maintenance"],
     doc_md=__doc__,
 ):
-    FinishPublicationsOperator(task_id="finish", execution_timeout=timedelta(minutes=20))
+    finish = FinishPublicationsOperator(task_id="finish", execution_timeout=timedelta(minutes=20))
+    check = CheckPublicationsOperator(
+        task_id="check",
+        execution_timeout=timedelta(minutes=20),
+        trigger_rule="all_done",  # also if a publication cannot be finished
+    )
+    finish >> check
     RemoveAbandonedOperator(task_id="clear", execution_timeout=timedelta(minutes=20))

@@ -69,7 +69,7 @@ def test_a_slow_reader_makes_the_engine_wait(gateway: RunningGateway) -> None:
     wait_until(lambda: not gateway.running("slow reader"))
 
 
-@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("compressed", [pytest.param(False, marks=pytest.mark.nightly), True])
 def test_memory_stays_flat_for_a_large_insert(gateway: RunningGateway, table: str, compressed: bool) -> None:
     block = lz4.frame.compress(BLOCK) if compressed else BLOCK
 
@@ -89,6 +89,7 @@ def test_memory_stays_flat_for_a_large_insert(gateway: RunningGateway, table: st
     assert memory.growth < 600 * MIB
 
 
+@pytest.mark.nightly
 def test_memory_stays_flat_for_a_large_arrow_insert(gateway: RunningGateway, table: str) -> None:
     batch = pa.record_batch({"n": pa.array(range(10_000), pa.uint64()), "s": ["text " * 20] * 10_000})
     with io.BytesIO() as sink:

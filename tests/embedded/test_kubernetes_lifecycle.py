@@ -227,9 +227,11 @@ def test_repeats_end(shared: KubernetesServer, tmp_path: Path) -> None:
     assert "ExitCode: 3" in document["status"]["applicationState"]["errorMessage"]
 
 
-def test_a_finished_application_goes_when_its_time_is_over(shared: KubernetesServer) -> None:
-    shared.create("brief", timeToLiveSeconds=1)
-    uid = shared.await_state("brief", "COMPLETED")["metadata"]["uid"]
+def test_a_finished_application_goes_when_its_time_is_over(shared: KubernetesServer, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    shared.create("brief", "wait-for", str(gate), timeToLiveSeconds=1)
+    uid = shared.await_state("brief", "RUNNING")["metadata"]["uid"]
+    gate.touch()  # from here on it may be gone before anyone sees that it is complete
     await_true(lambda: shared.request("GET", shared.applications("brief")).status_code == 404)
     assert shared.request("GET", shared.pods("brief-driver")).status_code == 404
     await_true(lambda: not (shared.folder / "data" / "applications" / uid).exists())

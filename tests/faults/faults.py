@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -107,6 +108,8 @@ class Faults:
             yield
         finally:
             self.restore()
+            if schedule.act == "lose":
+                self.rebuild()
 
     def strike(self, schedule: Schedule, task_instance: str) -> None:
         victim = schedule.victim
@@ -114,6 +117,8 @@ class Faults:
             self._kill(victim, task_instance)
         elif schedule.act == "fill":
             self._fill(victim)
+        elif schedule.act == "lose":
+            self._lose(victim, task_instance)
         else:
             proxy = self.proxies["postgres" if victim in _BEGINS else victim]
             getattr(proxy, schedule.act)(_BEGINS.get(victim, b""))
@@ -126,6 +131,16 @@ class Faults:
             if os.path.ismount(self.home.data(name)):
                 _resize(self.home.data(name), _DISK_BYTES)
         lifecycle.up(self.home)
+
+    def rebuild(self) -> None:
+        """Bring back what ClickHouse lost, as a user does: `trilake rebuild`."""
+        command = [sys.executable, "-c", "from trilake.cli import main; main()", "rebuild"]
+        environment = {**os.environ, **self.home.environment(), "TRILAKE_HOME": str(self.home.path)}
+        done = subprocess.run(
+            command, cwd=self.home.project, env=environment, capture_output=True, text=True, check=False
+        )
+        print(done.stdout, done.stderr)
+        assert done.returncode == 0, done.stderr
 
     def restart(self, service: str) -> None:
         """Kill it and bring it up again."""
@@ -147,7 +162,7 @@ class Faults:
     def await_victim(self, schedule: Schedule, task_instance: str) -> bool:
         """Whether who is to be killed is there: at the very start of a step it is not yet, at the end not any more."""
         until = time.monotonic() + _APPEARS_S
-        while schedule.act == "kill" and not self._processes(schedule.victim, task_instance):
+        while schedule.act in ("kill", "lose") and not self._processes(schedule.victim, task_instance):
             if time.monotonic() > until:
                 return False
             time.sleep(0.05)
@@ -160,6 +175,12 @@ class Faults:
             with suppress(psutil.NoSuchProcess):  # of a driver, one goes with another
                 process.send_signal(signal.SIGKILL)
         psutil.wait_procs(struck, timeout=10)
+
+    def _lose(self, victim: str, task_instance: str) -> None:
+        """Its disk is lost: the process ends, and all its data is gone."""
+        self._kill(victim, task_instance)
+        for entry in self.home.data(victim).iterdir():
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
     def _processes(self, victim: str, task_instance: str) -> Sequence[psutil.Process]:
         """Of a service its main process, as the kernel would choose it when memory is short; of a driver all."""

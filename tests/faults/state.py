@@ -22,10 +22,10 @@ from trilake.clickhouse.publication.staging import Staging
 from trilake.clickhouse.publication.switch import Switch
 from trilake.endpoints import Endpoints
 from trilake.errors import ConfigurationError
-from trilake.lake import Window
+from trilake.lake import DataSet, Window
 from trilake.lake.arrivals import again, overdue
 from trilake.lake.catalog import TableNotFoundError, load_table, open_catalog, plan
-from trilake.lake.data_set import BUCKETS, EXPORTS_BUCKET, LAKE_BUCKET
+from trilake.lake.data_set import BUCKETS, EXPORTS_BUCKET, LAKE_BUCKET, WHOLE
 from trilake.platform.embedded import processes
 from trilake.platform.embedded.home import Home
 from trilake.postgres.connection import connect
@@ -219,11 +219,19 @@ class Holdings:
 
     def _hide(self, month: str) -> None:
         partition = FLIGHTS.partition_id(month)
+        self._forget(FLIGHTS, month)  # else these rows would be lost ones
         self._on_shards(f"ALTER TABLE {{shard}}.{FLIGHTS.local_table} DROP PARTITION ID '{partition}'")
+
+    def _forget(self, data_set: DataSet, partition: str) -> None:
+        with connect(self.endpoints.lake) as connection, connection.cursor() as cursor:
+            cursor.execute(
+                "DELETE FROM publications WHERE table_name = %s AND partition = %s", (data_set.table, partition)
+            )
 
     def _empty_dimensions(self) -> None:
         for data_set in DIMENSIONS:
             self._clear_lake(data_set.curated, "true")
+            self._forget(data_set, WHOLE)
             self._on_shards(f"TRUNCATE TABLE {{shard}}.{data_set.local_table}")
 
     def _clear_lake(self, table: str, where: str) -> None:

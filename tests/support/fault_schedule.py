@@ -14,7 +14,7 @@ from typing import Literal, get_args
 
 ROUND = 40
 FIRST = 8
-Act = Literal["kill", "stall", "cut", "fill"]
+Act = Literal["kill", "stall", "cut", "fill", "lose"]
 
 # What each step needs besides Airflow. lake, oltp and metadata are databases of the one PostgreSQL server.
 _NEEDS: dict[tuple[str, str], set[str]] = {
@@ -36,6 +36,7 @@ _NEEDS: dict[tuple[str, str], set[str]] = {
         for verb, needs in (("snapshot", {"oltp", "s3", "lake"}), ("publish", {"s3", "lake", "clickhouse"}))
     },
     ("publication_housekeeping", "finish"): {"clickhouse", "lake"},
+    ("publication_housekeeping", "check"): {"clickhouse", "lake"},
     ("publication_housekeeping", "clear"): {"clickhouse", "lake", "oltp", "s3"},
     ("lake_maintenance", "keep_up"): {"s3", "lake", "kubernetes"},
 }
@@ -60,6 +61,7 @@ KINDS: tuple[tuple[Act, str], ...] = (
     *(("cut", victim) for victim in _CONNECTIONS),
     ("fill", "s3"),
     ("fill", "clickhouse"),
+    ("lose", "clickhouse"),
 )
 
 
@@ -68,7 +70,8 @@ class Schedule:
     """One fault in one run of a DAG.
 
     :param moment: when, as a part of the time that the step takes undisturbed.
-    :param seconds: how long it lasts; of a service that was killed, until somebody runs `trilake up`.
+    :param seconds: how long it lasts; of a service that was killed, until somebody runs `trilake up`; of one whose data
+        was lost, until somebody also runs `trilake rebuild`.
     """
 
     seed: int
@@ -104,7 +107,7 @@ def fits(step: tuple[str, str], act: Act, victim: str) -> bool:
     if victim in (*_AIRFLOW, "metadata", "task"):
         return victim != "airflow-triggerer" or "kubernetes" in needs
     if act == "fill":  # who only reads or removes needs no room
-        if step[1] == "clear":
+        if step[1] == "clear" or step == ("publication_housekeeping", "check"):
             return False
         return victim == ("clickhouse" if step[1].startswith(("publish", "finish")) else "s3") and victim in needs
     needed = {"postgres": {"lake", "oltp"}, "driver": {"kubernetes"}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from support.compose_rules import FILES, PROJECT, problems, read, variables
 from trilake.platform.hosts.containers import PROJECT as PROJECT_NAME
 from trilake.platform.hosts.environment import VARIABLES, host_settings, replica_settings
+from trilake.spark.application import IMAGE
 
 GOOD = """
 services:
@@ -121,3 +123,26 @@ def test_the_replica_is_never_started_in_this_machines_own_network() -> None:
 def test_hosts_use_their_own_network_and_the_deployed_dags() -> None:
     settings = host_settings(["10.110.0.2", "10.110.0.3", "10.110.0.4"])
     assert not [name for name in settings if name.endswith("_NETWORK") or name == "DAG_BUNDLE"]
+
+
+def test_a_tag_of_our_own_images_is_the_version_of_what_is_in_them() -> None:
+    """YAML files cannot import a version, so each names it again."""
+    versions = {
+        "spark": IMAGE.rpartition(":")[2],
+        "airflow": version("apache-airflow"),
+        "host": version("trilake"),
+        "openvpn": version("trilake"),
+    }
+    files = [
+        *(PROJECT / "docker").rglob("*"),
+        PROJECT / "docker-compose.yml",
+        *(PROJECT / "tests/replica").glob("*.py"),
+    ]
+    tags = {
+        (file.relative_to(PROJECT).as_posix(), image, tag)
+        for file in files
+        if (file.is_file() and file.suffix in (".yml", ".sh", ".py", ".md")) or file.name == "Dockerfile"
+        for image, tag in re.findall(r"trilake/([a-z]+):([0-9][0-9.]*)", file.read_text(encoding="utf-8"))
+    }
+    assert len(tags) > 5
+    assert {found for found in tags if found[2] != versions[found[1]]} == set()

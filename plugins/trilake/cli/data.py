@@ -1,14 +1,13 @@
-"""``trilake put``, ``run``, ``migrate``, ``arrivals`` and ``publications``: data sets and their tables."""
+"""``trilake put``, ``run``, ``migrate`` and ``arrivals``: data sets and their tables."""
 
 from __future__ import annotations
 
-import json as as_text
 import logging
 import sys
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -77,7 +76,7 @@ def migrate(
         for step in planned
         if step.state == "pending" or plan
     ]
-    _print(("step", "target", "state"), rows, as_json=json)
+    options.print_table(("step", "target", "state"), rows, as_json=json)
 
 
 @app.command()
@@ -105,54 +104,10 @@ def arrivals(
         print(f"{again} is due again, if it has files", file=sys.stderr)
         return
     rows = [asdict(arrival) for arrival in trilake.lake.arrivals.overdue(lake, timedelta(hours=hours))]
-    _print(("data_set", "partition", "run", "taken_at"), rows, as_json=json)
+    options.print_table(("data_set", "partition", "run", "taken_at"), rows, as_json=json)
     if rows:
         print(
             "Clear the run in Airflow. If the run was deleted or will never commit: trilake arrivals --again "
             f"{rows[0]['data_set']}/{rows[0]['partition']}",
             file=sys.stderr,
         )
-
-
-_PUBLICATION = ("table", "partition", "state", "fence", "rows", "by_shard", "snapshot_id", "source", "run_id")
-
-
-@app.command()
-def publications(
-    finish: Annotated[
-        bool,
-        typer.Option("--finish", help="Finish publications that are in the ledger, but not on every shard yet."),
-    ] = False,
-    clean: Annotated[
-        bool, typer.Option("--clean", help="Drop the staging tables of publishers that were killed.")
-    ] = False,
-    json: options.Json = False,
-) -> None:
-    """Show which snapshot of each partition is published in ClickHouse."""
-    from trilake.clickhouse.cluster import Cluster
-    from trilake.clickhouse.publication.ledger import Ledger
-    from trilake.clickhouse.publication.publisher import Publisher
-
-    endpoints = options.endpoints()
-    ledger = Ledger(endpoints.lake)
-    if finish or clean:
-        with Cluster(endpoints.clickhouse, comment={"by": "trilake publications"}) as cluster:
-            publisher = Publisher(cluster, ledger)
-            if finish:
-                for publication in publisher.finish():
-                    print(f"finished {publication.partition} of {publication.table}", file=sys.stderr)
-            if clean:
-                for attempt in publisher.clean():
-                    print(f"cleaned up attempt {attempt}", file=sys.stderr)
-    rows = [
-        {**asdict(publication), "rows": publication.total_rows, "by_shard": dict(publication.rows)}
-        for publication in ledger.publications()
-    ]
-    _print((*_PUBLICATION, "decided_at"), rows, as_json=json)
-
-
-def _print(columns: tuple[str, ...], rows: list[dict[str, Any]], *, as_json: bool) -> None:
-    if as_json:
-        print(as_text.dumps([{name: row[name] for name in columns} for row in rows], default=str))
-    else:
-        options.print_rows(columns, [[row[name] for name in columns] for row in rows])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -29,6 +30,14 @@ def endpoints() -> Endpoints:
     if f"AIRFLOW_CONN_{S3_CONNECTION.upper()}" in os.environ:
         return Endpoints.from_environment()
     return Endpoints.from_environment(home().environment())
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
+    """Print these columns of rows, as a table or as a JSON list of objects."""
+    if as_json:
+        print(json.dumps([{name: row[name] for name in columns} for row in rows], default=str))
+    else:
+        print_rows(columns, [[row[name] for name in columns] for row in rows])
 
 
 def print_rows(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -141,6 +141,29 @@ def load_table(catalog: SqlCatalog, identifier: str) -> Table:
         ) from None
 
 
+def data_set_of(table: Table) -> DataSet:
+    """The data set that a table of the lake holds, as its partition layout says.
+
+    :raises UnpublishableSnapshotError: the table has another layout than those of data sets.
+    """
+    from pyiceberg.transforms import BucketTransform, DayTransform, MonthTransform
+
+    name = table.name()[-1]
+    schema = table.schema()
+    fields = [(schema.find_column_name(field.source_id), field.transform) for field in table.spec().fields]
+    if not fields:
+        return DataSet(name)
+    if len(fields) == 2:
+        (date_column, unit), (shard_column, bucket) = fields
+        if isinstance(unit, DayTransform | MonthTransform) and isinstance(bucket, BucketTransform):
+            grain: Grain = "day" if isinstance(unit, DayTransform) else "month"
+            return DataSet(name, grain, date_column, shard_column)
+    raise UnpublishableSnapshotError(
+        f"{_name(table)} is not partitioned by the day or month of a date and by a bucket of a column.",
+        hint="Another program made it. Rewrite the table with the data set's job.",
+    )
+
+
 def snapshot_summary(table: Table, snapshot_id: int) -> Mapping[str, str]:
     """The snapshot's properties: Iceberg's own counts, and those that the job added."""
     snapshot = table.snapshot_by_id(snapshot_id)

@@ -113,6 +113,29 @@ def plan_objects(
     )
 
 
+def objects_document(plan: LoadPlan, partition: PartitionPlan) -> dict[str, Any]:
+    """What the ledger records of a partition of plain objects: enough for `plan_again`."""
+    return {
+        "data_set": json.loads(plan.data_set.to_json()),
+        "bucket": plan.bucket,
+        "format": next(name for name, kind in _FORMATS.items() if kind == plan.plain),
+        "objects": [{"key": file.key, "rows": file.rows, "etag": file.etag} for file in partition.files],
+    }
+
+
+def plan_again(client: S3Client, partition: str, document: Mapping[str, Any], *, version: int) -> LoadPlan:
+    """The plan of a partition that was published before, of exactly the same objects.
+
+    :param document: what `objects_document` made of it.
+    :raises ObjectError: an object is missing, or was changed since.
+    """
+    data_set = DataSet.from_json(json.dumps(document["data_set"]))
+    files = tuple(_record(data_set, item) for item in document["objects"])
+    return plan_objects(
+        client, data_set, document["bucket"], {partition: files}, version=version, file_format=document["format"]
+    )
+
+
 def _listed(data_set: DataSet, value: Any) -> Sequence[Mapping[str, Any]]:
     if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(v, Mapping) for v in value):
         raise ConfigurationError(f"The objects of {data_set.name} are not given with key and rows.", hint=_FORM)

@@ -11,6 +11,7 @@ from airflow.sdk import BaseOperator
 
 from trilake.assets import published
 from trilake.clickhouse.publication.checks import read_checks
+from trilake.clickhouse.publication.comparison import compare
 from trilake.clickhouse.publication.publisher import Publisher
 from trilake.endpoints import CLICKHOUSE_CONNECTION
 from trilake.errors import TrilakeError
@@ -83,6 +84,44 @@ class PublishOperator(WindowedOperator, ProjectOperator):
             # Also the current ones: the try that switched them may have died before it emitted its events.
             context["outlet_events"][outlet].add_partitions([*report.published, *report.current])
         return report.to_dict()
+
+
+class CheckPublicationsOperator(BaseOperator):
+    """Counts the rows of every published partition on every shard, and fails if they are not those of the ledger. It is
+    safe while publishers run: a publication in progress is not counted as a loss.
+
+    XCom has ``partitions``: how many were compared.
+
+    :param table: only this data set's table; templated. None: all tables.
+    :param checksums: also compare the rows' checksums. This reads all rows.
+    """
+
+    template_fields: Sequence[str] = ("table",)
+    ui_color = "#fde68a"
+
+    def __init__(
+        self,
+        *,
+        table: str | None = None,
+        checksums: bool = False,
+        clickhouse_conn_id: str = CLICKHOUSE_CONNECTION,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.table = table
+        self.checksums = checksums
+        self.clickhouse_conn_id = clickhouse_conn_id
+
+    def execute(self, context: Context) -> dict[str, int]:
+        """:raises RowsLostError: it names table, partition, shard and both numbers of rows of each difference."""
+        with ClickHouseHook(clickhouse_conn_id=self.clickhouse_conn_id).cluster(context) as cluster:
+            compared = compare(cluster, LakeHook().ledger(), self.table, checksums=self.checksums)
+        self.log.info("%s published partitions were compared with ClickHouse", len(compared.compared))
+        for table, partition_id, rows in compared.unknown:
+            self.log.warning("Partition %s of %s has %s rows in ClickHouse, but was never published. `trilake rebuild "
+                             "--drop-unknown` drops it.", partition_id, table, rows)  # fmt: skip
+        compared.raise_differences()
+        return {"partitions": len(compared.compared)}
 
 
 class FinishPublicationsOperator(BaseOperator):

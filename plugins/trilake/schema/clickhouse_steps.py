@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from trilake.clickhouse.cluster import Cluster, Statement, quote_name, quote_text
 from trilake.clickhouse.sql import Token, split_statements, tokens
@@ -12,13 +13,22 @@ from trilake.endpoints import ClickHouseEndpoint, ClickHouseShard
 from trilake.lake import DataSet
 from trilake.schema.steps import RECORD, MigrationError, Planned, Step, plan
 
+log = logging.getLogger(__name__)
+
 # The database over all shards.
 _DATABASE = "analytics"
 _GUARDS = (["IF", "NOT", "EXISTS"], ["IF", "EXISTS"])
 _UNQUOTED = re.compile(r"[a-z][a-z0-9_]*")
 
 
-def migrate_clickhouse(cluster: Cluster, steps: list[Step], *, dry_run: bool) -> list[Planned]:
+def migrate_clickhouse(
+    cluster: Cluster, steps: list[Step], *, dry_run: bool, rows_lost: Callable[[str], bool] = lambda _table: False
+) -> list[Planned]:
+    """Apply the pending steps to every shard, then create or update the tables over all shards.
+
+    :param rows_lost: whether published rows of a table are gone. Then nobody may read the table over all shards: a
+        query would see too few rows without an error.
+    """
     planned: list[Planned] = []
     record = quote_name(RECORD)
     if not dry_run:
@@ -31,7 +41,7 @@ def migrate_clickhouse(cluster: Cluster, steps: list[Step], *, dry_run: bool) ->
             )
         )
     for shard in cluster.shards:
-        ours = plan(steps, str(shard), _recorded(cluster, shard))
+        ours = plan(steps, str(shard), _still_there(cluster, shard, steps, _recorded(cluster, shard)))
         planned += ours
         for item in ours:
             if dry_run or item.state == "applied":
@@ -41,9 +51,23 @@ def migrate_clickhouse(cluster: Cluster, steps: list[Step], *, dry_run: bool) ->
             cluster.on_shard(shard, Statement(local_ddl(item.step, shard)))
             _record(cluster, shard, item.step.path, item.step.checksum)
     if not dry_run:
+        new = {item.step.table for item in planned if item.step.first and item.state == "pending"}
+        hidden = {table for table in new | _not_everywhere(cluster, steps) if rows_lost(table)}
+        for table in sorted(hidden):
+            log.warning("Published rows of %s are lost, so nobody can read the table now. `trilake rebuild --table %s` "
+                        "brings them back.", table, table)  # fmt: skip
+            everyone = f"{quote_name(cluster.endpoint.database)}.{quote_name(table)}"
+            cluster.every_host(Statement(f"DROP TABLE IF EXISTS {everyone} SYNC"))
+        visible = [step for step in steps if step.table not in hidden]
         for host in cluster.hosts:
-            _derive_overall(cluster, steps, host)
+            _derive_overall(cluster, visible, host)
     return planned
+
+
+def _not_everywhere(cluster: Cluster, steps: list[Step]) -> set[str]:
+    """The tables that a host does not have in the database over all shards."""
+    tables = {step.table for step in steps}
+    return {table for host in cluster.hosts for table in tables - _tables(cluster, host, cluster.endpoint.database)}
 
 
 def _derive_overall(cluster: Cluster, steps: list[Step], host: ClickHouseShard) -> None:
@@ -52,13 +76,15 @@ def _derive_overall(cluster: Cluster, steps: list[Step], host: ClickHouseShard) 
     They are recorded separately, because a migration may die after the last step of a local table and before this.
     """
     recorded = _recorded(cluster, host)
+    database = cluster.endpoint.database
+    there = _tables(cluster, host, database)
     for step in steps:
         if step.first:
             ddl = overall_ddl(step, cluster.endpoint, host)
             parts = [ddl, *(other.checksum for other in steps if other.table == step.table)]
             checksum = hashlib.sha256("\n".join(parts).encode()).hexdigest()
             path = f"{step.path} over all shards"
-            if recorded.get(path) != checksum:
+            if recorded.get(path) != checksum or DataSet(step.table).table not in there:
                 cluster.on_shard(host, Statement(ddl))
                 _record(cluster, host, path, checksum)
 
@@ -69,6 +95,22 @@ def _recorded(cluster: Cluster, shard: ClickHouseShard) -> dict[str, str]:
         return {}
     # the last record of a path is the valid one
     return dict(cluster.on_shard(shard, Statement(f"SELECT path, checksum FROM {record} ORDER BY applied_at")))
+
+
+def _still_there(
+    cluster: Cluster, shard: ClickHouseShard, steps: list[Step], recorded: dict[str, str]
+) -> dict[str, str]:
+    """The records without those of tables that somebody dropped. Their steps have to be applied again."""
+    if not recorded:
+        return recorded
+    there = _tables(cluster, shard, shard.database)
+    dropped = {step.path for step in steps if DataSet(step.table).local_table not in there}
+    return {path: checksum for path, checksum in recorded.items() if path not in dropped}
+
+
+def _tables(cluster: Cluster, shard: ClickHouseShard, database: str) -> set[str]:
+    sql = f"SELECT name FROM system.tables WHERE database = {quote_text(database)}"
+    return {name for (name,) in cluster.on_shard(shard, Statement(sql))}
 
 
 def _record(cluster: Cluster, shard: ClickHouseShard, path: str, checksum: str) -> None:

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from trilake.clickhouse.cluster import Cluster
+from trilake.clickhouse.publication.comparison import compare
+from trilake.clickhouse.publication.ledger import Ledger
 from trilake.endpoints import Endpoints, PostgresEndpoint
 from trilake.postgres.connection import connect
 from trilake.postgres.locks import MIGRATION_LOCK
@@ -24,6 +26,9 @@ from trilake.schema.steps import Planned, own_steps, read_steps
 
 def migrate(endpoints: Endpoints, sql_folder: Path, *, dry_run: bool = False) -> list[Planned]:
     """Apply all pending steps to all databases. Can be repeated. If two processes call it, the second one waits.
+
+    A table that somebody dropped is created again. If published rows of it are lost, the table over all shards is only
+    there again after a rebuild, so that nobody reads too few rows.
 
     :param dry_run: only return what would be applied.
     :raises MigrationError: a file was changed after it was applied, or a step was refused.
@@ -38,8 +43,12 @@ def migrate(endpoints: Endpoints, sql_folder: Path, *, dry_run: bool = False) ->
                 )
         with Cluster(endpoints.clickhouse, comment={"migration": True}) as cluster:
             cluster.check_topology()
+            ledger = Ledger(endpoints.lake)
             planned += migrate_clickhouse(
-                cluster, [step for step in steps if step.database == "clickhouse"], dry_run=dry_run
+                cluster,
+                [step for step in steps if step.database == "clickhouse"],
+                dry_run=dry_run,
+                rows_lost=lambda table: bool(compare(cluster, ledger, table).differences),
             )
     return planned
 

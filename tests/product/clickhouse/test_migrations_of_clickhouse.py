@@ -50,6 +50,21 @@ def test_the_table_over_all_shards_follows_though_the_first_try_died_before_it(
         assert columns(cluster) == expected
 
 
+def test_a_dropped_table_is_created_again_with_all_its_steps(cluster: Cluster) -> None:
+    migrate_clickhouse(cluster, [TABLE, COLUMN], dry_run=False)
+    second = cluster.shards[1]
+    cluster.on_shard(second, Statement("DROP TABLE {shard}.t_local SYNC"))
+    cluster.any_host(Statement(f"DROP TABLE {cluster.endpoint.database}.t SYNC"))
+    planned = migrate_clickhouse(cluster, [TABLE, COLUMN], dry_run=True)
+    assert [item.target for item in planned if item.state == "pending"] == [str(second)] * 2
+    migrate_clickhouse(cluster, [TABLE, COLUMN], dry_run=False)
+    assert columns(cluster) == ["a", "b"]
+    there = cluster.on_shard(second, Statement("SELECT name FROM system.columns WHERE database = "
+                                               f"'{second.database}' AND table = 't_local'"))  # fmt: skip
+    assert there == [("a",), ("b",)]
+    assert {item.state for item in migrate_clickhouse(cluster, [TABLE, COLUMN], dry_run=True)} == {"applied"}
+
+
 def test_a_table_over_all_shards_that_is_up_to_date_is_left_alone(cluster: Cluster) -> None:
     sql = f"SELECT uuid FROM system.tables WHERE database = '{cluster.endpoint.database}'"
     migrate_clickhouse(cluster, [TABLE], dry_run=False)

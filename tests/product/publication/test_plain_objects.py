@@ -341,16 +341,14 @@ def test_rows_of_another_source_are_replaced_only_by_force(table: Table, monkeyp
     publisher = Publisher(table.cluster, table.ledger)
     key = table.parquet("a.parquet", (1, DAY, "a"))
     publisher.publish(snapshot(table, 9, "first"), run_id="r")
-    with pytest.raises(
-        SourceChangedError, match=r"rows of Iceberg table first .* rows are of plain objects.* with force"
-    ):
+    with pytest.raises(SourceChangedError, match=r"rows of Iceberg table first .* rows are of plain objects.* --force"):
         table.publish({MONTH: {key: 1}})
     assert table.seen() == []
     assert table.publish({MONTH: {key: 1}}, force=True)["published"] == [MONTH]
     assert table.publish({MONTH: {key: 1}})["current"] == [MONTH]
     with pytest.raises(SourceChangedError):
         publisher.publish(snapshot(table, 10, "first"), run_id="r")
-    monkeypatch.setattr(Publisher, "_due", lambda _self, plan, force: (list(plan.partitions), []))
+    monkeypatch.setattr(Publisher, "_due", lambda _self, plan, force: (list(plan.partitions), [], {}))
     with pytest.raises(SourceChangedError):  # the decision sees what came after the first look
         publisher.publish(snapshot(table, 10, "first"), run_id="r")
     assert table.seen() == [(1, DAY, "a")]

@@ -107,7 +107,7 @@ def test_what_is_decided_and_fits_the_table_no_more_says_what_ends_it(
         migrating.setattr(Ledger, "claim", migrated)
         with pytest.raises(
             SwitchIncompleteError,
-            match="Publish a snapshot that has the new columns, or this snapshot again with force",
+            match="Publish a snapshot that has the new columns: `trilake publish",
         ):
             table.publisher().publish(plan, run_id="r")
     with pytest.raises(SwitchIncompleteError):
@@ -186,7 +186,9 @@ def test_a_publisher_at_work_and_one_who_finishes_for_it_do_not_hinder_each_othe
     assert not table.staging()
 
 
-def test_a_decided_publication_whose_staging_is_lost_says_so(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decided_publication_whose_staging_is_lost_says_so_and_is_published_again(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan = table.plan(table.file(0, (1, DAY, "a")))
     with monkeypatch.context() as dying:
         dying.setattr(Switch, "one", die)
@@ -196,9 +198,9 @@ def test_a_decided_publication_whose_staging_is_lost_says_so(table: Table, monke
     for shard in table.cluster.shards:
         for name in set(table.staging()):
             table.cluster.on_shard(shard, Statement(f"DROP TABLE {{shard}}.{name} SYNC"))
-    with pytest.raises(SwitchIncompleteError, match="Publish the snapshot again with force"):
-        table.publisher().publish(plan, run_id="r")
-    assert table.publisher().publish(plan, run_id="r", force=True).published == (MONTH,)
+    with pytest.raises(SwitchIncompleteError, match=r"`trilake rebuild --table .* publishes the rows again"):
+        table.publisher().finish(table.data_set.table)
+    assert table.publisher().publish(plan, run_id="r").published == (MONTH,)
     assert table.seen() == [(1, 1, "a")]
 
 

@@ -283,8 +283,15 @@ def test_a_publisher_whose_any_statement_goes_wrong_leaves_old_or_new(world: Wor
         world.settle()
 
 
-@pytest.mark.parametrize("lost", [False, True], ids=["slow", "taken for dead"])
-@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize(
+    ("force", "lost"),
+    [
+        pytest.param(False, False, id="slow", marks=pytest.mark.nightly),
+        pytest.param(False, True, id="taken for dead"),
+        pytest.param(True, False, id="slow, by force"),
+        pytest.param(True, True, id="taken for dead, by force", marks=pytest.mark.nightly),
+    ],
+)
 def test_a_publisher_that_sleeps_at_any_statement_changes_nothing_that_came_after_it(
     world: World, force: bool, lost: bool
 ) -> None:

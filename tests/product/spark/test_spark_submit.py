@@ -85,6 +85,7 @@ def task(
     return Task(f"manual__{request.node.name}", {"job": "sum_numbers", "spark_conf": QUICK_JVM})
 
 
+@pytest.mark.slow
 def test_a_job_computes_on_s3_and_tells_its_result(
     task: Task, server: KubernetesServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -92,7 +92,11 @@ COLUMNS: dict[str, tuple[str, Any]] = {
 ROWS = st.lists(st.tuples(*(st.none() | values for _, values in COLUMNS.values())), max_size=8)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=settings.default.max_examples // 2,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(rows=ROWS)
 def test_what_postgresql_holds_is_what_parquet_holds(target: Target, rows: list[tuple[Any, ...]]) -> None:
     with connect(target.endpoints.oltp) as connection, connection.cursor() as cursor:

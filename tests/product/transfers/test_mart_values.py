@@ -192,7 +192,9 @@ NUMBERS = st.one_of(
 NARROW = ["smallint", "integer", "bigint", "numeric(7, 2)", "numeric", "real", "double precision", "text", "varchar(6)"]
 
 
-@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=settings.default.max_examples * 2 // 3, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(number=NUMBERS, target=st.sampled_from(NARROW))
 def test_a_number_is_the_same_in_a_narrower_mart_or_it_is_refused(
     mart: Mart, number: tuple[Any, str], target: str

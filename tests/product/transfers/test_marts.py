@@ -237,6 +237,7 @@ def test_a_mart_is_replaced_or_merged_and_not_both() -> None:
             make(ClickHouseToPostgresOperator, sql="SELECT 1", table="x.y", **options)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_what_is_merged(platform: Platform, keyed: str) -> None:
     program = """
 import sys

@@ -34,6 +34,11 @@ class Columns:
     types: tuple[str, ...]
 
     @property
+    def typed(self) -> tuple[tuple[str, str], ...]:
+        """Name and type of each column."""
+        return tuple(zip(self.names, self.types, strict=True))
+
+    @property
     def listed(self) -> str:
         """The quoted names with commas between them."""
         return ", ".join(quote_name(name) for name in self.names)

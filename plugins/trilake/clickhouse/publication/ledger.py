@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from trilake.endpoints import PostgresEndpoint
 from trilake.errors import TrilakeError
 from trilake.lake.data_set import WHOLE
-from trilake.lake.plan import ICEBERG_TABLE
+from trilake.lake.plan import ICEBERG_TABLE, PLAIN_OBJECTS
 from trilake.postgres.connection import connect
 from trilake.postgres.locks import LockSpace, hold_lock, lock_key, try_lock
 
@@ -55,6 +55,20 @@ class Attempt:
 
 
 @dataclass(frozen=True)
+class Contents:
+    """What the rows of a publication are: enough to find their loss, and to publish the same rows again.
+
+    :param columns: name and ClickHouse type of each column that was filled, in the table's order at that time.
+    :param checksums: by shard number: the sum of the rows' hashes over these columns, modulo 2^64.
+    :param objects: the plain objects, see `trilake.lake.objects.objects_document`; None for rows of an Iceberg table.
+    """
+
+    columns: tuple[tuple[str, str], ...]
+    checksums: Mapping[int, int]
+    objects: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
 class Publication:
     """A row of the ledger.
 
@@ -63,6 +77,7 @@ class Publication:
     :param sequence_number: the sequence number of the Iceberg snapshot, or the version of a load of plain objects.
     :param rows: rows by shard number.
     :param source: where the rows came from, see `trilake.lake.plan.LoadPlan`.
+    :param contents: what the rows are; None if an older version published them.
     """
 
     table: str
@@ -77,10 +92,15 @@ class Publication:
     decided_at: datetime
     done_at: datetime | None
     source: str = ICEBERG_TABLE
+    contents: Contents | None = None
 
     @property
     def total_rows(self) -> int:
         return total_rows(self.partition, self.rows)
+
+    def shows(self, snapshot_id: int, sequence_number: int) -> bool:
+        """Whether this publication is of exactly the given state of its source."""
+        return (self.snapshot_id, self.sequence_number) == (snapshot_id, sequence_number)
 
     def stands_against(self, snapshot_id: int, sequence_number: int, source: str) -> bool:
         """Whether this publication already shows the given state, or a later one. If two different states have the same
@@ -93,22 +113,37 @@ class Publication:
             raise SourceChangedError(
                 f"Partition {self.partition} of {self.table} shows rows of {self.source} (run {self.run_id}). The new "
                 f"rows are of {source}, and it is unknown which are newer.",
-                hint="Nothing was published. To replace the published rows, publish once with force=True.",
+                hint="Nothing was published. To replace the published rows: `trilake publish "
+                f"{self.table} --partition {self.partition} --force"
+                f"{' --objects FILE' if source == PLAIN_OBJECTS else ''}`.",
             )
-        return (self.sequence_number, self.snapshot_id) == (sequence_number, snapshot_id) or (
-            self.sequence_number > sequence_number
-        )
+        return self.shows(snapshot_id, sequence_number) or self.sequence_number > sequence_number
 
 
 @dataclass(frozen=True)
 class Claim:
-    """The ledger row that a publisher proposes for one partition; see `Publication`."""
+    """The ledger row that a publisher proposes for one partition; see `Publication`.
+
+    :param replaces: the fence of a publication whose rows were lost. The claim wins only if that publication is still
+        the current one. None: the claim wins against an earlier state.
+    """
 
     partition: str
     snapshot_id: int
     sequence_number: int
     rows: Mapping[int, int]
     source: str = ICEBERG_TABLE
+    contents: Contents | None = None
+    replaces: int | None = None
+
+    def wins_against(self, current: Publication | None) -> bool:
+        """Whether this claim may replace the current publication of its partition.
+
+        :raises SourceChangedError: they are of different sources.
+        """
+        if self.replaces is not None:
+            return current is not None and current.fence == self.replaces
+        return current is None or not current.stands_against(self.snapshot_id, self.sequence_number, self.source)
 
 
 def total_rows(partition: str, rows: Mapping[int, int]) -> int:
@@ -118,7 +153,7 @@ def total_rows(partition: str, rows: Mapping[int, int]) -> int:
 
 _COLUMNS = (
     "table_name, partition, fence, state, attempt, snapshot_id, sequence_number, rows, run_id, decided_at, done_at, "
-    "source"
+    "source, columns, checksums, objects"
 )
 
 
@@ -155,7 +190,8 @@ class Ledger:
         """Decide the publication of each partition, in one transaction.
 
         Returns the publications that this attempt won, and the current publications that it does not replace, because
-        they show the same state or a later one. With `force`, it wins all.
+        they show the same state or a later one, or because another publication came in between. With `force`, it wins
+        all.
 
         :raises AttemptLostError: the connection of the attempt is closed.
         :raises SourceChangedError: a partition shows rows of another source. Nothing was decided.
@@ -185,14 +221,10 @@ class Ledger:
         table = attempt.table
         with attempt.connection.cursor() as cursor:
             for claim in sorted(claims, key=lambda claim: claim.partition):  # the same order everywhere: no deadlock
-                cursor.execute(
-                    "SELECT pg_advisory_xact_lock(%s, %s)",
-                    (LockSpace.PUBLISHED_PARTITION, lock_key(f"{table}/{claim.partition}")),
-                )
+                cursor.execute(*_lock_of(table, claim.partition))
                 current = _current(attempt.connection, table, claim.partition)
-                proposed = claim.snapshot_id, claim.sequence_number, claim.source
-                if current and not force and current.stands_against(*proposed):
-                    kept.append(current)
+                if not force and not claim.wins_against(current):
+                    kept += [current] if current else []
                     continue
                 cursor.execute(
                     "UPDATE publications SET state = 'superseded' "
@@ -201,7 +233,8 @@ class Ledger:
                 )
                 cursor.execute(
                     "INSERT INTO publications (table_name, partition, fence, state, attempt, snapshot_id, "
-                    "sequence_number, rows, run_id, source) VALUES (%s, %s, %s, 'switching', %s, %s, %s, %s, %s, %s) "
+                    "sequence_number, rows, run_id, source, columns, checksums, objects) "
+                    "VALUES (%s, %s, %s, 'switching', %s, %s, %s, %s, %s, %s, %s, %s, %s) "
                     f"RETURNING {_COLUMNS}",
                     (
                         table,
@@ -213,10 +246,18 @@ class Ledger:
                         _json(claim.rows),
                         attempt.run_id,
                         claim.source,
+                        *_contents_values(claim.contents),
                     ),
                 )
                 won.append(_publication(_single_row(cursor.fetchone())))
         return won, kept
+
+    @contextmanager
+    def partition_lock(self, table: str, partition: str) -> Iterator[Publication | None]:
+        """The current publication of a partition. No other one is decided as long as the `with` block lasts."""
+        with connect(self.endpoint) as connection, connection.cursor() as cursor:
+            cursor.execute(*_lock_of(table, partition))
+            yield _current(connection, table, partition)
 
     def done(self, publication: Publication) -> bool:
         """Record that every shard shows the publication. False: a higher fence has replaced it; nothing is recorded."""
@@ -312,6 +353,12 @@ class Ledger:
             return [_publication(row) for row in cursor.fetchall()]
 
 
+def _lock_of(table: str, partition: str) -> tuple[str, tuple[Any, ...]]:
+    """A statement that waits for the partition's lock and holds it until the transaction ends."""
+    key = lock_key(f"{table}/{partition}")
+    return "SELECT pg_advisory_xact_lock(%s, %s)", (LockSpace.PUBLISHED_PARTITION, key)
+
+
 def _current(connection: Connection, table: str, partition: str) -> Publication | None:
     with connection.cursor() as cursor:
         cursor.execute(
@@ -323,9 +370,8 @@ def _current(connection: Connection, table: str, partition: str) -> Publication 
 
 
 def _publication(row: tuple[Any, ...]) -> Publication:
-    table, partition, fence, state, attempt, snapshot_id, sequence_number, rows, run_id, decided_at, done_at, source = (
-        row
-    )
+    table, partition, fence, state, attempt, snapshot_id, sequence_number, rows, run_id, decided_at, done_at = row[:11]
+    source, columns, checksums, objects = row[11:]
     return Publication(
         table=table,
         partition=partition,
@@ -334,12 +380,28 @@ def _publication(row: tuple[Any, ...]) -> Publication:
         attempt=attempt,
         snapshot_id=snapshot_id,
         sequence_number=sequence_number,
-        rows={int(shard): int(count) for shard, count in rows.items()},
+        rows=_by_shard(rows),
         run_id=run_id,
         decided_at=decided_at,
         done_at=done_at,
         source=source,
+        contents=None
+        if checksums is None
+        else Contents(tuple((name, kind) for name, kind in columns), _by_shard(checksums), objects),
     )
+
+
+def _by_shard(numbers: Mapping[str, int]) -> dict[int, int]:
+    return {int(shard): int(number) for shard, number in numbers.items()}
+
+
+def _contents_values(contents: Contents | None) -> tuple[Any, Any, Any]:
+    from psycopg2.extras import Json
+
+    if contents is None:
+        return None, None, None
+    objects = None if contents.objects is None else Json(contents.objects)
+    return Json([list(column) for column in contents.columns]), _json(contents.checksums), objects
 
 
 def _single_row(row: tuple[Any, ...] | None) -> tuple[Any, ...]:

@@ -27,7 +27,8 @@ from trilake.clickhouse import queries
 from trilake.clickhouse.cluster import Cluster
 from trilake.clickhouse.publication.checks import Check
 from trilake.clickhouse.publication.columns import AuditError, check_types, read_columns
-from trilake.clickhouse.publication.ledger import Ledger, Publication, total_rows
+from trilake.clickhouse.publication.comparison import compare
+from trilake.clickhouse.publication.ledger import Claim, Ledger, Publication, total_rows
 from trilake.clickhouse.publication.partitions import check_partition_by
 from trilake.clickhouse.publication.pull import pull_of
 from trilake.clickhouse.publication.staging import Staging, drop_staging, staging_tables
@@ -89,13 +90,25 @@ class Publisher:
         self.checks = tuple(checks)
         self._switch = Switch(cluster, ledger)
 
-    def publish(self, plan: LoadPlan, *, run_id: str, force: bool = False) -> PublicationReport:
+    def publish(
+        self,
+        plan: LoadPlan,
+        *,
+        run_id: str,
+        force: bool = False,
+        lost: Mapping[str, Publication] | None = None,
+    ) -> PublicationReport:
         """Make the partitions of `plan` visible to readers of ClickHouse.
 
-        A partition that shows this state or a later one is not changed, unless `force` is set. First, what dead
-        attempts for this table left is removed. So a task's next try cleans up after the previous one.
+        A partition that shows this state or a later one is not changed, unless `force` is set, or the shards do not
+        hold its rows any more. First, what dead attempts for this table left is removed. So a task's next try cleans up
+        after the previous one.
+
+        :param lost: the publications by partition whose rows were lost, when `plan` is of exactly these states. Each is
+            published again, unless another publication came in between. Then the rows must have the same checksums.
 
         :raises SourceChangedError: a partition shows rows of another source, without `force`. Nothing was published.
+        :raises RowsLostError: the shards do not hold the rows of a later state than this one.
         :raises AuditError: staging does not hold the source's rows. Readers see no change.
         :raises PartitionByError: the table is partitioned by another unit than the data set. Readers see no change.
         :raises CheckFailedError: a blocking check found rows. Readers see no change.
@@ -105,7 +118,13 @@ class Publisher:
         table = plan.data_set.table
         for dead, _ in self.ledger.attempts(table):
             self._try_to_clean(dead, table)
-        due, current = self._due(plan, force=force)
+        if lost is None:
+            due, current, lost = self._due(plan, force=force)
+            lost |= self._lost(plan, current)
+            due += [partition for partition in plan.partitions if partition.partition in lost]
+            current = [name for name in current if name not in lost]
+        else:
+            due, current = list(plan.partitions), []
         if not due:
             return PublicationReport(table, plan.snapshot_id, current=tuple(current))
         attempt = secrets.token_hex(6)
@@ -118,6 +137,7 @@ class Publisher:
                 check_partition_by(self.cluster, plan.data_set, columns, [p.partition for p in due])
                 staging = Staging(self.cluster, plan, pull_of(plan, columns, len(self.cluster.shards)), attempt)
                 claims, loads = staging.write(due)
+                claims = [_again(table, c, lost[c.partition]) if c.partition in lost else c for c in claims]
                 warnings = staging.run_checks(self.checks, due)
                 if read_columns(self.cluster, plan.data_set) != columns:
                     raise AuditError(
@@ -168,6 +188,21 @@ class Publisher:
         self._switch.all(due)
         return due
 
+    def finish_or_list_lost(self, table: str | None = None) -> list[Publication]:
+        """Complete the publications that the ledger has decided. Returns those whose staging tables were lost.
+
+        :raises SwitchIncompleteError: a publication cannot be completed now for another reason.
+        """
+        lost = []
+        for publication in self.ledger.switching(table):
+            try:
+                self._switch.one(publication)
+            except SwitchIncompleteError as e:
+                if not e.staging_lost:
+                    raise
+                lost.append(publication)
+        return lost
+
     def clean(self, table: str | None = None) -> list[str]:
         """Complete what abandoned attempts decided, and drop their staging tables. Returns those attempts.
 
@@ -192,9 +227,12 @@ class Publisher:
         raise_all(errors)
         return sorted(set(cleaned))
 
-    def _due(self, plan: LoadPlan, *, force: bool) -> tuple[list[PartitionPlan], list[str]]:
-        """The partitions to write, and those that are current. Finishes incomplete switches of current partitions."""
-        due, current = [], []
+    def _due(self, plan: LoadPlan, *, force: bool) -> tuple[list[PartitionPlan], list[str], dict[str, Publication]]:
+        """The partitions to write, those that are current, and those of exactly this state whose staging was lost.
+
+        Finishes incomplete switches of current partitions.
+        """
+        due, current, lost = [], [], {}
         for partition in plan.partitions:
             publication = self.ledger.current(plan.data_set.table, partition.partition)
             planned = plan.state_of(partition), plan.sequence_number, plan.source
@@ -202,9 +240,37 @@ class Publisher:
                 due.append(partition)
                 continue
             if publication.state == "switching":
-                self._switch.one(publication)
+                try:
+                    self._switch.one(publication)
+                except SwitchIncompleteError as e:
+                    if not (e.staging_lost and publication.shows(*planned[:2])):
+                        raise
+                    log.warning("Published again: %s", e)
+                    lost[partition.partition] = publication
+                    continue
             current.append(partition.partition)
-        return due, current
+        return due, current, lost
+
+    def _lost(self, plan: LoadPlan, current: Sequence[str]) -> dict[str, Publication]:
+        """The publications of exactly this state whose rows the shards do not hold, although the ledger says so.
+
+        :raises RowsLostError: the rows of a later state were lost. This plan cannot bring them back.
+        """
+        if not current:
+            return {}
+        planned = {p.partition: (plan.state_of(p), plan.sequence_number) for p in plan.partitions}
+        lost: dict[str, Publication] = {}
+        later = []
+        compared = compare(self.cluster, self.ledger, plan.data_set.table, current)
+        for difference in compared.differences:
+            publication = difference.publication
+            if publication.shows(*planned[publication.partition]):
+                log.warning("Published again, because rows were lost: %s", difference)
+                lost[publication.partition] = publication
+            else:
+                later.append(difference)
+        replace(compared, differences=tuple(later)).raise_differences()
+        return lost
 
     def _clean_attempt(self, attempt: str, table: str) -> bool:
         """Complete what an attempt decided and drop the rest. False: its process is alive, or something is left."""
@@ -248,6 +314,21 @@ class Publisher:
                 "Attempt %s of %s could not be cleaned up now; the next clean-up tries again: %s", attempt, table, e
             )
             return False
+
+
+def _again(table: str, claim: Claim, lost: Publication) -> Claim:
+    """The claim to publish lost rows again.
+
+    :raises AuditError: the rows are not those that were published.
+    """
+    before, now = lost.contents, claim.contents
+    if before and now and before.columns == now.columns and before.checksums != now.checksums:
+        raise AuditError(
+            f"{table}, partition {lost.partition}: the source does not give the rows that were published (fence "
+            f"{lost.fence}, run {lost.run_id}): their checksums differ.",
+            hint="Nothing was published. Run the data set's job again, and publish its snapshot.",
+        )
+    return replace(claim, replaces=lost.fence)
 
 
 def _has_sums(plan: LoadPlan) -> bool:

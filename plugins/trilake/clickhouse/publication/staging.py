@@ -13,12 +13,13 @@ from trilake.clickhouse.cluster import Cluster, quote_name, quote_text
 from trilake.clickhouse.publication.checks import Check, CheckFailedError
 from trilake.clickhouse.publication.column_sums import compare, table_sums
 from trilake.clickhouse.publication.columns import AuditError
-from trilake.clickhouse.publication.ledger import Claim
+from trilake.clickhouse.publication.ledger import Claim, Contents
 from trilake.clickhouse.publication.partitions import ttl_of
 from trilake.clickhouse.publication.pull import PULL, Pull, Sums, staged
 from trilake.clickhouse.queries import QueryMetrics
 from trilake.endpoints import ClickHouseShard
 from trilake.lake.column_sums import ColumnSum
+from trilake.lake.objects import objects_document
 from trilake.lake.plan import DataFile, LoadPlan, PartitionPlan
 
 if TYPE_CHECKING:
@@ -47,11 +48,13 @@ class StagingTable:
 class _Cell:
     """The rows of one partition that one shard pulled.
 
+    :param checksum: of the rows, see `trilake.clickhouse.publication.pull.sums`.
     :param by_file: rows of each plain object, by key.
     :param sums: of the columns, see `trilake.clickhouse.publication.column_sums`.
     """
 
     rows: int
+    checksum: int
     by_file: Mapping[str, int]
     sums: Mapping[str, tuple[int, int]]
     loads: Mapping[str, QueryMetrics]
@@ -89,7 +92,14 @@ class Staging:
                 compare(where, self._of_table(expected), [cell.sums for cell in by_shard.values()])
             rows = {number: cell.rows for number, cell in by_shard.items()}
             state = self.plan.state_of(partition)
-            claims.append(Claim(partition.partition, state, self.plan.sequence_number, rows, self.plan.source))
+            contents = Contents(
+                self.pull.columns.typed,
+                {number: cell.checksum for number, cell in by_shard.items()},
+                objects_document(self.plan, partition) if self.plan.plain else None,
+            )
+            claims.append(
+                Claim(partition.partition, state, self.plan.sequence_number, rows, self.plan.source, contents)
+            )
             for cell in by_shard.values():
                 loads |= cell.loads
         return claims, loads
@@ -170,7 +180,7 @@ class Staging:
             )
         expected = self._of_table(self.plan.sums.get(partition.partition, {}))
         column_sums = table_sums(client, staging, columns, expected)
-        return _Cell(held.rows, by_file, column_sums, loads)
+        return _Cell(held.rows, held.checksum, by_file, column_sums, loads)
 
     def _explain(self, error: Exception, client: Client, files: Sequence[DataFile]) -> AuditError | None:
         try:

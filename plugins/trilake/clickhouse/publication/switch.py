@@ -36,7 +36,14 @@ PARTITIONS_SIDE_BY_SIDE = 4
 
 
 class SwitchIncompleteError(TrilakeError):
-    """The publication is decided, but not every shard shows it yet."""
+    """The publication is decided, but not every shard shows it yet.
+
+    :ivar staging_lost: a staging table does not exist, so repeating the switch cannot complete it.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", staging_lost: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.staging_lost = staging_lost
 
 
 class Switch:
@@ -116,15 +123,17 @@ class Switch:
             log.info("%s of %s was completed by another process", publication.partition, publication.table)
             return
         hints = {
-            UNKNOWN_TABLE: "Its staging table does not exist any more. Publish the snapshot again with force=True.",
+            UNKNOWN_TABLE: "Its staging table does not exist any more. `trilake rebuild --table "
+            f"{publication.table}` publishes the rows again.",
             INCOMPATIBLE_COLUMNS: "The table's columns were changed during the publication. Publish a snapshot that "
-            "has the new columns, or this snapshot again with force=True.",
+            f"has the new columns: `trilake publish {publication.table} --partition {publication.partition} --force`.",
         }
         code = error.code if isinstance(error, ClickHouseError) else 0
         raise SwitchIncompleteError(
             f"Partition {publication.partition} of {publication.table} is decided (fence {publication.fence}), but not "
             f"every shard shows it: {error.message}",
             hint=hints.get(code, "Run the task again, or `trilake publications --finish`."),
+            staging_lost=code == UNKNOWN_TABLE,
         ) from error
 
 

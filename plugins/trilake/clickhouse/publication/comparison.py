@@ -1,0 +1,262 @@
+"""Compares what every shard holds with what the ledger says that readers see.
+
+A publication is compared only if its switch is complete, and if it is still the current one after the rows were
+counted. So a publication that runs meanwhile is never reported as a loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from trilake.clickhouse.cluster import Cluster, Statement, quote_name, quote_text
+from trilake.clickhouse.publication.ledger import Ledger, Publication
+from trilake.errors import TrilakeError
+from trilake.lake.data_set import WHOLE, DataSet
+
+if TYPE_CHECKING:
+    from clickhouse_connect.driver.client import Client
+
+    from trilake.endpoints import ClickHouseShard
+
+# An error names at most so many differences.
+_SHOWN = 10
+
+
+class RowsLostError(TrilakeError):
+    """ClickHouse does not hold the rows that the ledger says readers see."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A shard that does not hold what a publication says.
+
+    :param held: rows on the shard; None: it has no such table.
+    :param values: the number of rows is right, but their checksum is not.
+    """
+
+    publication: Publication
+    shard: int
+    held: int | None
+    values: bool = False
+
+    @property
+    def expected(self) -> int:
+        return self.publication.rows.get(self.shard, 0)
+
+    def __str__(self) -> str:
+        found = (
+            "has no such table" if self.held is None
+            else f"holds {self.held} rows with other values" if self.values
+            else f"holds {self.held} rows"
+        )  # fmt: skip
+        return (
+            f"table {self.publication.table}, partition {self.publication.partition}: shard {self.shard} {found}, and "
+            f"the ledger says {self.expected}"
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The result of a comparison.
+
+    :param compared: the publications that were compared.
+    :param differences: what shards do not hold, by table, partition and shard.
+    :param unknown: table, partition id and rows of partitions that ClickHouse holds, but that were never published.
+    :param without_checksum: publications of which only the rows could be counted: an older version published them, or
+        the table's columns were changed since.
+    """
+
+    compared: tuple[Publication, ...] = ()
+    differences: tuple[Difference, ...] = ()
+    unknown: tuple[tuple[str, str, int], ...] = ()
+    without_checksum: tuple[Publication, ...] = ()
+
+    @property
+    def lost(self) -> tuple[Publication, ...]:
+        """The publications with differences."""
+        found = {(d.publication.table, d.publication.partition): d.publication for d in self.differences}
+        return tuple(found.values())
+
+    def raise_differences(self) -> None:
+        """:raises RowsLostError: there are differences. It names table, partition, shard and both numbers of each."""
+        if not self.differences:
+            return
+        more = f"; and {len(self.differences) - _SHOWN} more" if len(self.differences) > _SHOWN else ""
+        tables = {difference.publication.table for difference in self.differences}
+        raise RowsLostError(
+            f"ClickHouse lost published rows: {'; '.join(map(str, self.differences[:_SHOWN]))}{more}.",
+            hint=f"`trilake rebuild{f' --table {tables.pop()}' if len(tables) == 1 else ''}` publishes them again.",
+        )
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What a shard holds of one partition."""
+
+    rows: int
+    checksum: int | None = None
+
+
+def compare(
+    cluster: Cluster,
+    ledger: Ledger,
+    table: str | None = None,
+    partitions: Iterable[str] | None = None,
+    *,
+    checksums: bool = False,
+) -> Comparison:
+    """Count the rows of every published partition on every shard.
+
+    :param table: only this table. None: all tables of the ledger.
+    :param partitions: only these partitions. None: all.
+    :param checksums: also compare the rows' checksums. This reads all columns.
+    :raises ClusterError: a shard does not answer, or refuses.
+    """
+    wanted = None if partitions is None else frozenset(partitions)
+    before: dict[str, list[Publication]] = {}
+    for publication in ledger.publications(table):
+        before.setdefault(publication.table, []).append(publication)
+    compared: list[Publication] = []
+    differences: list[Difference] = []
+    unknown: list[tuple[str, str, int]] = []
+    without: list[Publication] = []
+    for name, publications in sorted(before.items()):
+        data_set = DataSet(name)
+        done = [p for p in publications if p.state == "done" and (wanted is None or p.partition in wanted)]
+        held = _rows(cluster, data_set, None if wanted is None else [p.partition for p in done])
+        groups = _by_columns(cluster, data_set, done) if checksums else {}
+        for columns, of_group in groups.items():
+            for shard, sums in _sums(cluster, data_set, columns, of_group).items():
+                if (rows := held[shard]) is not None:
+                    rows |= sums
+        now = {p.partition: p for p in ledger.publications(name)}
+        summed = {p.partition for of_group in groups.values() for p in of_group}
+        for publication in done:
+            if not _same(publication, now.get(publication.partition)):
+                continue
+            compared.append(publication)
+            if checksums and publication.partition not in summed:
+                without.append(publication)
+            differences += _differences(publication, data_set, held, with_checksum=publication.partition in summed)
+        if wanted is None:
+            known = {data_set.partition_id(partition) for partition in now}
+            found: dict[str, int] = {}
+            for rows in held.values():
+                for partition_id, of_shard in (rows or {}).items():
+                    if partition_id not in known:
+                        found[partition_id] = found.get(partition_id, 0) + of_shard.rows
+            unknown += [(name, partition_id, number) for partition_id, number in sorted(found.items())]
+    return Comparison(tuple(compared), tuple(differences), tuple(unknown), tuple(without))
+
+
+def _same(before: Publication, now: Publication | None) -> bool:
+    return now is not None and (now.fence, now.state) == (before.fence, before.state)
+
+
+def _differences(
+    publication: Publication,
+    data_set: DataSet,
+    held: Mapping[int, Mapping[str, _Held] | None],
+    *,
+    with_checksum: bool,
+) -> list[Difference]:
+    differences = []
+    partition_id = data_set.partition_id(publication.partition)
+    for shard, partitions in sorted(held.items()):
+        if partitions is None:
+            differences.append(Difference(publication, shard, None))
+            continue
+        found = partitions.get(partition_id, _Held(0, 0))
+        checksums = publication.contents.checksums if publication.contents else {}
+        if found.rows != publication.rows.get(shard, 0):
+            differences.append(Difference(publication, shard, found.rows))
+        elif with_checksum and (found.checksum or 0) != checksums.get(shard, 0):
+            differences.append(Difference(publication, shard, found.rows, values=True))
+    return differences
+
+
+def _rows(cluster: Cluster, data_set: DataSet, partitions: Sequence[str] | None) -> dict[int, dict[str, _Held] | None]:
+    """By shard: what it holds of each partition id. None: it has no such table.
+
+    :param partitions: only these; None: all.
+    """
+    where = "" if partitions is None else f"WHERE _partition_id IN ({_ids(data_set, partitions)})"
+
+    def of_shard(client: Client, shard: ClickHouseShard) -> dict[str, _Held] | None:
+        if not _columns(data_set, client, shard):
+            return None
+        if partitions is not None and not partitions:
+            return {}
+        counted = f"SELECT _partition_id, count() FROM {{shard}}.{quote_name(data_set.local_table)} {where} GROUP BY 1"
+        return {partition_id: _Held(int(rows)) for partition_id, rows in Statement(counted)(client, shard)}
+
+    return cluster.every_shard(of_shard)
+
+
+def _columns(data_set: DataSet, client: Client, shard: ClickHouseShard) -> set[tuple[str, str]]:
+    """Name and type of the local table's columns; empty if the shard has no such table."""
+    sql = (
+        f"SELECT name, type FROM system.columns WHERE database = {quote_text(shard.database)} "
+        f"AND table = {quote_text(data_set.local_table)}"
+    )
+    return {(name, kind) for name, kind in Statement(sql)(client, shard)}
+
+
+def _by_columns(
+    cluster: Cluster, data_set: DataSet, publications: Sequence[Publication]
+) -> dict[tuple[str, ...], list[Publication]]:
+    """The publications whose checksum can be computed now, by the columns that it is of.
+
+    The table must still have these columns with these types on every shard. Other columns may have been added.
+    """
+    groups: dict[tuple[str, ...], list[Publication]] = {}
+    by_shard = cluster.every_shard(partial(_columns, data_set))
+    existing = set.intersection(*by_shard.values())
+    for publication in publications:
+        contents = publication.contents
+        if contents and set(contents.columns) <= existing:
+            groups.setdefault(tuple(name for name, _ in contents.columns), []).append(publication)
+    return groups
+
+
+def _ids(data_set: DataSet, partitions: Iterable[str]) -> str:
+    return ", ".join(quote_text(data_set.partition_id(partition)) for partition in partitions)
+
+
+def _sums(
+    cluster: Cluster, data_set: DataSet, columns: Sequence[str], publications: Sequence[Publication]
+) -> dict[int, dict[str, _Held]]:
+    """By shard: rows and checksum of the publications' partitions, by partition id."""
+    listed = ", ".join(quote_name(name) for name in columns)
+    ids = _ids(data_set, [publication.partition for publication in publications])
+
+    def of_shard(client: Client, shard: ClickHouseShard) -> dict[str, _Held]:
+        sql = (
+            f"SELECT _partition_id, count(), sum(cityHash64(tuple({listed}))) "
+            f"FROM {{shard}}.{quote_name(data_set.local_table)} WHERE _partition_id IN ({ids}) GROUP BY 1"
+        )
+        rows = Statement(sql)(client, shard)
+        return {partition_id: _Held(int(number), int(checksum)) for partition_id, number, checksum in rows}
+
+    return cluster.every_shard(of_shard)
+
+
+def drop_unknown(cluster: Cluster, ledger: Ledger, table: str, partition_id: str) -> bool:
+    """Drop a partition that was never published, on every shard. False: it has been published meanwhile."""
+    data_set = DataSet(table)
+    with ledger.partition_lock(table, _partition_of(partition_id)) as current:
+        if current is not None:
+            return False
+        local = quote_name(data_set.local_table)
+        cluster.every_shard(Statement(f"ALTER TABLE {{shard}}.{local} DROP PARTITION ID {quote_text(partition_id)}"))
+    return True
+
+
+def _partition_of(partition_id: str) -> str:
+    """The partition's name: the reverse of `DataSet.partition_id`."""
+    if partition_id == WHOLE or not partition_id.isdigit() or len(partition_id) not in (6, 8):
+        return partition_id
+    return "-".join(filter(None, (partition_id[:4], partition_id[4:6], partition_id[6:])))

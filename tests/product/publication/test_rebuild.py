@@ -1,0 +1,393 @@
+"""Rows that ClickHouse lost: how the loss is found, and how the rows come back. On real servers."""
+
+from __future__ import annotations
+
+import io
+import json
+import secrets
+from collections.abc import Iterator
+from datetime import date
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
+from pyiceberg.partitioning import PartitionField, PartitionSpec
+from pyiceberg.schema import Schema
+from pyiceberg.transforms import BucketTransform, MonthTransform
+from pyiceberg.typedef import Record
+from pyiceberg.types import DateType, IntegerType, NestedField, StringType
+
+from support.publication_table import Table, die
+from support.running_platform import Platform
+from trilake import s3
+from trilake.clickhouse.cluster import Statement
+from trilake.clickhouse.publication import comparison
+from trilake.clickhouse.publication import rebuild as rebuilding
+from trilake.clickhouse.publication.comparison import Comparison, RowsLostError, compare
+from trilake.clickhouse.publication.publisher import Publisher
+from trilake.clickhouse.publication.rebuild import RebuildReport
+from trilake.clickhouse.publication.staging import Staging
+from trilake.clickhouse.publication.switch import Switch
+from trilake.errors import TrilakeError
+from trilake.lake.catalog import ensure_namespace, open_catalog, plan
+from trilake.lake.data_set import CURATED_NAMESPACE
+from trilake.lake.objects import plan_objects, read_objects
+from trilake.operators.publications import CheckPublicationsOperator
+from trilake.postgres.connection import connect
+
+JANUARY, FEBRUARY = "2013-01", "2013-02"
+_SCHEMA = Schema(
+    NestedField(1, "k", IntegerType(), required=True),
+    NestedField(2, "d", DateType(), required=True),
+    NestedField(3, "note", StringType()),
+)
+_SPEC = PartitionSpec(
+    PartitionField(2, 1000, MonthTransform(), "d_month"), PartitionField(1, 1001, BucketTransform(2), "k_bucket")
+)
+_BUCKET = BucketTransform(2).transform(IntegerType())
+
+
+class Lake:
+    """A data set of one test in the lake and in ClickHouse."""
+
+    def __init__(self, table: Table) -> None:
+        self.table, self.cluster, self.ledger = table, table.cluster, table.ledger
+        self.data_set, self.endpoints = table.data_set, table.endpoints
+        self.name = table.data_set.table
+        self.local = f"{{shard}}.{table.data_set.local_table}"
+        self.catalog = open_catalog(table.endpoints.lake, table.endpoints.s3)
+        ensure_namespace(self.catalog, CURATED_NAMESPACE)
+        self.iceberg = self.catalog.create_table(self.data_set.curated, _SCHEMA, partition_spec=_SPEC)
+
+    def drop(self) -> None:
+        self.catalog.drop_table(self.data_set.curated)
+        self.catalog.close()
+
+    def commit(self, month: int, *notes: str) -> int:
+        """Append rows with keys from 1, a file for each bucket, as Spark does. Returns the snapshot."""
+        with self.iceberg.transaction() as transaction, transaction.update_snapshot().fast_append() as snapshot:
+            for bucket in (0, 1):
+                rows = [(k, note) for k, note in enumerate(notes, 1) if _BUCKET(k) == bucket]
+                if rows:
+                    snapshot.append_data_file(self._file(month, bucket, rows))
+        current = self.iceberg.current_snapshot()
+        assert current is not None
+        return current.snapshot_id
+
+    def _file(self, month: int, bucket: int, rows: list[tuple[int, str]]) -> DataFile:
+        columns = {
+            "k": [k for k, _ in rows],
+            "d": [date(2013, month, 1 + k % 28) for k, _ in rows],
+            "note": [note for _, note in rows],
+        }
+        content = io.BytesIO()
+        pq.write_table(pa.table(columns, schema=_SCHEMA.as_arrow()), content)
+        key = f"warehouse/test/{self.name}/{secrets.token_hex(8)}.parquet"
+        self.table.s3.put_object(Bucket="lake", Key=key, Body=content.getvalue())
+        file = DataFile.from_args(
+            content=DataFileContent.DATA,
+            file_path=f"s3a://lake/{key}",
+            file_format=FileFormat.PARQUET,
+            partition=Record((2013 - 1970) * 12 + month - 1, bucket),
+            record_count=len(rows),
+            file_size_in_bytes=content.tell(),
+        )
+        file.spec_id = self.iceberg.spec().spec_id
+        return file
+
+    def publish(self, *partitions: str, snapshot: int | None = None) -> None:
+        planned = plan(self.iceberg, self.data_set, partitions, snapshot, with_columns=True)
+        Publisher(self.cluster, self.ledger).publish(planned, run_id="run")
+
+    def lose(self, partition: str, shard: int = 1) -> None:
+        lost = f"ALTER TABLE {self.local} DROP PARTITION ID '{self.data_set.partition_id(partition)}'"
+        self.cluster.on_shard(self.cluster.shards[shard - 1], Statement(lost))
+
+    def compare(self, *, checksums: bool = False) -> Comparison:
+        return compare(self.cluster, self.ledger, self.name, checksums=checksums)
+
+    def rebuild(self, *, checksums: bool = False) -> RebuildReport:
+        return rebuilding.rebuild(self.endpoints, self.cluster, self.name, checksums=checksums)
+
+    def fences(self) -> dict[str, int]:
+        return {p.partition: p.fence for p in self.ledger.publications(self.name)}
+
+
+@pytest.fixture
+def lake(table: Table) -> Iterator[Lake]:
+    made = Lake(table)
+    yield made
+    made.drop()
+
+
+@pytest.fixture
+def published(lake: Lake) -> Lake:
+    """Two months, each published from a snapshot of its own. The first one is not the current snapshot any more."""
+    lake.commit(1, *(f"n{n}" for n in range(20)))
+    lake.publish(JANUARY)
+    lake.commit(2, *(f"m{n}" for n in range(10)))
+    lake.publish(FEBRUARY)
+    return lake
+
+
+def test_a_loss_is_found_by_table_partition_shard_and_both_numbers(published: Lake) -> None:
+    assert len(published.compare().compared) == 2
+    published.compare(checksums=True).raise_differences()
+    (expected,) = {p.rows[1] for p in published.ledger.publications(published.name) if p.partition == JANUARY}
+    published.lose(JANUARY)
+    with pytest.raises(RowsLostError) as raised:
+        published.compare().raise_differences()
+    assert f"table {published.name}, partition {JANUARY}: shard 1 holds 0 rows" in raised.value.message
+    assert f"the ledger says {expected}" in raised.value.message
+    assert f"trilake rebuild --table {published.name}" in str(raised.value)
+
+
+def test_lost_rows_are_published_again_from_the_snapshot_of_the_ledger(published: Lake) -> None:
+    before, fences = published.table.seen(), published.fences()
+    published.commit(1, "a later snapshot, which nobody published")
+    published.lose(JANUARY, shard=1)
+    published.lose(JANUARY, shard=2)
+    report = published.rebuild()
+    assert [p.partition for p in report.rebuilt] == [JANUARY]
+    assert published.table.seen() == before
+    assert published.fences() == {**fences, JANUARY: fences[JANUARY] + 1}
+    assert not published.compare(checksums=True).differences
+    assert not published.table.staging()
+    assert not published.ledger.attempts(published.name)
+
+
+@pytest.mark.nightly
+def test_without_a_loss_nothing_is_published(published: Lake) -> None:
+    fences = published.fences()
+    assert not published.rebuild(checksums=True).rebuilt
+    assert published.fences() == fences
+
+
+def test_other_values_are_found_by_the_checksum_alone(published: Lake) -> None:
+    before = published.table.seen()
+    first = published.cluster.shards[0]
+    changed = f"ALTER TABLE {published.local} UPDATE note = 'changed by hand' WHERE d < '2013-02-01'"
+    published.cluster.on_shard(first, Statement(changed, {"mutations_sync": 1}))
+    assert not published.compare().differences
+    (difference,) = published.compare(checksums=True).differences
+    assert (difference.shard, difference.values, difference.publication.partition) == (1, True, JANUARY)
+    assert not published.rebuild().rebuilt
+    published.rebuild(checksums=True)
+    assert published.table.seen() == before
+
+
+def test_a_column_that_was_added_since_does_not_hide_other_values(published: Lake) -> None:
+    published.cluster.every_shard(Statement(f"ALTER TABLE {published.local} ADD COLUMN more Int32 DEFAULT 1"))
+    assert not published.compare(checksums=True).without_checksum
+    published.cluster.every_shard(
+        Statement(f"ALTER TABLE {published.local} MODIFY COLUMN note Nullable(FixedString(9))")
+    )
+    compared = published.compare(checksums=True)
+    assert [p.partition for p in compared.without_checksum] == [JANUARY, FEBRUARY]
+    assert not compared.differences
+
+
+def test_a_publication_says_current_only_if_the_shards_hold_its_rows(published: Lake) -> None:
+    before = published.table.seen()
+    published.lose(FEBRUARY)
+    published.publish(FEBRUARY)
+    assert published.table.seen() == before
+    snapshots = {p.partition: p.snapshot_id for p in published.ledger.publications(published.name)}
+    published.lose(FEBRUARY)
+    with pytest.raises(RowsLostError, match=f"partition {FEBRUARY}"):  # an older state cannot bring them back
+        published.publish(FEBRUARY, snapshot=snapshots[JANUARY])
+    published.rebuild()
+    assert published.table.seen() == before
+
+
+def test_a_publication_that_comes_in_between_wins(published: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    published.lose(JANUARY)
+    real = Staging.write
+
+    def another_first(self: Staging, partitions: Any) -> Any:
+        written = real(self, partitions)
+        monkeypatch.setattr(Staging, "write", real)
+        published.commit(1, "later")
+        published.publish(JANUARY)
+        return written
+
+    monkeypatch.setattr(Staging, "write", another_first)
+    report = published.rebuild()
+    assert not report.rebuilt
+    assert [p.partition for p in report.overtaken] == [JANUARY]
+    assert "later" in {row[2] for row in published.table.seen()}
+    assert not published.compare(checksums=True).differences
+
+
+def test_a_publication_during_the_count_is_no_loss(published: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = comparison._rows
+
+    def publish_meanwhile(*arguments: Any) -> Any:
+        held = real(*arguments)
+        monkeypatch.setattr(comparison, "_rows", real)
+        published.commit(1, "later")
+        published.publish(JANUARY)
+        return {shard: {} for shard in held}
+
+    monkeypatch.setattr(comparison, "_rows", publish_meanwhile)
+    compared = published.compare()
+    assert {d.publication.partition for d in compared.differences} == {FEBRUARY}  # this one did not change meanwhile
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param((Staging, "write"), marks=pytest.mark.nightly),
+        pytest.param((Staging, "run_checks"), marks=pytest.mark.nightly),
+        pytest.param((Switch, "all"), marks=pytest.mark.nightly),
+        (Switch, "one"),
+    ],
+)
+def test_a_rebuild_that_died_is_completed_by_the_next(
+    published: Lake, monkeypatch: pytest.MonkeyPatch, step: tuple[Any, str]
+) -> None:
+    before = published.table.seen()
+    published.lose(JANUARY)
+    with monkeypatch.context() as dying:
+        dying.setattr(*step, die)
+        dying.setattr(Publisher, "_sweep", lambda *_: None)
+        with pytest.raises(KeyboardInterrupt):
+            published.rebuild()
+    published.rebuild()
+    assert published.table.seen() == before
+    assert not published.table.staging()
+    assert {p.state for p in published.ledger.publications(published.name)} == {"done"}
+    assert not published.ledger.attempts(published.name)
+
+
+def test_a_decided_publication_whose_staging_tables_were_lost_is_published_again(
+    published: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published.commit(1, "later")
+    with monkeypatch.context() as dying:
+        dying.setattr(Switch, "one", die)
+        dying.setattr(Publisher, "_sweep", lambda *_: None)
+        with pytest.raises(KeyboardInterrupt):
+            published.publish(JANUARY)
+    for name in {*published.table.staging()}:
+        published.cluster.every_shard(Statement(f"DROP TABLE IF EXISTS {{shard}}.{name} SYNC"))
+    report = published.rebuild()
+    assert [p.partition for p in report.unfinished] == [JANUARY]
+    assert "later" in {row[2] for row in published.table.seen()}
+    assert {p.state for p in published.ledger.publications(published.name)} == {"done"}
+
+
+def test_a_partition_that_nobody_published_is_named_and_dropped_only_on_demand(published: Lake) -> None:
+    first = published.cluster.shards[0]
+    insert = f"INSERT INTO {published.local} VALUES (1, '2019-05-01', 'by hand')"
+    published.cluster.on_shard(first, Statement(insert))
+    assert published.rebuild().before.unknown == ((published.name, "201905", 1),)
+    assert (1, 1, "by hand") in published.table.seen()
+    assert not comparison.drop_unknown(published.cluster, published.ledger, published.name, "201301")
+    assert comparison.drop_unknown(published.cluster, published.ledger, published.name, "201905")
+    assert not published.compare().unknown
+    assert not published.compare().differences
+
+
+def test_a_snapshot_that_is_gone_is_named_and_the_others_are_rebuilt(published: Lake) -> None:
+    published.catalog.drop_table(published.data_set.curated)
+    published.iceberg = published.catalog.create_table(published.data_set.curated, _SCHEMA, partition_spec=_SPEC)
+    published.lose(JANUARY)
+    report = published.rebuild()
+    with pytest.raises(TrilakeError, match=f"{published.name} {JANUARY}: the Iceberg table was dropped"):
+        report.raise_failed()
+
+
+def test_plain_objects_come_back_by_their_keys_and_a_changed_one_is_refused(table: Table) -> None:
+    client = s3.client(table.endpoints.s3)
+    key = f"{table.data_set.name}/a.csv"
+    client.put_object(Bucket="raw", Key=key, Body=b"k,d,note\n1,2013-01-05,a\n2,2013-01-06,b\n")
+    objects = read_objects(table.data_set, {JANUARY: {key: 2}})
+    Publisher(table.cluster, table.ledger).publish(
+        plan_objects(client, table.data_set, "raw", objects, version=7), run_id="run"
+    )
+    before = table.seen()
+    lost = Statement(f"TRUNCATE TABLE {{shard}}.{table.data_set.local_table}")
+    table.cluster.every_shard(lost)
+    report = rebuilding.rebuild(table.endpoints, table.cluster, table.data_set.table)
+    assert [p.partition for p in report.rebuilt] == [JANUARY]
+    assert table.seen() == before
+    (publication,) = table.ledger.publications(table.data_set.table)
+    assert publication.sequence_number == 7
+    table.cluster.every_shard(lost)
+    client.put_object(Bucket="raw", Key=key, Body=b"k,d,note\n1,2013-01-05,a\n2,2013-01-06,c\n")
+    report = rebuilding.rebuild(table.endpoints, table.cluster, table.data_set.table)
+    with pytest.raises(TrilakeError, match=f"s3://raw/{key} is not the object that was counted"):
+        report.raise_failed()
+    assert table.seen() == []
+
+
+def test_rows_that_differ_from_the_published_ones_are_not_published(published: Lake) -> None:
+    with connect(published.endpoints.lake) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE publications SET checksums = jsonb_set(checksums, '{1}', '5') WHERE table_name = %s "
+            "AND partition = %s",
+            (published.name, JANUARY),
+        )
+    published.lose(JANUARY)
+    report = published.rebuild()
+    with pytest.raises(TrilakeError, match="does not give the rows that were published"):
+        report.raise_failed()
+
+
+def test_the_task_fails_and_names_the_loss(
+    published: Lake, platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in platform.env.items():
+        if name.startswith("AIRFLOW_CONN_"):
+            monkeypatch.setenv(name, value)
+    task = CheckPublicationsOperator(task_id="check", table=published.name)
+    ti = SimpleNamespace(dag_id="d", task_id="check", run_id="r", map_index=-1, try_number=1)
+    context: Any = {"ti": ti, "run_id": "r"}
+    assert json.loads(json.dumps(task.execute(context))) == {"partitions": 2}
+    published.lose(FEBRUARY, shard=2)
+    with pytest.raises(RowsLostError, match=f"partition {FEBRUARY}: shard 2 holds 0 rows"):
+        task.execute(context)
+
+
+def test_a_table_that_was_dropped_is_a_loss_of_its_own(published: Lake) -> None:
+    published.cluster.on_shard(published.cluster.shards[1], Statement(f"DROP TABLE {published.local} SYNC"))
+    differences = published.compare(checksums=True).differences
+    assert [(d.publication.partition, d.shard, d.held) for d in differences] == [
+        (JANUARY, 2, None),
+        (FEBRUARY, 2, None),
+    ]
+    assert "shard 2 has no such table" in str(differences[0])
+
+
+def test_the_commands_tell_a_loss_bring_it_back_and_replace_by_force(published: Lake, platform: Platform) -> None:
+    before, here = published.table.seen(), ("--table", published.name)
+    published.lose(JANUARY)
+    told = platform.trilake("rebuild", "--check", *here, "--json")
+    assert told.returncode == 1
+    (row,) = json.loads(told.stdout)
+    assert (row["partition"], row["shard"], row["clickhouse"], row["problem"]) == (
+        JANUARY, 1, 0, "other number of rows",
+    )  # fmt: skip
+    assert "2 published partitions compared, 1 differ" in told.stderr
+    done = platform.trilake("rebuild", *here, "--json")
+    assert done.returncode == 0, done.stderr
+    assert [row["result"] for row in json.loads(done.stdout)] == ["rebuilt"]
+    assert published.table.seen() == before
+    assert platform.trilake("rebuild", "--check", "--checksums", *here).returncode == 0
+    first = {p.partition: p.snapshot_id for p in published.ledger.publications(published.name)}[JANUARY]
+    published.commit(1, "later")
+
+    def publish(*options: str) -> list[dict[str, str]]:
+        command = platform.trilake("publish", published.name, "--partition", JANUARY, *options, "--json")
+        assert command.returncode == 0, command.stderr
+        return [{row["partition"]: row["result"]} for row in json.loads(command.stdout)]
+
+    assert publish() == [{JANUARY: "published"}]
+    assert published.table.seen() != before
+    assert publish("--snapshot", str(first)) == [{JANUARY: "not changed"}]
+    assert publish("--snapshot", str(first), "--force") == [{JANUARY: "published"}]
+    assert published.table.seen() == before
