@@ -59,7 +59,7 @@ restore: ## Restore PostgreSQL and S3 (AT=time; REPLACE=1 moves data aside), mak
 	@docker/host/restore $(if $(AT),--at $(AT)) $(if $(REPLACE),--replace)
 	@$(COMPOSE_VPS_1) up --detach s3 wal-metadata wal-postgres
 	@docker/host/backup --base
-	@$(COMPOSE_VPS_1) run --rm setup-tables trilake rebuild
+	@$(COMPOSE_VPS_1) run --rm setup-tables trilake rebuild --checksums
 
 ##@ Working on it
 

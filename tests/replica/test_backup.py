@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ NAME = "trilake-backup-test"
 SUBNET = "10.77.248.0/24"
 STORES = ("metadata", "postgres", "s3", "wal-metadata", "wal-postgres")
 SETUP = ("setup-volumes", "setup-databases", "setup-s3")
-LOST = ("metadata", "postgres", "s3", "wal")
+LOST = ("metadata", "postgres", "s3", "wal", "vpn_pki")
 INSIDE = Path(__file__).parent / "inside"
 HEALTHY_S = 600
 
@@ -54,6 +55,11 @@ class Stores:
         self.compose("up", "--detach", *SETUP, *STORES, seconds=HEALTHY_S)
         for store in STORES:
             await_true(lambda store=store: self.health(store) == "healthy", HEALTHY_S, f"{store} to be healthy")  # type: ignore[misc]
+
+    def volume(self, name: str, *, make: bool = False) -> Path:
+        if make:
+            docker("volume", "create", f"{NAME}_{name}")
+        return Path(docker("volume", "inspect", "--format", "{{.Mountpoint}}", f"{NAME}_{name}"))
 
     def health(self, service: str) -> str:
         container = self.compose("ps", "--all", "--quiet", service)
@@ -150,17 +156,22 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
     finally:
         docker("rm", "--force", f"{NAME}-writer")
         made.compose("down", "--volumes", "--timeout", "5")
+        docker("volume", "rm", "--force", f"{NAME}_vpn_pki")  # Compose removes only volumes of services that it made
 
 
 def test_stores_that_lose_their_volumes_come_back_with_what_was_committed_before_the_last_backup(
     stores: Stores,
 ) -> None:
+    pki = stores.volume("vpn_pki", make=True)
+    (pki / "crl").write_text("nobody is revoked")
     writer = Writer(stores)
     writer.await_commits(3)
     first = stores.succeed("backup")
     writer.await_commits(5)
     middle = datetime.now(UTC)
     writer.await_commits(5)
+    (pki / "crl").write_text("somebody is revoked")
+    (stores.volume("s3") / "identities" / "of_the_test").touch()
     last = stores.succeed("backup")
     writer.await_commits(2)
     stores.compose("kill", *STORES)  # the moment of the loss
@@ -175,7 +186,11 @@ def test_stores_that_lose_their_volumes_come_back_with_what_was_committed_before
     assert drilled["counts"]["tables"] == 1
     assert drilled["named_files"] > acknowledged[first["until"]]
 
+    settings = stores.env_file.read_text()
+    stores.env_file.unlink()
     restored = stores.succeed("restore")
+    assert stores.env_file.read_text() == settings
+    assert stat.S_IMODE(stores.env_file.stat().st_mode) == 0o600
     stores.up()
     held = stores.committed()
     assert held["lake"] >= acknowledged[last["until"]]
@@ -191,6 +206,9 @@ def test_stores_that_lose_their_volumes_come_back_with_what_was_committed_before
     stores.up()
     held = stores.committed()
     assert in_the_middle <= held["lake"] <= in_the_middle + 1
+    # what was revoked after that moment stays revoked
+    assert (stores.volume("vpn_pki") / "crl").read_text() == "somebody is revoked"
+    assert (stores.volume("s3") / "identities" / "of_the_test").exists()
 
     # and it goes on: commits, another base backup on the new timeline, another restore
     writer = Writer(stores)

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trilake.errors import ConfigurationError
+from trilake.errors import ConfigurationError, TrilakeError
 from trilake.lake import named_files
 from trilake.platform.embedded import platform, postgres, processes
 from trilake.platform.embedded.backup import database
@@ -249,7 +249,15 @@ class Restoring:
         if rebuild:
             self._progress("clickhouse", "filling it from the lake")
             with self._timed("clickhouse"):
-                rebuilt = rebuild_clickhouse(Endpoints.from_environment(home.environment()), home.project)
+                endpoints = Endpoints.from_environment(home.environment())
+                try:
+                    rebuilt = rebuild_clickhouse(endpoints, home.project, self._progress)
+                except TrilakeError as e:
+                    raise BackupError(
+                        f"PostgreSQL and S3 are restored, and ClickHouse is not filled: {e.message}",
+                        hint="Correct this and run `trilake rebuild` until it succeeds. Then run `trilake down`, and "
+                        "the same restore with --without-clickhouse: it finishes what is left.",
+                    ) from e
         home.unfinished_restore.unlink()
         lost = datetime.now(UTC) - backup.at
         return Restored(
@@ -281,12 +289,21 @@ class Restoring:
         self._seconds[what] = self._seconds.get(what, 0.0) + time.monotonic() - began
 
 
-def rebuild_clickhouse(endpoints: Endpoints, project: Path) -> str:
+def rebuild_clickhouse(endpoints: Endpoints, project: Path, progress: Progress = quiet) -> str:
     """Fill the empty ClickHouse from the ledger's snapshots. Returns what was done, in one sentence.
 
-    This is where `trilake rebuild` is to be called: it loads each partition that the ledger names and ClickHouse lacks.
+    :raises TrilakeError: some publications could not be published again. The message names each.
     """
-    return "ClickHouse is empty: the published partitions have to be published again."
+    from trilake.clickhouse.cluster import Cluster
+    from trilake.clickhouse.publication.rebuild import rebuild
+    from trilake.schema.migrations import migrate
+
+    with Cluster(endpoints.clickhouse, comment={"by": "trilake restore"}) as cluster:
+        report = rebuild(endpoints, cluster, progress=lambda line: progress("clickhouse", line))
+    if report.rebuilt:
+        migrate(endpoints, project / "sql")  # also the tables that nobody may read without their rows
+    report.raise_failed()
+    return f"ClickHouse is filled: {len(report.rebuilt)} publications with {report.rows:,} rows were published again."
 
 
 def _has_files(folder: Path) -> bool:
