@@ -17,6 +17,8 @@ BASE_EVERY = timedelta(hours=24)
 # The newest base backup may have been made a minute ago: the one before it serves times before that.
 _BASES_KEPT = 2
 _RECEIVED_S = 60
+# WAL files of 16 MiB in 4 GiB
+_SEGMENTS = 256
 _WAL = re.compile(r"[0-9A-F]{24}(\.partial)?")
 # unfinished uploads of versitygw
 _NOT_OF_S3 = "--exclude=.sgwtmp"
@@ -55,6 +57,10 @@ def _base_backup(machine: Machine, server: str, folder: Path, *, now: bool) -> N
     bases = folder / "base"
     made = sorted(path for path in bases.glob("*Z")) if bases.is_dir() else []
     newest = datetime.strptime(made[-1].name, "%Y-%m-%dT%H-%M-%SZ").replace(tzinfo=UTC) if made else None
+    now |= _made_slot_again(machine, server)
+    if made and (missing := missing_wal(made[-1], folder / "wal")):
+        machine.say(f"backup: WAL {missing} of {server} was never received: a new base backup begins behind it")
+        now = True
     if newest and not now and datetime.now(UTC) - newest < BASE_EVERY:
         return
     container = machine.container(f"wal-{server}")
@@ -74,6 +80,38 @@ def _base_backup(machine: Machine, server: str, folder: Path, *, now: bool) -> N
     for old in made[: 1 - _BASES_KEPT] if len(made) >= _BASES_KEPT else ():
         shutil.rmtree(old)
     _remove_wal_before(sorted(bases.glob("*Z"))[0], folder / "wal")
+
+
+def _made_slot_again(machine: Machine, server: str) -> bool:
+    """If the server gave up keeping WAL for a receiver that was away for too long, begin again with a new slot."""
+    container, receiver = machine.container(server), machine.container(f"wal-{server}")
+    if not container or not receiver:
+        return False
+    dropped = machine.psql(
+        container,
+        server,
+        "SELECT count(pg_drop_replication_slot(slot_name)) FROM pg_replication_slots "
+        "WHERE slot_name = 'backup' AND wal_status = 'lost' AND NOT active",
+    )
+    if dropped:
+        machine.say(f"backup: {server} dropped WAL that wal-{server} had not received; it begins again")
+        run("docker", "restart", receiver)
+    return bool(dropped)
+
+
+def missing_wal(base: Path, folder: Path) -> str:
+    """The first WAL file that is missing between a base backup's first one and the newest one; empty if none is."""
+    first = _number(first_wal(base))
+    files = (path.name for path in folder.iterdir() if _WAL.fullmatch(path.name)) if folder.is_dir() else ()
+    numbers = {number for name in files if (number := _number(name)) >= first}
+    expected = range(first, max(numbers, default=first - 1) + 1)
+    gap = next((number for number in expected if number not in numbers), None)
+    return "" if gap is None else f"{gap // _SEGMENTS:08X}{gap % _SEGMENTS:08X}"
+
+
+def _number(name: str) -> int:
+    """The position of a WAL file, on whatever timeline."""
+    return int(name[8:16], 16) * _SEGMENTS + int(name[16:24], 16)
 
 
 def check_manifest(base: Path) -> None:
@@ -127,7 +165,7 @@ def _facts(machine: Machine) -> dict[str, Any]:
             if time.monotonic() > until:
                 raise BackupError(
                     f"Service wal-{server} has not received WAL of {server} for {_RECEIVED_S} s. See its log "
-                    f"(`docker compose logs wal-{server}`). If its slot was lost, restart it and run `backup --base`."
+                    f"(`docker compose logs wal-{server}`)."
                 )
             time.sleep(0.2)
     return {"at": at.isoformat(), "before": before, "after": after}
