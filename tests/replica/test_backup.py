@@ -159,6 +159,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
         docker("volume", "rm", "--force", f"{NAME}_vpn_pki")  # Compose removes only volumes of services that it made
 
 
+@pytest.mark.rotates(3)
 def test_stores_that_lose_their_volumes_come_back_with_what_was_committed_before_the_last_backup(
     stores: Stores,
 ) -> None:
@@ -221,8 +222,17 @@ def test_stores_that_lose_their_volumes_come_back_with_what_was_committed_before
     assert stores.committed()["lake"] >= acknowledged_again
 
 
+def test_the_user_of_backups_enters_no_database(stores: Stores) -> None:
+    stores.up()
+    text = (INSIDE / "postgres_rights.py").read_text()
+    found = json.loads(stores.compose("run", "--rm", "--no-deps", "-T", "setup-databases", "python", "-c", text))
+    assert [name for name, entered in found.items() if entered and name.startswith("backup")] == []
+    assert [name for name, entered in found.items() if entered and name.startswith("lake")] == ["lake@5432/lake"]
+
+
 def test_what_stops_a_backup_is_named_in_its_result(stores: Stores) -> None:
     stores.up()
+    stores.succeed("backup")
     stores.compose("stop", "wal-postgres")
     done = stores.program("backup", "--base")
     assert done.returncode == 1
