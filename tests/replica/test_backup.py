@@ -222,6 +222,27 @@ def test_stores_that_lose_their_volumes_come_back_with_what_was_committed_before
     assert stores.committed()["lake"] >= acknowledged_again
 
 
+def test_if_the_server_dropped_wal_that_was_not_received_a_new_base_backup_begins_behind_it(stores: Stores) -> None:
+    stores.up()
+    stores.succeed("backup")
+    bases = stores.volume("wal") / "postgres" / "base"
+    before = sorted(path.name for path in bases.iterdir())
+    stores.compose("stop", "wal-postgres")
+    psql = 'PGPASSWORD="$POSTGRES_PASSWORD" psql -h 127.0.0.1 -U postgres -Xtc "$1"'
+    for statement in (
+        "SELECT pg_drop_replication_slot('backup')",
+        *["SELECT pg_current_xact_id(), pg_switch_wal()", "CHECKPOINT"] * 4,
+    ):
+        stores.compose("exec", "-T", "postgres", "sh", "-c", psql, "sh", statement)
+    stores.compose("start", "wal-postgres")
+    done = stores.program("backup")
+    assert done.returncode == 0, done.stderr
+    assert "a new base backup begins behind it" in done.stdout
+    assert sorted(path.name for path in bases.iterdir())[-1] > before[-1]
+    assert "base backup" not in stores.program("backup").stdout
+    assert stores.succeed("drill")["counts"]
+
+
 def test_the_user_of_backups_enters_no_database(stores: Stores) -> None:
     stores.up()
     text = (INSIDE / "postgres_rights.py").read_text()

@@ -57,8 +57,8 @@ def _base_backup(machine: Machine, server: str, folder: Path, *, now: bool) -> N
     bases = folder / "base"
     made = sorted(path for path in bases.glob("*Z")) if bases.is_dir() else []
     newest = datetime.strptime(made[-1].name, "%Y-%m-%dT%H-%M-%SZ").replace(tzinfo=UTC) if made else None
-    now |= _made_slot_again(machine, server)
-    if made and (missing := missing_wal(made[-1], folder / "wal")):
+    now |= _began_again(machine, server, folder)
+    if made and not now and (missing := missing_wal(made[-1], folder / "wal")):
         machine.say(f"backup: WAL {missing} of {server} was never received: a new base backup begins behind it")
         now = True
     if newest and not now and datetime.now(UTC) - newest < BASE_EVERY:
@@ -66,6 +66,7 @@ def _base_backup(machine: Machine, server: str, folder: Path, *, now: bool) -> N
     container = machine.container(f"wal-{server}")
     if not container:
         raise BackupError(f"Service wal-{server} does not run, so WAL is not kept. Start it with `docker compose up`.")
+    _await_receiver(machine, server)
     for left in bases.glob("*.unfinished") if bases.is_dir() else ():
         shutil.rmtree(left)
     name = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
@@ -79,24 +80,63 @@ def _base_backup(machine: Machine, server: str, folder: Path, *, now: bool) -> N
     unfinished.rename(bases / name)
     for old in made[: 1 - _BASES_KEPT] if len(made) >= _BASES_KEPT else ():
         shutil.rmtree(old)
-    _remove_wal_before(sorted(bases.glob("*Z"))[0], folder / "wal")
+    _remove_old_wal(folder)
 
 
-def _made_slot_again(machine: Machine, server: str) -> bool:
-    """If the server gave up keeping WAL for a receiver that was away for too long, begin again with a new slot."""
+def _began_again(machine: Machine, server: str, folder: Path) -> bool:
+    """If a receiver needs WAL that its server does not have any more, begin again with a new slot and an empty folder.
+
+    pg_receivewal continues behind its newest file, and tries that for ever. The older WAL stays: the older base backup
+    needs it.
+    """
     container, receiver = machine.container(server), machine.container(f"wal-{server}")
-    if not container or not receiver:
+    names = [path.name.removesuffix(".partial") for path in (folder / "wal").glob("*") if _WAL.fullmatch(path.name)]
+    if not container or not receiver or not names:
         return False
-    dropped = machine.psql(
+    newest = max(names, key=lambda name: (_number(name), name))
+    if machine.psql(
         container,
         server,
-        "SELECT count(pg_drop_replication_slot(slot_name)) FROM pg_replication_slots "
-        "WHERE slot_name = 'backup' AND wal_status = 'lost' AND NOT active",
+        "SELECT to_json(EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = 'backup' AND active) "
+        f"OR EXISTS (SELECT FROM pg_ls_waldir() WHERE name = '{newest}'))",
+    ):
+        return False
+    machine.say(
+        f"backup: {server} has no WAL {newest} any more, which wal-{server} needs: a new base backup begins behind it"
     )
-    if dropped:
-        machine.say(f"backup: {server} dropped WAL that wal-{server} had not received; it begins again")
-        run("docker", "restart", receiver)
-    return bool(dropped)
+    run("docker", "stop", receiver)
+    dropped = "SELECT count(pg_drop_replication_slot(slot_name)) FROM pg_replication_slots WHERE slot_name = 'backup'"
+    machine.psql(container, server, dropped)
+    (folder / "wal").rename(folder / datetime.now(UTC).strftime("wal-%Y-%m-%dT%H-%M-%SZ"))
+    run("docker", "start", receiver)
+    return True
+
+
+def _await_receiver(machine: Machine, server: str) -> None:
+    """Wait until WAL is received: a base backup needs all WAL from its beginning.
+
+    :raises BackupError: the receiver does not connect.
+    """
+    query = "SELECT to_json(EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = 'backup' AND active))"
+    until = time.monotonic() + _RECEIVED_S
+    while not machine.psql(machine.container(server), server, query):
+        if time.monotonic() > until:
+            raise _receives_nothing(server)
+        time.sleep(0.2)
+
+
+def _receives_nothing(server: str) -> BackupError:
+    return BackupError(
+        f"Service wal-{server} has not received WAL of {server} for {_RECEIVED_S} s. See its log "
+        f"(`docker compose logs wal-{server}`)."
+    )
+
+
+def wal_folder(base: Path) -> Path | None:
+    """The folder that has the WAL of a base backup; None if none has its first file."""
+    first = first_wal(base)
+    folders = sorted(base.parents[1].glob("wal*"))
+    return next((one for one in folders if any((one / name).exists() for name in (first, f"{first}.partial"))), None)
 
 
 def missing_wal(base: Path, folder: Path) -> str:
@@ -138,12 +178,18 @@ def first_wal(base: Path) -> str:
     return found[1]
 
 
-def _remove_wal_before(base: Path, folder: Path) -> None:
-    first = first_wal(base)
-    for path in folder.iterdir() if folder.is_dir() else ():
-        # without the timeline
-        if _WAL.fullmatch(path.name) and path.name[8:24] < first[8:24]:
-            path.unlink()
+def _remove_old_wal(folder: Path) -> None:
+    """Remove WAL that no base backup needs."""
+    kept = sorted((folder / "base").glob("*Z"))
+    for wal in sorted(folder.glob("wal*")):
+        bases = [base for base in kept if wal_folder(base) == wal]
+        if not bases and wal.name != "wal":
+            shutil.rmtree(wal)
+        elif bases:
+            first = _number(first_wal(bases[0]))
+            for path in wal.iterdir():
+                if _WAL.fullmatch(path.name) and _number(path.name) < first:
+                    path.unlink()
 
 
 def _facts(machine: Machine) -> dict[str, Any]:
@@ -163,10 +209,7 @@ def _facts(machine: Machine) -> dict[str, Any]:
         until = time.monotonic() + _RECEIVED_S
         while not machine.psql(container, server, query):
             if time.monotonic() > until:
-                raise BackupError(
-                    f"Service wal-{server} has not received WAL of {server} for {_RECEIVED_S} s. See its log "
-                    f"(`docker compose logs wal-{server}`)."
-                )
+                raise _receives_nothing(server)
             time.sleep(0.2)
     return {"at": at.isoformat(), "before": before, "after": after}
 

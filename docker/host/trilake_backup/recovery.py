@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from trilake_backup.backup import COUNTS, count, first_wal
+from trilake_backup.backup import COUNTS, count, wal_folder
 from trilake_backup.machine import AIRFLOW_IMAGE, POSTGRES_IMAGE, SERVERS, BackupError, Machine, run
 
 _RECOVERY_S = 3600
@@ -40,13 +40,15 @@ def lay_out(saved: Path, data: Path, at: datetime | None) -> None:
             f"There is no base backup of {saved.name} before {at}: the oldest is of {oldest}. Give a later --at."
         )
     base = usable[-1]
-    first_wal(base)
+    wal = wal_folder(base)
+    if wal is None:
+        raise BackupError(f"The WAL of base backup {base.name} of {saved.name} is not in the backup.")
     shutil.copytree(base, data, dirs_exist_ok=True)
     (data / "backup_manifest").unlink(missing_ok=True)
     (data / "pg_wal" / "archive_status").mkdir(mode=0o700, parents=True, exist_ok=True)
-    for partial in (saved / "wal").glob("*.partial"):  # the segment that was being received
+    for partial in wal.glob("*.partial"):  # the segment that was being received
         partial.rename(partial.with_suffix(""))
-    lines = [f"restore_command = 'cp /saved/{saved.name}/wal/%f \"%p\"'", "recovery_target_action = 'promote'"]
+    lines = [f"restore_command = 'cp /saved/{saved.name}/{wal.name}/%f \"%p\"'", "recovery_target_action = 'promote'"]
     if at:
         lines.append(f"recovery_target_time = '{at.astimezone(UTC).isoformat(sep=' ')}'")
     (data / "recovery.signal").touch()
