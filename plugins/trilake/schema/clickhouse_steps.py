@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from trilake.clickhouse.cluster import Cluster, Statement, quote_name, quote_text
+from trilake.clickhouse.readers_table import readers_table_ddl
 from trilake.clickhouse.sql import Token, split_statements, tokens
 from trilake.endpoints import ClickHouseEndpoint, ClickHouseShard
 from trilake.lake import DataSet
@@ -193,21 +194,11 @@ def _is_partitioned(statement: str) -> bool:
 
 
 def overall_ddl(step: Step, endpoint: ClickHouseEndpoint, host: ClickHouseShard) -> str:
-    """The DDL of the table that people read: over all shards, or a dimension table's copy on this host.
-
-    The engine is Distributed if there are several servers, and Merge if all shards are databases of one server.
-    """
-    data_set = DataSet(step.table)
-    local = data_set.local_table
-    if not _is_partitioned(step.statement):
-        engine = f"Merge({quote_text(host.database)}, {quote_text(f'^{local}$')})"
-    elif endpoint.one_server:
-        databases = "|".join(shard.database for shard in endpoint.shards)
-        engine = f"Merge(REGEXP({quote_text(f'^({databases})$')}), {quote_text(f'^{local}$')})"
-    else:
-        # an empty database name means each shard's own default database
-        engine = f"Distributed({quote_text(endpoint.cluster)}, '', {quote_text(local)})"
-    return (
-        f"CREATE OR REPLACE TABLE {quote_name(endpoint.database)}.{quote_name(data_set.table)} "
-        f"AS {quote_name(host.database)}.{quote_name(local)} ENGINE = {engine}"
+    """The DDL of the table that people read: over all shards, or a dimension table's copy on this host."""
+    return readers_table_ddl(
+        endpoint,
+        host,
+        DataSet(step.table).table,
+        DataSet(step.table).local_table,
+        partitioned=_is_partitioned(step.statement),
     )

@@ -137,11 +137,22 @@ class Pull(ABC):
     def explain(self, error: Exception, client: Client, files: Sequence[DataFile]) -> AuditError | None:  # noqa: B027
         """The value that made a statement fail, if `error` says that there is one."""
 
+    def files_of(self, partition: PartitionPlan, shard: int) -> tuple[DataFile, ...]:
+        """The files that shard `shard` (from 1) reads: those of its bucket, and those that are not split by shard."""
+        return partition.of_shard(shard)
+
     def check_shard(self, where: str, files: Sequence[DataFile], rows: int) -> None:  # noqa: B027 - optional
         """:raises AuditError: a shard's staging table does not have the same number of rows as its files."""
 
-    def check_partition(self, partition: PartitionPlan, by_shard: Sequence[Mapping[str, int]]) -> None:  # noqa: B027
-        """:raises AuditError: the shards together did not read the counted rows of each file."""
+    def check_partition(  # noqa: B027 - optional
+        self, partition: PartitionPlan, rows: Sequence[int], by_file: Sequence[Mapping[str, int]]
+    ) -> None:
+        """Check the rows of the shards together.
+
+        :param rows: of each shard.
+        :param by_file: of each shard: rows of each file by key, if each file is counted separately.
+        :raises AuditError: they are not the counted rows of the partition, or of each file.
+        """
 
     @abstractmethod
     def _select(self, files: Sequence[DataFile]) -> str:
@@ -153,6 +164,10 @@ class Pull(ABC):
 
     def _where(self, shard: int) -> str:
         return ""
+
+    def _of_shard(self, shard: int) -> str:
+        """A condition: the rows of one shard, by the bucket of their shard key."""
+        return f" WHERE icebergBucket({self.shards}, {quote_name(self.plan.data_set.shard_by or '')}) = {shard - 1}"
 
     def _s3(self, keys: Sequence[str], file_format: str, structure: str = "") -> str:
         name = keys[0] if len(keys) == 1 else f"{{{','.join(keys)}}}"
@@ -181,7 +196,31 @@ class Pull(ABC):
 
 
 class IcebergPull(Pull):
-    """Parquet files of an Iceberg table. Each belongs to one shard and has the table's types."""
+    """Parquet files of an Iceberg table, with the table's types. Each belongs to one shard.
+
+    If the table was written for another number of shards, each shard reads all files of a partition, and keeps the rows
+    of its bucket.
+    """
+
+    @property
+    def _mixed(self) -> bool:
+        return self.plan.buckets not in (None, self.shards)
+
+    def files_of(self, partition: PartitionPlan, shard: int) -> tuple[DataFile, ...]:
+        return partition.files if self._mixed else partition.of_shard(shard)
+
+    def check_partition(
+        self, partition: PartitionPlan, rows: Sequence[int], by_file: Sequence[Mapping[str, int]]
+    ) -> None:
+        if self._mixed and sum(rows) != partition.rows:
+            raise AuditError(
+                f"{self.plan.data_set.table}, partition {partition.partition}: the snapshot has {partition.rows} rows, "
+                f"but the shards together hold {sum(rows)}.",
+                hint="Nothing was published. Run the task again.",
+            )
+
+    def _where(self, shard: int) -> str:
+        return self._of_shard(shard) if self._mixed else ""
 
     def explain(self, error: Exception, client: Client, files: Sequence[DataFile]) -> AuditError | None:
         if not isinstance(error_of(None, error), ClickHouseError):
@@ -210,7 +249,7 @@ class IcebergPull(Pull):
         return sums(client, source, self.columns), {}
 
     def check_shard(self, where: str, files: Sequence[DataFile], rows: int) -> None:
-        if rows != (expected := sum(file.rows for file in files)):
+        if not self._mixed and rows != (expected := sum(file.rows for file in files)):
             raise AuditError(
                 f"{where}: the snapshot has {expected} rows, but staging holds {rows}.",
                 hint="Nothing was published. Run the task again.",
@@ -280,12 +319,14 @@ class ObjectsPull(Pull):
         by_file = sums_by_file(client, source, self.plan.bucket, files, self.columns, self.settings)
         return sum(by_file.values(), Sums()), {key: of_file.rows for key, of_file in by_file.items()}
 
-    def check_partition(self, partition: PartitionPlan, by_shard: Sequence[Mapping[str, int]]) -> None:
+    def check_partition(
+        self, partition: PartitionPlan, rows: Sequence[int], by_file: Sequence[Mapping[str, int]]
+    ) -> None:
         name = f"{self.plan.data_set.table}, partition {partition.partition}"
         keyless = f" A row without {self.plan.data_set.shard_by} belongs to no shard." if self._mixed else ""
         for file in partition.files:
-            rows = [shard.get(file.key, 0) for shard in by_shard]
-            for total in [sum(rows)] if self._mixed else rows:
+            of_file = [shard.get(file.key, 0) for shard in by_file]
+            for total in [sum(of_file)] if self._mixed else of_file:
                 if total != file.rows:
                     raise AuditError(
                         f"{name}: s3://{self.plan.bucket}/{file.key} should have {file.rows} rows, but "
@@ -357,9 +398,7 @@ class ObjectsPull(Pull):
         return self._csv
 
     def _where(self, shard: int) -> str:
-        if not self._mixed:
-            return ""
-        return f" WHERE icebergBucket({self.shards}, {quote_name(self.plan.data_set.shard_by or '')}) = {shard - 1}"
+        return self._of_shard(shard) if self._mixed else ""
 
     def _check_header(self, file: DataFile, client: Client, _shard: object) -> None:
         """Check the header of a CSV file, because ClickHouse would read a missing column as empty.

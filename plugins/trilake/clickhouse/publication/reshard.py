@@ -1,0 +1,296 @@
+"""Spreads a table's rows over another number of shards, while publications and readers go on.
+
+The connection must name all shards, the old ones and the new ones. A shard that was added is empty, so readers see the
+right rows before, during and after this. The steps:
+
+1. Copy: each published partition is pulled again from the state that the ledger names, into tables `<table>_reshard`
+   beside the old ones. The rows and checksums of all shards together must be those of the publication. Publications
+   into the old tables go on; a partition that was published again is copied again.
+2. Decide: in one transaction, if every current publication is complete and copied. From here on nothing is published
+   into this table until the last step, and any process can finish.
+3. Readers get a table over the copies. When the queries that began before have ended, each local table gets the
+   partitions of its copy (hard links, no data is moved). Its rows and checksums are compared, and readers get the table
+   over the local tables again. The copies are dropped.
+4. Complete: one transaction records the new number of shards, and the rows and checksums of each publication.
+
+Each step can be repeated. A process can die between any two: the next call continues.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from trilake.clickhouse.cluster import Cluster, Statement, quote_name, quote_text
+from trilake.clickhouse.publication.columns import AuditError, check_types, read_columns
+from trilake.clickhouse.publication.comparison import held_of
+from trilake.clickhouse.publication.ledger import Ledger, Publication
+from trilake.clickhouse.publication.publisher import Publisher
+from trilake.clickhouse.publication.pull import pull_of
+from trilake.clickhouse.publication.rebuild import plan_of, rebuild
+from trilake.clickhouse.publication.shard_sets import Copy, ShardSets
+from trilake.clickhouse.publication.staging import Staging, drop_staging
+from trilake.clickhouse.publication.switch import REPLACE_SETTINGS
+from trilake.clickhouse.readers_table import readers_table_ddl
+from trilake.endpoints import Endpoints
+from trilake.errors import CountMismatchError, TrilakeError
+from trilake.lake.catalog import open_catalog
+from trilake.lake.data_set import WHOLE, DataSet
+from trilake.postgres.locks import LockSpace, try_lock
+
+if TYPE_CHECKING:
+    from clickhouse_connect.driver.client import Client
+    from pyiceberg.catalog.sql import SqlCatalog
+
+    from trilake.endpoints import ClickHouseShard
+
+log = logging.getLogger(__name__)
+
+# Seconds to wait for queries that began before readers got another table.
+READERS_WAIT_S = 600
+_POLL_S = 0.5
+
+
+class ReshardError(TrilakeError):
+    """The table cannot be spread over that number of shards now."""
+
+
+@dataclass(frozen=True)
+class ReshardReport:
+    """The result for one table.
+
+    :param before: the number of shards before.
+    :param partitions: how many partitions were copied by this call.
+    """
+
+    table: str
+    before: int
+    after: int
+    partitions: int = 0
+
+
+def copy_table(table: str) -> str:
+    """The table beside each local table that gets the copies."""
+    return f"{table}_reshard"
+
+
+def reshard(
+    endpoints: Endpoints, cluster: Cluster, table: str, shards: int, *, progress: Callable[[str], None] = log.info
+) -> ReshardReport:
+    """Spread the rows of a published table over the first `shards` shards of the connection.
+
+    A dimension table, of which every shard has a full copy, is only copied to the shards that lack it.
+
+    :param progress: called with a line of text for each step.
+    :raises ReshardError: the connection has fewer shards, the table was never published, or another reshard of it runs.
+    :raises AuditError: a copy does not hold the published rows. Readers see no change.
+    """
+    if not 1 <= shards <= len(cluster.shards):
+        raise ReshardError(
+            f"{table} cannot be spread over {shards} shards: the connection names {len(cluster.shards)}.",
+            hint="Add the shard first: docs/operations/scaling.md.",
+        )
+    ledger = Ledger(endpoints.lake)
+    publications = ledger.publications(table)
+    if not publications:
+        raise ReshardError(f"{table} was never published.", hint="`trilake publications` lists the published tables.")
+    if all(publication.partition == WHOLE for publication in publications):
+        rebuilt = rebuild(endpoints, cluster, table, progress=progress)
+        rebuilt.raise_failed()
+        return ReshardReport(table, len(cluster.shards), len(cluster.shards), len(rebuilt.rebuilt))
+    with try_lock(endpoints.lake, LockSpace.RESHARD, table) as free:
+        if not free:
+            raise ReshardError(f"Another reshard of {table} is running.", hint="Wait until it ends.")
+        return _Reshard(endpoints, cluster, ledger, table, progress).run(shards)
+
+
+class _Reshard:
+    def __init__(
+        self, endpoints: Endpoints, cluster: Cluster, ledger: Ledger, table: str, progress: Callable[[str], None]
+    ) -> None:
+        self.endpoints = endpoints
+        self.cluster = cluster
+        self.ledger = ledger
+        self.sets: ShardSets = ledger.shard_sets
+        self.table = table
+        self.data_set = DataSet(table)
+        self.progress = progress
+        self.local = quote_name(self.data_set.local_table)
+        self.copies = quote_name(copy_table(table))
+
+    def run(self, shards: int) -> ReshardReport:
+        now = self.sets.of(self.table)
+        before = now.shards or len(self.cluster.shards)
+        if now.switching:
+            self.progress(f"{self.table}: finishing an earlier reshard, over {now.next_shards} shards")
+            self._finish()
+            now = self.sets.of(self.table)
+        if now.shards == shards and now.next_shards is None:
+            self._drop_copies()  # if a process died after the last step
+            return ReshardReport(self.table, before, shards)
+        if now.next_shards != shards:
+            self._drop_copies()
+            self.sets.begin(self.table, shards)
+        copied = self._copy_all(shards)
+        self._finish()
+        return ReshardReport(self.table, before, shards, copied)
+
+    # --- copy
+
+    def _copy_all(self, shards: int) -> int:
+        """Copy until every current publication is copied, and decide the switch. Returns the number of copies made."""
+        self.cluster.every_shard(
+            Statement(f"CREATE TABLE IF NOT EXISTS {{shard}}.{self.copies} AS {{shard}}.{self.local}")
+        )
+        publisher = Publisher(self.cluster, self.ledger)
+        made = 0
+        with closing(open_catalog(self.endpoints.lake, self.endpoints.s3)) as catalog:
+            while True:
+                publisher.finish(self.table)
+                copies = self.sets.copies(self.table)
+                publications = self.ledger.publications(self.table)
+                due = [p for p in publications if p.partition not in copies or copies[p.partition].fence != p.fence]
+                for number, publication in enumerate(due, 1):
+                    self._copy(catalog, publication, shards)
+                    made += 1
+                    self.progress(f"{self.table}: copied {number} of {len(due)}: {publication.partition}, "
+                                  f"{publication.total_rows} rows")  # fmt: skip
+                if due:
+                    continue
+                wrong = self._wrong(self.copies)
+                for partition in wrong:  # it was changed since, or the shard lost it: copy it again
+                    self.sets.forget_copy(self.table, partition)
+                if not wrong and self.sets.decide(self.table):
+                    return made
+
+    def _copy(self, catalog: SqlCatalog, publication: Publication, shards: int) -> None:
+        """Pull one partition into staging on the new shards, audit it, and move it to the copies."""
+        plan = plan_of(self.endpoints, catalog, [publication])
+        columns = read_columns(self.cluster, plan.data_set)
+        check_types(plan, columns)
+        target = self.cluster.only(range(1, shards + 1))
+        attempt = secrets.token_hex(6)
+        with self.ledger.attempt(attempt, self.table, f"reshard to {shards}"):
+            staging = Staging(target, plan, pull_of(plan, columns, shards), attempt)
+            (claim,), _ = staging.write(plan.partitions)
+            contents, published = claim.contents, publication.contents
+            assert contents is not None  # noqa: S101 - `write` always gives it
+            rows = sum(claim.rows.values())
+            if rows != publication.total_rows or (published and not published.may_equal(contents, claim.partition)):
+                raise AuditError(
+                    f"{self.table}, partition {claim.partition}: its source does not give the rows that were published "
+                    f"(fence {publication.fence}): {rows} rows and {publication.total_rows}, or other values.",
+                    hint="Readers see no change. Run the data set's job for this partition again, then this command.",
+                )
+            name = self.data_set.staging_table(attempt, claim.partition)
+            partition_id = quote_text(self.data_set.partition_id(claim.partition))
+            move = (
+                f"ALTER TABLE {{shard}}.{self.copies} REPLACE PARTITION ID {partition_id} "
+                f"FROM {{shard}}.{quote_name(name)}"
+            )
+            target.every_shard(Statement(move, REPLACE_SETTINGS))
+            self.sets.copied(
+                self.table, Copy(claim.partition, publication.fence, claim.rows, contents.checksums, contents.columns)
+            )
+            target.every_shard(partial(drop_staging, name))
+            self.ledger.forget(attempt)
+
+    # --- switch
+
+    def _finish(self) -> None:
+        """From the decision to the end. Every step can be repeated."""
+        if all(there for there in self.cluster.every_shard(partial(_exists, copy_table(self.table))).values()):
+            self.progress(f"{self.table}: readers get the copies, and then the local tables again")
+            self._show(copy_table(self.table))
+            self._await_readers()
+            self._fill_local_tables()
+        # else: a process died while it dropped the copies. The local tables have the rows, and readers see them.
+        if wrong := self._wrong(self.local):
+            raise CountMismatchError(
+                f"{self.table}, partition {min(wrong)}: the local tables do not hold the rows of the copies.",
+                hint="Readers see the right rows. Run this command again.",
+            )
+        self._show(self.data_set.local_table)
+        self._await_readers()
+        self._drop_copies()  # before others may publish: a process that continues too late finds nothing to move
+        self.sets.complete(self.table)
+
+    def _fill_local_tables(self) -> None:
+        def fill(client: Client, shard: ClickHouseShard) -> None:
+            ids = {
+                row[0]
+                for name in (self.local, self.copies)
+                for row in Statement(f"SELECT DISTINCT _partition_id FROM {{shard}}.{name}")(client, shard)
+            }
+            for partition_id in sorted(ids):
+                move = (
+                    f"ALTER TABLE {{shard}}.{self.local} REPLACE PARTITION ID {quote_text(partition_id)} "
+                    f"FROM {{shard}}.{self.copies}"
+                )
+                Statement(move, REPLACE_SETTINGS)(client, shard)
+
+        self.cluster.every_shard(fill)
+
+    def _wrong(self, table: str) -> set[str]:
+        """The partitions of which a shard does not hold the rows and checksums of the copies in this table."""
+        copies = self.sets.copies(self.table)
+        wrong = set()
+        by_columns: dict[tuple[tuple[str, str], ...], list[Copy]] = {}
+        for copy in copies.values():
+            by_columns.setdefault(copy.columns, []).append(copy)
+        for columns, group in by_columns.items():
+            ids = [self.data_set.partition_id(copy.partition) for copy in group]
+            held = held_of(self.cluster, table, [name for name, _ in columns], ids)
+            for copy in group:
+                for shard, partitions in held.items():
+                    found = partitions.get(self.data_set.partition_id(copy.partition), (0, 0))
+                    if found != (copy.rows.get(shard, 0), copy.checksums.get(shard, 0)):
+                        wrong.add(copy.partition)
+        return wrong
+
+    def _show(self, local: str) -> None:
+        """Let readers see this local table of every shard."""
+
+        def replace(client: Client, host: ClickHouseShard) -> None:
+            client.command(readers_table_ddl(self.cluster.endpoint, host, self.table, local, partitioned=True))
+
+        self.cluster.every_host(replace)
+
+    def _await_readers(self) -> None:
+        """Wait for the queries that began before readers got another table.
+
+        :raises ReshardError: they run too long.
+        """
+        began = time.monotonic()
+
+        def older(client: Client, _: ClickHouseShard) -> list[str]:
+            age = time.monotonic() - began
+            sql = (
+                "SELECT query_id FROM system.processes WHERE query_kind IN ('Select', 'Insert') "
+                f"AND elapsed > {age:.3f} AND position(query, {quote_text(self.table)}) > 0 "
+                "AND position(query, '_staging_') = 0 AND position(query, 'system.processes') = 0"
+            )
+            return [row[0] for row in client.query(sql).result_rows]
+
+        while running := [query for found in self.cluster.every_host(older).values() for query in found]:
+            if time.monotonic() - began > READERS_WAIT_S:
+                raise ReshardError(
+                    f"{len(running)} queries read {self.table} for more than {READERS_WAIT_S} s, such as {running[0]}.",
+                    hint="Wait until they end, or stop them. Then run this command again.",
+                )
+            time.sleep(_POLL_S)
+
+    def _drop_copies(self) -> None:
+        self.cluster.every_shard(Statement(f"DROP TABLE IF EXISTS {{shard}}.{self.copies} SYNC"))
+
+
+def _exists(table: str, client: Client, shard: ClickHouseShard) -> bool:
+    place = f"database = {quote_text(shard.database)} AND name = {quote_text(table)}"
+    sql = f"SELECT count() FROM system.tables WHERE {place}"
+    return bool(Statement(sql)(client, shard)[0][0])
