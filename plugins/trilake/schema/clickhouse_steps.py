@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from trilake.clickhouse.cluster import Cluster, Statement, quote_name, quote_text
 from trilake.clickhouse.readers_table import readers_table_ddl
@@ -23,12 +23,19 @@ _UNQUOTED = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def migrate_clickhouse(
-    cluster: Cluster, steps: list[Step], *, dry_run: bool, rows_lost: Callable[[str], bool] = lambda _table: False
+    cluster: Cluster,
+    steps: list[Step],
+    *,
+    dry_run: bool,
+    rows_lost: Callable[[str], bool] = lambda _table: False,
+    resharding: Collection[str] = (),
 ) -> list[Planned]:
     """Apply the pending steps to every shard, then create or update the tables over all shards.
 
     :param rows_lost: whether published rows of a table are gone. Then nobody may read the table over all shards: a
         query would see too few rows without an error.
+    :param resharding: tables that may not be altered now, because their rows are being copied to other shards.
+    :raises MigrationError: a step would alter such a table.
     """
     planned: list[Planned] = []
     record = quote_name(RECORD)
@@ -47,6 +54,11 @@ def migrate_clickhouse(
         for item in ours:
             if dry_run or item.state == "applied":
                 continue
+            if item.step.table in resharding and not item.step.first:
+                raise MigrationError(
+                    f"{item.step.file} would alter {item.step.table}, whose rows are being spread over other shards.",
+                    hint=f"Finish the reshard first: `trilake reshard --table {item.step.table} --shards N`.",
+                )
             # This is not a transaction: if the process dies here, a step is applied but not recorded. It is then
             # applied again, so CREATE has IF NOT EXISTS (added below), and ALTER must have it too.
             cluster.on_shard(shard, Statement(local_ddl(item.step, shard)))

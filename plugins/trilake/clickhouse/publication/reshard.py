@@ -34,7 +34,7 @@ from trilake.clickhouse.publication.ledger import Ledger, Publication
 from trilake.clickhouse.publication.publisher import Publisher
 from trilake.clickhouse.publication.pull import pull_of
 from trilake.clickhouse.publication.rebuild import plan_of, rebuild
-from trilake.clickhouse.publication.shard_sets import Copy, ShardSets
+from trilake.clickhouse.publication.shard_sets import Copy
 from trilake.clickhouse.publication.staging import Staging, drop_staging
 from trilake.clickhouse.publication.switch import REPLACE_SETTINGS
 from trilake.clickhouse.readers_table import readers_table_ddl
@@ -42,11 +42,11 @@ from trilake.endpoints import Endpoints
 from trilake.errors import CountMismatchError, TrilakeError
 from trilake.lake.catalog import open_catalog
 from trilake.lake.data_set import WHOLE, DataSet
+from trilake.lake.plan import LoadPlan
 from trilake.postgres.locks import LockSpace, try_lock
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
-    from pyiceberg.catalog.sql import SqlCatalog
 
     from trilake.endpoints import ClickHouseShard
 
@@ -107,119 +107,158 @@ def reshard(
     with try_lock(endpoints.lake, LockSpace.RESHARD, table) as free:
         if not free:
             raise ReshardError(f"Another reshard of {table} is running.", hint="Wait until it ends.")
-        return _Reshard(endpoints, cluster, ledger, table, progress).run(shards)
+        tables = _Tables(cluster, ledger, table, progress)
+        now = ledger.shard_sets.of(table)
+        before = now.shards or len(cluster.shards)
+        if now.switching:
+            tables.finish()
+            now = ledger.shard_sets.of(table)
+        if now.shards == shards and now.next_shards is None:
+            tables.drop_copies()  # if a process died after the last step
+            return ReshardReport(table, before, shards)
+        if now.next_shards != shards:
+            tables.drop_copies()
+            ledger.shard_sets.begin(table, shards)
+        with closing(open_catalog(endpoints.lake, endpoints.s3)) as catalog:
+            copied = _copy_all(tables, shards, partial(plan_of, endpoints, catalog))
+        tables.finish()
+        return ReshardReport(table, before, shards, copied)
 
 
-class _Reshard:
-    def __init__(
-        self, endpoints: Endpoints, cluster: Cluster, ledger: Ledger, table: str, progress: Callable[[str], None]
-    ) -> None:
-        self.endpoints = endpoints
+def finish_reshards(cluster: Cluster, ledger: Ledger) -> list[str]:
+    """Finish the reshards that were decided, and whose process died. Returns their tables.
+
+    :raises ReshardError: queries still read an old table.
+    """
+    finished = []
+    for table, shard_set in ledger.shard_sets.resharding().items():
+        if shard_set.switching:
+            with try_lock(ledger.endpoint, LockSpace.RESHARD, table) as free:
+                if free:
+                    _Tables(cluster, ledger, table, log.info).finish()
+                    finished.append(table)
+    return finished
+
+
+def _copy_all(tables: _Tables, shards: int, plan_of_published: Callable[[list[Publication]], LoadPlan]) -> int:
+    """Copy until every current publication is copied, and decide the switch. Returns the number of copies made."""
+    ledger, table = tables.ledger, tables.table
+    tables.create_copies()
+    publisher = Publisher(tables.cluster, ledger)
+    made = 0
+    while True:
+        publisher.finish(table)
+        copies = ledger.shard_sets.copies(table)
+        due = [
+            p for p in ledger.publications(table) if p.partition not in copies or copies[p.partition].fence != p.fence
+        ]
+        for number, publication in enumerate(due, 1):
+            _copy(tables, publication, shards, plan_of_published([publication]))
+            made += 1
+            tables.progress(f"{table}: copied {number} of {len(due)}: {publication.partition}, "
+                            f"{publication.total_rows} rows")  # fmt: skip
+        if due:
+            continue
+        wrong = tables.wrong(tables.copies)
+        for partition in wrong:  # it was changed since, or the shard lost it: copy it again
+            ledger.shard_sets.forget_copy(table, partition)
+        if not wrong and ledger.shard_sets.decide(table):
+            return made
+
+
+def _copy(tables: _Tables, publication: Publication, shards: int, plan: LoadPlan) -> None:
+    """Pull one partition into staging on the new shards, audit it, and move it to the copies.
+
+    :raises AuditError: the source does not give the published rows.
+    """
+    ledger, table = tables.ledger, tables.table
+    columns = read_columns(tables.cluster, plan.data_set)
+    check_types(plan, columns)
+    target = tables.cluster.only(range(1, shards + 1))
+    attempt = secrets.token_hex(6)
+    with ledger.attempt(attempt, table, f"reshard to {shards}"):
+        staging = Staging(target, plan, pull_of(plan, columns, shards), attempt)
+        (claim,), _ = staging.write(plan.partitions)
+        contents, published = claim.contents, publication.contents
+        assert contents is not None  # noqa: S101 - `write` always gives it
+        rows = sum(claim.rows.values())
+        if rows != publication.total_rows or (published and not published.may_equal(contents, claim.partition)):
+            raise AuditError(
+                f"{table}, partition {claim.partition}: its source does not give the rows that were published (fence "
+                f"{publication.fence}): {rows} rows instead of {publication.total_rows}, or other values.",
+                hint="Readers see no change. Run the data set's job for this partition again, then this command.",
+            )
+        name = tables.data_set.staging_table(attempt, claim.partition)
+        partition_id = quote_text(tables.data_set.partition_id(claim.partition))
+        move = (
+            f"ALTER TABLE {{shard}}.{tables.copies} REPLACE PARTITION ID {partition_id} "
+            f"FROM {{shard}}.{quote_name(name)}"
+        )
+        target.every_shard(Statement(move, REPLACE_SETTINGS))
+        copy = Copy(claim.partition, publication.fence, claim.rows, contents.checksums, contents.columns)
+        ledger.shard_sets.copied(table, copy)
+        target.every_shard(partial(drop_staging, name))
+        ledger.forget(attempt)
+
+
+class _Tables:
+    """The local tables of a data set, and the copies beside them."""
+
+    def __init__(self, cluster: Cluster, ledger: Ledger, table: str, progress: Callable[[str], None]) -> None:
         self.cluster = cluster
         self.ledger = ledger
-        self.sets: ShardSets = ledger.shard_sets
         self.table = table
         self.data_set = DataSet(table)
         self.progress = progress
         self.local = quote_name(self.data_set.local_table)
         self.copies = quote_name(copy_table(table))
 
-    def run(self, shards: int) -> ReshardReport:
-        now = self.sets.of(self.table)
-        before = now.shards or len(self.cluster.shards)
-        if now.switching:
-            self.progress(f"{self.table}: finishing an earlier reshard, over {now.next_shards} shards")
-            self._finish()
-            now = self.sets.of(self.table)
-        if now.shards == shards and now.next_shards is None:
-            self._drop_copies()  # if a process died after the last step
-            return ReshardReport(self.table, before, shards)
-        if now.next_shards != shards:
-            self._drop_copies()
-            self.sets.begin(self.table, shards)
-        copied = self._copy_all(shards)
-        self._finish()
-        return ReshardReport(self.table, before, shards, copied)
+    def create_copies(self) -> None:
+        make = f"CREATE TABLE IF NOT EXISTS {{shard}}.{self.copies} AS {{shard}}.{self.local}"
+        self.cluster.every_shard(Statement(make))
 
-    # --- copy
+    def drop_copies(self) -> None:
+        self.cluster.every_shard(Statement(f"DROP TABLE IF EXISTS {{shard}}.{self.copies} SYNC"))
 
-    def _copy_all(self, shards: int) -> int:
-        """Copy until every current publication is copied, and decide the switch. Returns the number of copies made."""
-        self.cluster.every_shard(
-            Statement(f"CREATE TABLE IF NOT EXISTS {{shard}}.{self.copies} AS {{shard}}.{self.local}")
-        )
-        publisher = Publisher(self.cluster, self.ledger)
-        made = 0
-        with closing(open_catalog(self.endpoints.lake, self.endpoints.s3)) as catalog:
-            while True:
-                publisher.finish(self.table)
-                copies = self.sets.copies(self.table)
-                publications = self.ledger.publications(self.table)
-                due = [p for p in publications if p.partition not in copies or copies[p.partition].fence != p.fence]
-                for number, publication in enumerate(due, 1):
-                    self._copy(catalog, publication, shards)
-                    made += 1
-                    self.progress(f"{self.table}: copied {number} of {len(due)}: {publication.partition}, "
-                                  f"{publication.total_rows} rows")  # fmt: skip
-                if due:
-                    continue
-                wrong = self._wrong(self.copies)
-                for partition in wrong:  # it was changed since, or the shard lost it: copy it again
-                    self.sets.forget_copy(self.table, partition)
-                if not wrong and self.sets.decide(self.table):
-                    return made
+    def finish(self) -> None:
+        """From the decision to the end. Every step can be repeated.
 
-    def _copy(self, catalog: SqlCatalog, publication: Publication, shards: int) -> None:
-        """Pull one partition into staging on the new shards, audit it, and move it to the copies."""
-        plan = plan_of(self.endpoints, catalog, [publication])
-        columns = read_columns(self.cluster, plan.data_set)
-        check_types(plan, columns)
-        target = self.cluster.only(range(1, shards + 1))
-        attempt = secrets.token_hex(6)
-        with self.ledger.attempt(attempt, self.table, f"reshard to {shards}"):
-            staging = Staging(target, plan, pull_of(plan, columns, shards), attempt)
-            (claim,), _ = staging.write(plan.partitions)
-            contents, published = claim.contents, publication.contents
-            assert contents is not None  # noqa: S101 - `write` always gives it
-            rows = sum(claim.rows.values())
-            if rows != publication.total_rows or (published and not published.may_equal(contents, claim.partition)):
-                raise AuditError(
-                    f"{self.table}, partition {claim.partition}: its source does not give the rows that were published "
-                    f"(fence {publication.fence}): {rows} rows and {publication.total_rows}, or other values.",
-                    hint="Readers see no change. Run the data set's job for this partition again, then this command.",
-                )
-            name = self.data_set.staging_table(attempt, claim.partition)
-            partition_id = quote_text(self.data_set.partition_id(claim.partition))
-            move = (
-                f"ALTER TABLE {{shard}}.{self.copies} REPLACE PARTITION ID {partition_id} "
-                f"FROM {{shard}}.{quote_name(name)}"
-            )
-            target.every_shard(Statement(move, REPLACE_SETTINGS))
-            self.sets.copied(
-                self.table, Copy(claim.partition, publication.fence, claim.rows, contents.checksums, contents.columns)
-            )
-            target.every_shard(partial(drop_staging, name))
-            self.ledger.forget(attempt)
-
-    # --- switch
-
-    def _finish(self) -> None:
-        """From the decision to the end. Every step can be repeated."""
+        :raises ReshardError: queries still read an old table.
+        :raises CountMismatchError: the local tables do not hold the rows of the copies.
+        """
         if all(there for there in self.cluster.every_shard(partial(_exists, copy_table(self.table))).values()):
             self.progress(f"{self.table}: readers get the copies, and then the local tables again")
             self._show(copy_table(self.table))
             self._await_readers()
             self._fill_local_tables()
         # else: a process died while it dropped the copies. The local tables have the rows, and readers see them.
-        if wrong := self._wrong(self.local):
+        if wrong := self.wrong(self.local):
             raise CountMismatchError(
                 f"{self.table}, partition {min(wrong)}: the local tables do not hold the rows of the copies.",
                 hint="Readers see the right rows. Run this command again.",
             )
         self._show(self.data_set.local_table)
         self._await_readers()
-        self._drop_copies()  # before others may publish: a process that continues too late finds nothing to move
-        self.sets.complete(self.table)
+        self.drop_copies()  # before others may publish: a process that continues too late finds nothing to move
+        self.ledger.shard_sets.complete(self.table)
+
+    def wrong(self, table: str) -> set[str]:
+        """The partitions of which a shard does not hold the rows and checksums of the copies in this table.
+
+        :param table: `local` or `copies`.
+        """
+        wrong = set()
+        by_columns: dict[tuple[tuple[str, str], ...], list[Copy]] = {}
+        for copy in self.ledger.shard_sets.copies(self.table).values():
+            by_columns.setdefault(copy.columns, []).append(copy)
+        for columns, group in by_columns.items():
+            ids = [self.data_set.partition_id(copy.partition) for copy in group]
+            for shard, held in held_of(self.cluster, table, [name for name, _ in columns], ids).items():
+                for copy in group:
+                    found = held.get(self.data_set.partition_id(copy.partition), (0, 0))
+                    if found != (copy.rows.get(shard, 0), copy.checksums.get(shard, 0)):
+                        wrong.add(copy.partition)
+        return wrong
 
     def _fill_local_tables(self) -> None:
         def fill(client: Client, shard: ClickHouseShard) -> None:
@@ -236,23 +275,6 @@ class _Reshard:
                 Statement(move, REPLACE_SETTINGS)(client, shard)
 
         self.cluster.every_shard(fill)
-
-    def _wrong(self, table: str) -> set[str]:
-        """The partitions of which a shard does not hold the rows and checksums of the copies in this table."""
-        copies = self.sets.copies(self.table)
-        wrong = set()
-        by_columns: dict[tuple[tuple[str, str], ...], list[Copy]] = {}
-        for copy in copies.values():
-            by_columns.setdefault(copy.columns, []).append(copy)
-        for columns, group in by_columns.items():
-            ids = [self.data_set.partition_id(copy.partition) for copy in group]
-            held = held_of(self.cluster, table, [name for name, _ in columns], ids)
-            for copy in group:
-                for shard, partitions in held.items():
-                    found = partitions.get(self.data_set.partition_id(copy.partition), (0, 0))
-                    if found != (copy.rows.get(shard, 0), copy.checksums.get(shard, 0)):
-                        wrong.add(copy.partition)
-        return wrong
 
     def _show(self, local: str) -> None:
         """Let readers see this local table of every shard."""
@@ -286,11 +308,7 @@ class _Reshard:
                 )
             time.sleep(_POLL_S)
 
-    def _drop_copies(self) -> None:
-        self.cluster.every_shard(Statement(f"DROP TABLE IF EXISTS {{shard}}.{self.copies} SYNC"))
-
 
 def _exists(table: str, client: Client, shard: ClickHouseShard) -> bool:
     place = f"database = {quote_text(shard.database)} AND name = {quote_text(table)}"
-    sql = f"SELECT count() FROM system.tables WHERE {place}"
-    return bool(Statement(sql)(client, shard)[0][0])
+    return bool(Statement(f"SELECT count() FROM system.tables WHERE {place}")(client, shard)[0][0])
