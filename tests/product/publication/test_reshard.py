@@ -227,7 +227,7 @@ def test_what_was_decided_is_finished_by_the_housekeeping(lake: Lake, monkeypatc
         reshard(lake, 3)
     with pytest.raises(ReshardedError, match=f"`trilake reshard --table {lake.name} --shards 3`"):
         lake.publish(JANUARY)
-    assert not lake.compare().compared  # a check during the switch is no loss
+    assert not lake.compare().compared  # a check during the switch does not report a loss
     assert finish_reshards(lake.cluster, lake.ledger) == [lake.name]
     all_is_right(lake, 3, seen)
 

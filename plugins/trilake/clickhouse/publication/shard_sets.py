@@ -6,12 +6,14 @@ the table is empty there. `trilake.clickhouse.publication.reshard` spreads the r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trilake.endpoints import PostgresEndpoint
 from trilake.errors import TrilakeError
+from trilake.lake.data_set import DataSet
 from trilake.postgres.connection import connect
 from trilake.postgres.locks import LockSpace, lock_key
 
@@ -108,14 +110,34 @@ class ShardSets:
         with connect(self.endpoint) as connection:
             return read_shard_set(connection, table)
 
+    def all(self) -> dict[str, ShardSet]:
+        """The shards of each published table."""
+        with connect(self.endpoint) as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT table_name, generation, shards, next_shards, switching FROM shard_sets ORDER BY 1")
+            return {table: ShardSet(*row) for table, *row in cursor.fetchall()}
+
     def resharding(self) -> dict[str, ShardSet]:
         """The tables with a reshard in progress."""
-        with connect(self.endpoint) as connection, connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT table_name, generation, shards, next_shards, switching FROM shard_sets "
-                "WHERE next_shards IS NOT NULL ORDER BY table_name"
-            )
-            return {table: ShardSet(*row) for table, *row in cursor.fetchall()}
+        return {table: shard_set for table, shard_set in self.all().items() if shard_set.next_shards is not None}
+
+    @contextmanager
+    def unmoved(self, statements: Collection[str]) -> Iterator[None]:
+        """Check that no rows move to other shards in the block, which reads local tables shard by shard.
+
+        :param statements: they name the local tables that are read.
+        :raises ReshardedError: rows of such a table moved, so some may have been read twice or not at all.
+        """
+        before = self.all()
+        read = [name for name in before if any(DataSet(name).local_table in sql for sql in statements)]
+        for table in read:
+            before[table].check_open(table)
+        yield
+        after = self.all() if read else {}
+        for table in read:
+            if after[table].switching or after[table].generation != before[table].generation:
+                raise ReshardedError(
+                    f"The rows of {table} were spread over other shards while they were read.", hint="Run it again."
+                )
 
     def begin(self, table: str, shards: int) -> None:
         """Record that a reshard is in progress. Forgets the copies of one with another number of shards."""
