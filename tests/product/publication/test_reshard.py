@@ -18,7 +18,7 @@ from trilake.clickhouse.cluster import Cluster, Statement
 from trilake.clickhouse.publication import reshard as resharding
 from trilake.clickhouse.publication.publisher import Publisher
 from trilake.clickhouse.publication.reshard import ReshardError, ReshardReport, copy_table, finish_reshards
-from trilake.clickhouse.publication.shard_sets import ReshardedError
+from trilake.clickhouse.publication.shard_sets import ReshardedError, ShardSets
 from trilake.clickhouse.publication.staging import Staging
 from trilake.endpoints import ClickHouseShard, Endpoints
 from trilake.errors import ConfigurationError
@@ -178,8 +178,7 @@ def dying(monkeypatch: pytest.MonkeyPatch, after: int) -> Iterator[list[str]]:
     with monkeypatch.context() as patched:
         patched.setattr(Cluster, "_run", counted("ClickHouse", Cluster._run))
         for name in ("begin", "copies", "copied", "forget_copy", "decide", "complete"):
-            kind = resharding.Ledger("").shard_sets.__class__  # type: ignore[arg-type]
-            patched.setattr(kind, name, counted(name, getattr(kind, name)))
+            patched.setattr(ShardSets, name, counted(name, getattr(ShardSets, name)))
         yield statements
 
 
@@ -273,6 +272,25 @@ def test_a_table_is_not_altered_while_its_rows_move(lake: Lake) -> None:
     lake.ledger.shard_sets.begin(lake.name, 3)
     with pytest.raises(MigrationError, match="Finish the reshard first"):
         migrate_clickhouse(lake.cluster, [table, column], dry_run=False, resharding=lake.ledger.shard_sets.resharding())
+
+
+def test_a_reshard_can_be_given_up_before_it_is_decided(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = read(lake)
+    with dying(monkeypatch, 30), pytest.raises(KeyboardInterrupt):
+        reshard(lake, 3)
+    assert lake.ledger.shard_sets.of(lake.name).next_shards == 3
+    assert reshard(lake, 2).partitions == 0
+    Publisher(lake.cluster, lake.ledger).clean(lake.name)
+    assert lake.ledger.shard_sets.of(lake.name).next_shards is None
+    all_is_right(lake, 2, seen)
+
+
+def test_rows_that_nobody_published_are_not_moved_but_named(lake: Lake) -> None:
+    first = lake.cluster.shards[0]
+    lake.cluster.on_shard(first, Statement(f"INSERT INTO {lake.local} VALUES (1, '2019-05-01', 'by hand')"))
+    with pytest.raises(ReshardError, match="1 in partition 201905"):
+        reshard(lake, 3)
+    assert (1, 1, "by hand") in lake.table.seen()
 
 
 def test_what_cannot_be_resharded_is_named(lake: Lake) -> None:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 from trilake.clickhouse.cluster import Cluster, Statement, quote_name, quote_text
 from trilake.clickhouse.publication.columns import AuditError, check_types, read_columns
-from trilake.clickhouse.publication.comparison import held_of
+from trilake.clickhouse.publication.comparison import compare, held_of
 from trilake.clickhouse.publication.ledger import Ledger, Publication
 from trilake.clickhouse.publication.publisher import Publisher
 from trilake.clickhouse.publication.pull import pull_of
@@ -88,7 +88,7 @@ def reshard(
     A dimension table, of which every shard has a full copy, is only copied to the shards that lack it.
 
     :param progress: called with a line of text for each step.
-    :raises ReshardError: the connection has fewer shards, the table was never published, or another reshard of it runs.
+    :raises ReshardError: the connection has fewer shards, rows were never published, or another reshard of it runs.
     :raises AuditError: a copy does not hold the published rows. Readers see no change.
     """
     if not 1 <= shards <= len(cluster.shards):
@@ -113,12 +113,18 @@ def reshard(
         if now.switching:
             tables.finish()
             now = ledger.shard_sets.of(table)
-        if now.shards == shards and now.next_shards is None:
-            tables.drop_copies()  # if a process died after the last step
-            return ReshardReport(table, before, shards)
-        if now.next_shards != shards:
+        if now.next_shards != shards:  # what an earlier call has copied for another number is of no use
             tables.drop_copies()
-            ledger.shard_sets.begin(table, shards)
+        if now.shards == shards:
+            ledger.shard_sets.cancel(table)
+            return ReshardReport(table, before, shards)
+        ledger.shard_sets.begin(table, shards)
+        if unknown := compare(cluster, ledger, table).unknown:
+            raise ReshardError(
+                f"{table} holds rows that were never published, such as {unknown[0][2]} in partition {unknown[0][1]}. "
+                "It is unknown to which shard they belong.",
+                hint=f"Publish them, or drop them: `trilake rebuild --table {table} --drop-unknown`.",
+            )
         with closing(open_catalog(endpoints.lake, endpoints.s3)) as catalog:
             copied = _copy_all(tables, shards, partial(plan_of, endpoints, catalog))
         tables.finish()
@@ -261,13 +267,10 @@ class _Tables:
         return wrong
 
     def _fill_local_tables(self) -> None:
+        ids = sorted(map(self.data_set.partition_id, self.ledger.shard_sets.copies(self.table)))
+
         def fill(client: Client, shard: ClickHouseShard) -> None:
-            ids = {
-                row[0]
-                for name in (self.local, self.copies)
-                for row in Statement(f"SELECT DISTINCT _partition_id FROM {{shard}}.{name}")(client, shard)
-            }
-            for partition_id in sorted(ids):
+            for partition_id in ids:
                 move = (
                     f"ALTER TABLE {{shard}}.{self.local} REPLACE PARTITION ID {quote_text(partition_id)} "
                     f"FROM {{shard}}.{self.copies}"

@@ -150,6 +150,12 @@ class ShardSets:
             if cursor.rowcount:
                 cursor.execute("DELETE FROM reshard_copies WHERE table_name = %s", (table,))
 
+    def cancel(self, table: str) -> None:
+        """Give up a reshard that was not decided."""
+        with connect(self.endpoint) as connection, connection.cursor() as cursor:
+            cursor.execute("UPDATE shard_sets SET next_shards = NULL WHERE table_name = %s AND NOT switching", (table,))
+            cursor.execute("DELETE FROM reshard_copies WHERE table_name = %s", (table,))
+
     def copies(self, table: str) -> dict[str, Copy]:
         """The copied partitions by name."""
         with connect(self.endpoint) as connection, connection.cursor() as cursor:
