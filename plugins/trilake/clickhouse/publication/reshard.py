@@ -113,7 +113,7 @@ def reshard(
         if now.switching:
             tables.finish()
             now = ledger.shard_sets.of(table)
-        if now.next_shards != shards:  # what an earlier call has copied for another number is of no use
+        if now.next_shards != shards:  # an earlier call copied for another number
             tables.drop_copies()
         if now.shards == shards:
             ledger.shard_sets.cancel(table)
