@@ -27,13 +27,13 @@ def migrate_clickhouse(
     steps: list[Step],
     *,
     dry_run: bool,
-    rows_lost: Callable[[str], bool] = lambda _table: False,
+    shards_that_lost: Callable[[str], Collection[int]] = lambda _table: (),
     resharding: Collection[str] = (),
 ) -> list[Planned]:
     """Apply the pending steps to every shard, then create or update the tables over all shards.
 
-    :param rows_lost: whether published rows of a table are gone. Then nobody may read the table over all shards: a
-        query would see too few rows without an error.
+    :param shards_that_lost: the numbers of the shards that do not hold the published rows of a table. Then nobody may
+        read the table over all shards: a query would see too few rows without an error.
     :param resharding: tables that may not be altered now, because their rows are being copied to other shards.
     :raises MigrationError: a step would alter such a table.
     """
@@ -65,16 +65,21 @@ def migrate_clickhouse(
             _record(cluster, shard, item.step.path, item.step.checksum)
     if not dry_run:
         new = {item.step.table for item in planned if item.step.first and item.state == "pending"}
-        hidden = {table for table in new | _not_everywhere(cluster, steps) if rows_lost(table)}
-        for table in sorted(hidden):
-            log.warning("Published rows of %s are lost, so nobody can read the table now. `trilake rebuild --table %s` "
-                        "brings them back.", table, table)  # fmt: skip
-            everyone = f"{quote_name(cluster.endpoint.database)}.{quote_name(table)}"
-            cluster.every_host(Statement(f"DROP TABLE IF EXISTS {everyone} SYNC"))
-        visible = [step for step in steps if step.table not in hidden]
+        lost = {table: set(shards_that_lost(table)) for table in new | _not_everywhere(cluster, steps)}
         for host in cluster.hosts:
-            _derive_overall(cluster, visible, host)
+            hidden = {step.table for step in steps if step.first and _reads(step, host, lost.get(step.table, set()))}
+            for table in sorted(hidden):
+                log.warning("%s: published rows of %s are lost, so nobody can read the table there now. `trilake rebuild "
+                            "--table %s` brings them back.", host, table, table)  # fmt: skip
+                name = f"{quote_name(cluster.endpoint.database)}.{quote_name(table)}"
+                cluster.on_shard(host, Statement(f"DROP TABLE IF EXISTS {name} SYNC"))
+            _derive_overall(cluster, [step for step in steps if step.table not in hidden], host)
     return planned
+
+
+def _reads(step: Step, host: ClickHouseShard, shards: Collection[int]) -> bool:
+    """Whether a query on a host reads the rows of one of these shards: all, or its own copy of a dimension table."""
+    return bool(shards) if _is_partitioned(step.statement) else host.number in shards
 
 
 def _not_everywhere(cluster: Cluster, steps: list[Step]) -> set[str]:

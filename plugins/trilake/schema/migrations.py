@@ -51,7 +51,9 @@ def migrate(endpoints: Endpoints, sql_folder: Path, *, dry_run: bool = False) ->
                 [step for step in steps if step.database == "clickhouse"],
                 dry_run=dry_run,
                 resharding=() if dry_run else ledger.shard_sets.resharding(),
-                rows_lost=lambda table: bool(compare(cluster, ledger, table).differences),
+                shards_that_lost=lambda table: {
+                    difference.shard for difference in compare(cluster, ledger, table).differences
+                },
             )
     return planned
 
