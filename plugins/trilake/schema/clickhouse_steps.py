@@ -69,7 +69,7 @@ def migrate_clickhouse(
         for host in cluster.hosts:
             hidden = {step.table for step in steps if step.first and _reads(step, host, lost.get(step.table, set()))}
             for table in sorted(hidden):
-                log.warning("%s: published rows of %s are lost, so nobody can read the table there now. `trilake rebuild "
+                log.warning("%s: published rows of %s are lost, so nobody can read it there now. `trilake rebuild "
                             "--table %s` brings them back.", host, table, table)  # fmt: skip
                 name = f"{quote_name(cluster.endpoint.database)}.{quote_name(table)}"
                 cluster.on_shard(host, Statement(f"DROP TABLE IF EXISTS {name} SYNC"))
