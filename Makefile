@@ -50,6 +50,17 @@ replica: $(STAMP) ## Build, start and set up the replica; containers that run ar
 replica-down: ## Remove the replica's containers; its data is kept
 	@if [ -x $(BIN)/trilake ]; then $(BIN)/trilake replica --down; fi
 
+##@ On vps_1 (docs/operations/backup.md)
+
+COMPOSE_VPS_1 = docker compose --env-file .env -f docker/vps_1/compose.yml
+
+.PHONY: restore
+restore: ## Restore PostgreSQL and S3 (AT=time; REPLACE=1 moves data aside), make a new base backup, fill ClickHouse
+	@docker/host/restore $(if $(AT),--at $(AT)) $(if $(REPLACE),--replace)
+	@$(COMPOSE_VPS_1) up --detach s3 wal-metadata wal-postgres
+	@docker/host/backup --base
+	@$(COMPOSE_VPS_1) run --rm setup-tables trilake rebuild --checksums
+
 ##@ Working on it
 
 .PHONY: setup

@@ -220,10 +220,10 @@ def test_s3_lists_what_was_put_and_nothing_else(platform: Platform) -> None:
     assert {bucket["Name"] for bucket in client.list_buckets()["Buckets"]} == set(BUCKETS)
     keys = {f"listing/{number % 2}/{number}" for number in range(5)}
     for key in keys:
-        client.put_object(Bucket="backups", Key=key, Body=b"x")
+        client.put_object(Bucket="spark-events", Key=key, Body=b"x")
     pages = client.get_paginator("list_objects_v2").paginate(
-        Bucket="backups", Prefix="listing/", PaginationConfig={"PageSize": 2}
+        Bucket="spark-events", Prefix="listing/", PaginationConfig={"PageSize": 2}
     )
     assert {entry["Key"] for page in pages for entry in page["Contents"]} == keys
-    client.delete_objects(Bucket="backups", Delete={"Objects": [{"Key": key} for key in keys]})
-    assert "Contents" not in client.list_objects_v2(Bucket="backups")
+    client.delete_objects(Bucket="spark-events", Delete={"Objects": [{"Key": key} for key in keys]})
+    assert "Contents" not in client.list_objects_v2(Bucket="spark-events", Prefix="listing/")

@@ -141,7 +141,7 @@ def test_each_user_of_postgresql_enters_its_own_database_with_its_password_and_n
     superuser = {f"postgres@5433/{name}" for name in ("airflow", "postgres", "template1")}
     superuser |= {f"postgres@5432/{name}" for name in ("oltp", "lake", "postgres", "template1")}
     assert {name for name, entered in found.items() if entered} == own | superuser
-    assert len(found) == 2 * 5 * (4 * 2 + 1)
+    assert len(found) == 2 * 5 * (5 * 2 + 1)
 
 
 def test_the_documents_table_of_rights_is_the_one_that_is_set_up() -> None:

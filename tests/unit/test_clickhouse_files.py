@@ -11,7 +11,7 @@ import pytest
 
 from trilake.clickhouse.export import EXPORTS_COLLECTION
 from trilake.endpoints import ClickHouseEndpoint
-from trilake.lake.data_set import BACKUPS_BUCKET, LAKE_BUCKET, RAW_BUCKET
+from trilake.lake.data_set import LAKE_BUCKET, RAW_BUCKET
 from trilake.platform.hosts.connections import SHARDS
 from trilake.platform.hosts.environment import VARIABLES
 from trilake.schema.clickhouse_steps import overall_ddl
@@ -89,7 +89,7 @@ def test_every_user_is_limited_to_what_it_needs() -> None:
         ('<password_sha256_hex from_env="CLICKHOUSE_AGENT_PASSWORD_SHA256"/>', "<password>x</password>", "agent_ro"),
         ('<ip from_env="VPS_2_ADDRESS"/>', "<ip>::/0</ip>", "etl_writer: it may come from anywhere"),
         ("GRANT SELECT ON analytics.*</query>", "GRANT ALL ON *.*</query>", "GRANT ALL"),
-        ("GRANT BACKUP ON analytics.*", "GRANT FILE ON *.*", "backup: GRANT FILE"),
+        ("GRANT SELECT ON shard_1.*", "GRANT FILE ON *.*", "agent_ro: GRANT FILE"),
         ("<readonly>2</readonly>", "<readonly>0</readonly>", "readonly is not 2"),
         ("<max_memory_usage><const/></max_memory_usage>", "", "it may raise max_memory_usage"),
         ("<profile>agent</profile>", "<profile>none</profile>", "no quota or no profile"),
@@ -135,7 +135,7 @@ def test_the_writer_may_make_the_tables_over_all_shards_anew_and_no_row_gets_in_
 
 def test_a_statement_can_change_neither_address_nor_key_of_a_collection() -> None:
     collections = {c.tag: c for c in SERVER.findall("named_collections/*")}
-    assert set(collections) == {LAKE_BUCKET, RAW_BUCKET, EXPORTS_COLLECTION, BACKUPS_BUCKET}
+    assert set(collections) == {LAKE_BUCKET, RAW_BUCKET, EXPORTS_COLLECTION}
     for name, collection in collections.items():
         assert {value.tag: value.get("overridable") for value in collection} == dict.fromkeys(
             ("url", "access_key_id", "secret_access_key"), "false"

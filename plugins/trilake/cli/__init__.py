@@ -13,7 +13,20 @@ try:
 except ModuleNotFoundError:  # `pip install trilake` without extras installs only the core, as in Spark's image
     sys.exit("trilake: the command line is not installed. Run `pip install 'trilake[airflow]'`.")
 
-from trilake.cli import data, hosts, init, jobs, local, new, producer, publications, query, types, vpn
+from trilake.cli import (
+    backup,
+    data,
+    hosts,
+    init,
+    jobs,
+    local,
+    new,
+    producer,
+    publications,
+    query,
+    types,
+    vpn,
+)
 from trilake.errors import TrilakeError
 
 DEBUG = "--debug"
@@ -26,7 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for group in (local, query, init, data, publications, types, hosts):
+for group in (local, backup, query, init, data, publications, types, hosts):
     app.add_typer(group.app)
 app.add_typer(new.app, name="new")
 app.add_typer(jobs.app, name="jobs")

@@ -91,13 +91,17 @@ def setup_databases() -> None:
     from trilake.endpoints import PostgresEndpoint
     from trilake.platform.hosts.airflow import metadata
     from trilake.platform.hosts.connections import POSTGRES_PORT, required
-    from trilake.postgres.databases import make_databases
+    from trilake.postgres.databases import make_backup_user, make_databases
 
     password = required(os.environ, "POSTGRES_SUPERUSER_PASSWORD")
     own = metadata(os.environ)
-    make_databases(PostgresEndpoint(own.host, own.port, "postgres", "postgres", password), {"airflow": own.password})
+    servers = [PostgresEndpoint(own.host, own.port, "postgres", "postgres", password)]
+    servers.append(PostgresEndpoint("vps-1", POSTGRES_PORT, "postgres", "postgres", password))
+    make_databases(servers[0], {"airflow": own.password})
     passwords = {name: required(os.environ, f"{name.upper()}_PASSWORD") for name in ("oltp", "lake")}
-    make_databases(PostgresEndpoint("vps-1", POSTGRES_PORT, "postgres", "postgres", password), passwords)
+    make_databases(servers[1], passwords)
+    for server in servers:
+        make_backup_user(server, required(os.environ, "POSTGRES_BACKUP_PASSWORD"))
     print("Databases airflow, oltp and lake exist. Each belongs to the user with its name.")
 
 

@@ -18,7 +18,7 @@ _PIPE_COLUMNS = 200
 _COLOURS = {"running": "green", "stopped": "dim", "died": "red", "orphaned": "yellow"}
 
 
-class _Progress:
+class Progress:
     """Prints one line per event, with the seconds since the start."""
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class _Progress:
 def start(home: Home, *, airflow_too: bool = True) -> None:
     """Start the platform. Progress goes to stderr, the result to stdout."""
     began = time.monotonic()
-    platform.up(home, _Progress(), airflow_too=airflow_too)
+    platform.up(home, Progress(), airflow_too=airflow_too)
     if not airflow_too:
         print(f"Up after {time.monotonic() - began:.0f} s, without Airflow. `trilake up` also starts Airflow.")
         return

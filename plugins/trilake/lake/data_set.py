@@ -17,7 +17,6 @@ ARTIFACTS_BUCKET = "artifacts"
 LOGS_BUCKET = "logs"
 # Spark checks that the location of its event logs is a folder. Every store says so of a bucket.
 EVENTS_BUCKET = "spark-events"
-BACKUPS_BUCKET = "backups"
 EXPORTS_BUCKET = "exports"
 BUCKETS = (
     RAW_BUCKET,
@@ -25,7 +24,6 @@ BUCKETS = (
     ARTIFACTS_BUCKET,
     LOGS_BUCKET,
     EVENTS_BUCKET,
-    BACKUPS_BUCKET,
     EXPORTS_BUCKET,
 )
 

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from trilake.endpoints import PostgresEndpoint
 from trilake.postgres.connection import connect
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import cursor as Cursor
+
+BACKUP_USER = "backup"
 
 
 def make_databases(superuser: PostgresEndpoint, passwords: Mapping[str, str]) -> None:
@@ -17,19 +23,32 @@ def make_databases(superuser: PostgresEndpoint, passwords: Mapping[str, str]) ->
     :param passwords: by database.
     """
     from psycopg2 import sql
-    from psycopg2.extensions import encrypt_password
 
     with connect(superuser, autocommit=True) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT rolname FROM pg_roles UNION ALL SELECT 'database ' || datname FROM pg_database")
         existing = {name for (name,) in cursor.fetchall()}
         for name, password in passwords.items():
-            # hash the password here, so that no statement contains it
-            hashed = encrypt_password(password, name, connection, "scram-sha-256")
-            verb = "ALTER" if name in existing else "CREATE"
-            cursor.execute(
-                sql.SQL(f"{verb} ROLE {{}} LOGIN PASSWORD {{}}").format(sql.Identifier(name), sql.Literal(hashed))
-            )
+            _set_user(cursor, name, password, "LOGIN", known=name in existing)
             if f"database {name}" not in existing:
                 cursor.execute(sql.SQL("CREATE DATABASE {0} OWNER {0}").format(sql.Identifier(name)))
             cursor.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name)))
         cursor.execute("REVOKE ALL ON DATABASE postgres, template1 FROM PUBLIC")
+
+
+def make_backup_user(superuser: PostgresEndpoint, password: str) -> None:
+    """Create the user that copies the server. It can connect to no database. Can be repeated."""
+    with connect(superuser, autocommit=True) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (BACKUP_USER,))
+        known = cursor.fetchone() is not None
+        _set_user(cursor, BACKUP_USER, password, "LOGIN REPLICATION", known=known)
+
+
+def _set_user(cursor: Cursor, name: str, password: str, rights: str, *, known: bool) -> None:
+    from psycopg2 import sql
+    from psycopg2.extensions import encrypt_password
+
+    # hash the password here, so that no statement contains it
+    hashed = encrypt_password(password, name, cursor.connection, "scram-sha-256")
+    verb = "ALTER" if known else "CREATE"
+    statement = sql.SQL(f"{verb} ROLE {{}} {rights} PASSWORD {{}}")
+    cursor.execute(statement.format(sql.Identifier(name), sql.Literal(hashed)))

@@ -21,7 +21,8 @@ _PROPERTIES = {
     "write.parquet.compression-codec": "zstd",
     "commit.retry.num-retries": "10",
     "write.metadata.delete-after-commit.enabled": "true",
-    "write.metadata.previous-versions-max": "100",
+    # A catalog that is restored to some minutes ago names one of these: it must not be gone after a burst of commits.
+    "write.metadata.previous-versions-max": "1000",
 }
 
 _QUARANTINE_COLUMNS = (

@@ -10,6 +10,7 @@ PASSWORDS = {
     "airflow": os.environ["AIRFLOW_DB_PASSWORD"],
     "oltp": os.environ["OLTP_PASSWORD"],
     "lake": os.environ["LAKE_PASSWORD"],
+    "backup": os.environ["POSTGRES_BACKUP_PASSWORD"],  # it may copy both servers, and enter no database
 }
 found = {}
 for host, port in (("127.0.0.1", 5433), ("vps-1", 5432)):

@@ -45,7 +45,7 @@ def beyond(own: Any, identity: str) -> list[str]:
     policy = json.dumps(s3_admin.policy("raw"))
     found = {
         "makes a bucket": may(own.create_bucket, Bucket=f"own-{identity}"),
-        "removes a bucket": may(own.delete_bucket, Bucket="backups"),
+        "removes a bucket": may(own.delete_bucket, Bucket="exports"),
         "changes a policy": may(own.put_bucket_policy, Bucket="raw", Policy=policy),
         "opens a bucket": may(own.put_bucket_acl, Bucket="lake", ACL="public-read"),
     }

@@ -109,6 +109,11 @@ class Home:
         return self.run / "lock"
 
     @property
+    def unfinished_restore(self) -> Path:
+        """Exists while a restore has begun to exchange data and has not finished."""
+        return self.path / "restore.json"
+
+    @property
     def socket(self) -> Path:
         """supervisord's socket. If the home's path is too long for a socket, it is in a folder of this user in /tmp."""
         own = self.run / "supervisor.sock"

@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import IO, Any
 
 from trilake.endpoints import Endpoints
-from trilake.errors import TrilakeError
+from trilake.errors import ConfigurationError, TrilakeError
 from trilake.platform.embedded import airflow, connections, postgres, processes, s3
 from trilake.platform.embedded.home import LOOPBACK, SERVICES, STORES, Home, port_is_free
 from trilake.platform.embedded.processes import NEVER_STARTED, Program, Supervisor, last_lines
@@ -85,17 +85,23 @@ def busy(home: Home) -> str:
 # --- up
 
 
-def up(home: Home, progress: Progress = quiet, *, airflow_too: bool = True) -> None:
+def up(home: Home, progress: Progress = quiet, *, airflow_too: bool = True, restoring: bool = False) -> None:
     """Start the services that do not run, wait until all are ready, apply the migrations and push the jobs' code.
 
     It can be repeated: a service that runs with the current configuration is not restarted.
 
     :param airflow_too: if False, Airflow is not started. If it already runs, it is not stopped. Jobs, SQL and
         publications work without Airflow. The start then takes seconds, and the platform needs a third of the memory.
+    :param restoring: the caller restores a backup. For everybody else, a home whose restore is not finished is refused.
     :raises TrilakeError: the start failed; the message says why and what to do.
     """
     home.prepare()
     with exclusive(home):
+        if home.unfinished_restore.exists() and not restoring:
+            raise ConfigurationError(
+                f"A restore of a backup into {home.path} is not finished.",
+                hint="Run `trilake restore FOLDER` again: it continues.",
+            )
         _Start(home, progress, SERVICES if airflow_too else STORES).run()
 
 

@@ -93,7 +93,7 @@ def check_reachable(home: Home) -> None:
     """
     if os.geteuid() != 0:
         return
-    user = _os_user()
+    user = os_user()
     for folder, description in ((home.path, "the platform's home"), (binaries(), "PostgreSQL's programs")):
         if closed := first_closed(folder, user):
             raise ConfigurationError(
@@ -121,7 +121,7 @@ def first_closed(folder: Path, user: pwd.struct_passwd) -> Path | None:
     return None
 
 
-def _os_user() -> pwd.struct_passwd:
+def os_user() -> pwd.struct_passwd:
     try:
         return pwd.getpwnam(OS_USER)
     except KeyError:
@@ -148,7 +148,7 @@ def initialise(home: Home, password: str) -> None:
         return
     for half_made in data.parent.glob(f"{SERVICE}*"):  # left by a call that was interrupted
         shutil.rmtree(half_made, ignore_errors=True)
-    user = _os_user() if os.geteuid() == 0 else None
+    user = os_user() if os.geteuid() == 0 else None
     fresh = Path(tempfile.mkdtemp(prefix=f"{SERVICE}.", dir=data.parent))
     try:
         password_file = fresh / "password"

@@ -52,18 +52,24 @@ def write_configuration(home: Home, port: int, secrets: Mapping[str, str]) -> No
 
 def remove_unfinished(home: Home) -> None:
     """Remove the files of writes that a killed server left behind. Call it only while no process writes."""
-    if not hasattr(os, "getxattr"):  # as on macOS
-        return
     unfinished = re.compile(UNFINISHED_KEYS, re.DOTALL)
     for folder, _, names in os.walk(home.data(SERVICE)):
         for name in filter(unfinished.fullmatch, names):
             path = Path(folder, name)
-            try:
-                os.getxattr(path, _ETAG)
-            except OSError as e:
-                # another error: the file system has no attributes, so no object has an ETag
-                if e.errno == errno.ENODATA:
-                    path.unlink()
+            if not is_complete(path):
+                path.unlink()
+
+
+def is_complete(path: Path) -> bool:
+    """Whether a file whose name looks like that of an unfinished object is a complete one all the same."""
+    if not hasattr(os, "getxattr"):  # as on macOS
+        return True
+    try:
+        os.getxattr(path, _ETAG)
+    except OSError as e:
+        # another error: the file system has no attributes, so no object has an ETag
+        return e.errno != errno.ENODATA
+    return True
 
 
 def program(home: Home, java: Java, jars: Path) -> Program:

@@ -48,6 +48,7 @@ VARIABLES = (
     Variable("VPS_2_ADDRESS", "", HOSTS, "address"),
     Variable("VPS_3_ADDRESS", "", HOSTS, "address"),
     Variable("POSTGRES_SUPERUSER_PASSWORD", "PostgreSQL: user postgres of both servers"),
+    Variable("POSTGRES_BACKUP_PASSWORD", "PostgreSQL: user backup of both servers, which may only copy them"),
     Variable("AIRFLOW_DB_PASSWORD", "PostgreSQL: user airflow, Airflow's metadata"),
     Variable("OLTP_PASSWORD", "PostgreSQL: user oltp, database oltp"),
     Variable("LAKE_PASSWORD", "PostgreSQL: user lake, database lake (Iceberg's catalog, publications)"),
@@ -62,10 +63,8 @@ VARIABLES = (
     Variable("S3_AGENTS_SECRET", "S3: key agents"),
     Variable("CLICKHOUSE_ETL_PASSWORD", "ClickHouse: user etl_writer (Airflow, Spark)"),
     Variable("CLICKHOUSE_AGENT_PASSWORD", "ClickHouse: user agent_ro (for agents and readers; no host has it)", ()),
-    Variable("CLICKHOUSE_BACKUP_PASSWORD", "ClickHouse: user backup (to start a backup; no host has it)", ()),
     Variable("CLICKHOUSE_ETL_PASSWORD_SHA256", "ClickHouse: digests of its users' passwords", ("vps_3",), "digest"),
     Variable("CLICKHOUSE_AGENT_PASSWORD_SHA256", "", ("vps_3",), "digest"),
-    Variable("CLICKHOUSE_BACKUP_PASSWORD_SHA256", "", ("vps_3",), "digest"),
     Variable("K3S_TOKEN", "Kubernetes: the token that a node joins with", ("vps_2",)),
     Variable("CLICKHOUSE_INTERSERVER_SECRET", "ClickHouse: secret between the shards", ("vps_3",)),
 )

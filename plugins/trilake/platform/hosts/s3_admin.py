@@ -21,7 +21,6 @@ from trilake.endpoints import S3Endpoint
 from trilake.errors import RefusedError, TrilakeError, UnreachableError
 from trilake.lake.data_set import (
     ARTIFACTS_BUCKET,
-    BACKUPS_BUCKET,
     BUCKETS,
     EVENTS_BUCKET,
     EXPORTS_BUCKET,
@@ -64,7 +63,6 @@ RIGHTS: Mapping[str, Mapping[str, str]] = {
     EVENTS_BUCKET: {"airflow": "r", "spark": "rwd"},
     # Airflow or a Spark driver starts an export and removes its stale files; each shard writes
     EXPORTS_BUCKET: {"airflow": "rwd", "spark": "rwd", "clickhouse": "rw", "agents": "r"},
-    BACKUPS_BUCKET: {"clickhouse": "rwd"},
 }
 
 

@@ -1,0 +1,195 @@
+"""One run of the backup: base backups once a day, then everything that is new into the repository."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from trilake_backup.machine import SERVERS, BackupError, Machine, run, write
+
+BASE_EVERY = timedelta(hours=24)
+# The newest base backup may have been made a minute ago: the one before it serves times before that.
+_BASES_KEPT = 2
+_RECEIVED_S = 60
+# WAL files of 16 MiB in 4 GiB
+_SEGMENTS = 256
+_WAL = re.compile(r"[0-9A-F]{24}(\.partial)?")
+# unfinished uploads of versitygw
+_NOT_OF_S3 = "--exclude=.sgwtmp"
+COUNTS = {
+    "metadata": ("airflow", {"dag_runs": "dag_run"}),
+    "postgres": ("lake", {"publications": "publications", "tables": "iceberg_tables"}),
+}
+
+
+def back_up(machine: Machine, *, base: bool = False) -> None:
+    """:raises BackupError: something is missing in the repository; what is there stays."""
+    with machine.locked(), machine.reporting("backup") as result:
+        volume = machine.volume("wal")
+        for server in SERVERS:
+            _base_backup(machine, server, volume / server, now=base)
+        run_name = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
+        facts = _facts(machine)
+        write(volume / "facts.json", json.dumps(facts, indent=2))
+        until = datetime.fromisoformat(facts["at"])
+        # PostgreSQL first: the later copy of S3 has every file that its catalog names
+        machine.save("postgres", run_name, volume, "--exclude=*.unfinished", until=until)
+        for kind, name in (("pki", "vpn_pki"), ("kubernetes", "kubernetes")):
+            try:
+                folder = machine.volume(name)
+            except BackupError:  # a host whose VPN or Kubernetes is not set up yet
+                continue
+            if any(folder.iterdir()):
+                machine.save(kind, run_name, folder)
+        machine.save_text("settings", run_name, machine.settings.read_text())
+        machine.save("s3", run_name, machine.volume("s3"), _NOT_OF_S3)
+        result |= {"run": run_name, "until": facts["at"]}
+        machine.say(f"backup: run {run_name} is in the repository; it can be restored up to {facts['at']}")
+
+
+def _base_backup(machine: Machine, server: str, folder: Path, *, now: bool) -> None:
+    bases = folder / "base"
+    made = sorted(path for path in bases.glob("*Z")) if bases.is_dir() else []
+    newest = datetime.strptime(made[-1].name, "%Y-%m-%dT%H-%M-%SZ").replace(tzinfo=UTC) if made else None
+    now |= _made_slot_again(machine, server)
+    if made and (missing := missing_wal(made[-1], folder / "wal")):
+        machine.say(f"backup: WAL {missing} of {server} was never received: a new base backup begins behind it")
+        now = True
+    if newest and not now and datetime.now(UTC) - newest < BASE_EVERY:
+        return
+    container = machine.container(f"wal-{server}")
+    if not container:
+        raise BackupError(f"Service wal-{server} does not run, so WAL is not kept. Start it with `docker compose up`.")
+    for left in bases.glob("*.unfinished") if bases.is_dir() else ():
+        shutil.rmtree(left)
+    name = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
+    machine.say(f"backup: base backup of {server}")
+    inside = f"/wal/{server}/base/{name}.unfinished"
+    options = ["--wal-method=none", "--checkpoint=fast", "--manifest-checksums=SHA256", "--no-password"]
+    run("docker", "exec", container, "mkdir", "-p", f"/wal/{server}/base")
+    run("docker", "exec", container, "pg_basebackup", "-D", inside, *options)
+    unfinished = bases / f"{name}.unfinished"
+    check_manifest(unfinished)
+    unfinished.rename(bases / name)
+    for old in made[: 1 - _BASES_KEPT] if len(made) >= _BASES_KEPT else ():
+        shutil.rmtree(old)
+    _remove_wal_before(sorted(bases.glob("*Z"))[0], folder / "wal")
+
+
+def _made_slot_again(machine: Machine, server: str) -> bool:
+    """If the server gave up keeping WAL for a receiver that was away for too long, begin again with a new slot."""
+    container, receiver = machine.container(server), machine.container(f"wal-{server}")
+    if not container or not receiver:
+        return False
+    dropped = machine.psql(
+        container,
+        server,
+        "SELECT count(pg_drop_replication_slot(slot_name)) FROM pg_replication_slots "
+        "WHERE slot_name = 'backup' AND wal_status = 'lost' AND NOT active",
+    )
+    if dropped:
+        machine.say(f"backup: {server} dropped WAL that wal-{server} had not received; it begins again")
+        run("docker", "restart", receiver)
+    return bool(dropped)
+
+
+def missing_wal(base: Path, folder: Path) -> str:
+    """The first WAL file that is missing between a base backup's first one and the newest one; empty if none is."""
+    first = _number(first_wal(base))
+    files = (path.name for path in folder.iterdir() if _WAL.fullmatch(path.name)) if folder.is_dir() else ()
+    numbers = {number for name in files if (number := _number(name)) >= first}
+    expected = range(first, max(numbers, default=first - 1) + 1)
+    gap = next((number for number in expected if number not in numbers), None)
+    return "" if gap is None else f"{gap // _SEGMENTS:08X}{gap % _SEGMENTS:08X}"
+
+
+def _number(name: str) -> int:
+    """The position of a WAL file, on whatever timeline."""
+    return int(name[8:16], 16) * _SEGMENTS + int(name[16:24], 16)
+
+
+def check_manifest(base: Path) -> None:
+    """Compare a base backup with the server's own list of its files.
+
+    :raises BackupError: a file is missing or differs.
+    """
+    for file in json.loads((base / "backup_manifest").read_bytes())["Files"]:
+        path = base / (file["Path"] if "Path" in file else bytes.fromhex(file["Encoded-Path"]).decode())
+        try:
+            with path.open("rb") as content:
+                found = hashlib.file_digest(content, "sha256").hexdigest()
+        except OSError:
+            found = ""
+        if found != file["Checksum"]:
+            raise BackupError(f"The base backup {base} is damaged: {path.name} differs. Check the disk, and repeat it.")
+
+
+def first_wal(base: Path) -> str:
+    """The first WAL file that a base backup needs."""
+    found = re.search(r"\(file ([0-9A-F]{24})\)", (base / "backup_label").read_text())
+    if not found:
+        raise BackupError(f"{base}/backup_label does not name a WAL file.")
+    return found[1]
+
+
+def _remove_wal_before(base: Path, folder: Path) -> None:
+    first = first_wal(base)
+    for path in folder.iterdir() if folder.is_dir() else ():
+        # without the timeline
+        if _WAL.fullmatch(path.name) and path.name[8:24] < first[8:24]:
+            path.unlink()
+
+
+def _facts(machine: Machine) -> dict[str, Any]:
+    """What both servers hold at one moment, all of it received. The drill compares a restored state with it.
+
+    Rows may come while they are counted: so they are counted before and after the moment.
+    """
+    before = _counts(machine)
+    at = datetime.now(UTC)
+    after = _counts(machine)
+    for server in SERVERS:
+        container = machine.container(server)
+        # A server only stops its recovery at a commit later than the moment, so there has to be one.
+        machine.psql(container, server, "SELECT to_json(pg_current_xact_id()::text)")
+        position = machine.psql(container, server, "SELECT to_json(pg_current_wal_lsn()::text)")
+        query = f"SELECT to_json(coalesce(bool_or(flush_lsn >= '{position}'), false)) FROM pg_stat_replication"
+        until = time.monotonic() + _RECEIVED_S
+        while not machine.psql(container, server, query):
+            if time.monotonic() > until:
+                raise BackupError(
+                    f"Service wal-{server} has not received WAL of {server} for {_RECEIVED_S} s. See its log "
+                    f"(`docker compose logs wal-{server}`)."
+                )
+            time.sleep(0.2)
+    return {"at": at.isoformat(), "before": before, "after": after}
+
+
+def _counts(machine: Machine) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for server, (database, tables) in COUNTS.items():
+        container = machine.container(server)
+        if not container:
+            raise BackupError(f"Service {server} does not run. Start it with `docker compose up`.")
+        found |= count(machine, container, server, database, tables)
+    return found
+
+
+def count(
+    machine: Machine, container: str, server: str, database: str, tables: dict[str, str], *, host: str = ""
+) -> dict[str, int]:
+    """Rows by name. A table that does not exist yet has none."""
+    found = {}
+    for name, table in tables.items():
+        exists = f"SELECT to_json(to_regclass('public.{table}') IS NOT NULL)"
+        if machine.psql(container, server, exists, database, host=host):
+            found[name] = int(machine.psql(container, server, f"SELECT count(*) FROM {table}", database, host=host))
+        else:
+            found[name] = 0
+    return found
