@@ -275,3 +275,24 @@ def nulls_that_clickhouse_lacks(spark: Any) -> Any:
             table.commit(JANUARY, frame)
             outcome[kind] = [said(lambda table=table: table.publish(JANUARY)), table.rows("k")]
     return outcome
+
+
+def nulls_without_sums(spark: Any) -> Any:
+    """The same in rows that another program wrote, and inside of other values: there are no sums to compare."""
+    outcome = {}
+    for kind, value in (
+        ("array<int>", "cast(NULL AS array<int>)"),
+        ("array<array<double>>", "array(array(double(1)), NULL)"),
+        ("map<string,int>", "cast(NULL AS map<string, int>)"),
+        ("struct<y:string,x:array<decimal(5,2)>>", "named_struct('y', 'a', 'x', cast(NULL AS array<decimal(5, 2)>))"),
+    ):
+        with both(spark, f"v {TYPES[kind][0]}") as table:
+            frame = "SELECT int(1) AS k, DATE'2013-01-05' AS d, {} AS v"
+            good = {"array": "array()", "map": "map()", "struct": "named_struct('y', 'a', 'x', array())"}
+            typed = f"cast({good[kind.partition('<')[0]]} AS {kind})"
+            table.commit(JANUARY, spark.sql(frame.format(typed)))
+            spark.sql(f"INSERT INTO lake.{table.data_set.curated} {frame.format(typed)}")
+            reports = list(table.publish(JANUARY).unverified)
+            spark.sql(f"INSERT INTO lake.{table.data_set.curated} {frame.format(f'cast({value} AS {kind})')}")
+            outcome[kind] = [reports, said(lambda table=table: table.publish(JANUARY)), table.rows("k")]
+    return outcome

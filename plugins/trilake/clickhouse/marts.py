@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trilake.clickhouse.cluster import quote_name, quote_text
-from trilake.clickhouse.sql import has_result, parameter_names, split_statements, tokens
+from trilake.clickhouse.sql import has_result, output_format, parameter_names, split_statements
 from trilake.errors import ConfigurationError, CountMismatchError
 from trilake.postgres.columns import check_names, table_columns
 from trilake.postgres.connection import listed
@@ -141,10 +141,9 @@ def single_query(sql: str) -> str:
             else "The statement of a mart returns no rows.",
             hint="Write one SELECT.",
         )
-    last = [token for token in tokens(statements[0]) if token.kind != "space"][-2:]
-    if len(last) > 1 and last[0].word == "FORMAT" and last[1].kind == "word":
+    if name := output_format(statements[0]):
         raise ConfigurationError(
-            f"The query of a mart ends in FORMAT {last[1].text}, but its rows go to PostgreSQL.", hint="Remove FORMAT."
+            f"The query of a mart ends in FORMAT {name}, but its rows go to PostgreSQL.", hint="Remove FORMAT."
         )
     return statements[0]
 

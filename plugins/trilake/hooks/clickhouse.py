@@ -17,7 +17,7 @@ from trilake.clickhouse import queries
 from trilake.clickhouse.cluster import STATEMENT_TIMEOUT_S, Cluster, error_of
 from trilake.clickhouse.exact import bound_in_utc
 from trilake.clickhouse.reading import checked_text, read_exactly
-from trilake.clickhouse.sql import refuse_session_statement, split_statements
+from trilake.clickhouse.sql import refuse_statement, split_statements
 from trilake.endpoints import CLICKHOUSE_CONNECTION, ClickHouseEndpoint, is_on
 from trilake.errors import ConfigurationError, TrilakeError
 from trilake.hooks.clickhouse_cursor import IdentifiedConnection
@@ -237,13 +237,14 @@ class ClickHouseHook(_InsertingHook):
     def run(self, sql: Any, *args: Any, **kwargs: Any) -> Any:
         """See `DbApiHook.run`.
 
-        :raises ConfigurationError: a statement only changes its session, such as USE or SET. Nothing was sent.
+        :raises ConfigurationError: a statement only changes its session, such as USE or SET, or names the format of its
+            result. Nothing was sent.
         """
         texts = [sql] if isinstance(sql, str) else list(sql)
         split = kwargs.get("split_statements", args[3] if len(args) > 3 else False)
         statements = split_statements(texts[0]) if split and isinstance(sql, str) else texts
         for number, statement in enumerate(statements, start=1):
-            refuse_session_statement(statement, number, "this call")
+            refuse_statement(statement, number, "this call")
         return super().run(sql if isinstance(sql, str) else texts, *args, **kwargs)
 
     def _run_command(self, cur: Any, sql_statement: str, parameters: Any) -> None:

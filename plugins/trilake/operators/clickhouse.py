@@ -27,7 +27,7 @@ from trilake.clickhouse.sql import (
     first_word,
     has_result,
     parameter_names,
-    refuse_session_statement,
+    refuse_statement,
     split_statements,
 )
 from trilake.endpoints import CLICKHOUSE_CONNECTION, ClickHouseEndpoint
@@ -218,7 +218,7 @@ class ClickHouseOperator(ProjectOperator):
                 f"Task {self.task_id} has no statement.", hint="Set sql to a statement or to a file with statements."
             )
         for number, statement in enumerate(statements, start=1):
-            refuse_session_statement(statement, number, f"task {self.task_id}")
+            refuse_statement(statement, number, f"task {self.task_id}")
         used = set().union(*map(parameter_names, statements))
         if unused := set(self.parameters or {}) - used:
             raise ConfigurationError(

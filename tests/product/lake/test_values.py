@@ -46,6 +46,13 @@ def test_an_array_map_or_struct_that_is_null_is_refused_and_not_made_empty(platf
         assert rows == [], kind
 
 
+def test_such_values_are_found_in_rows_of_other_programs_too(platform: Platform) -> None:
+    for kind, (unverified, error, rows) in work(platform, "nulls_without_sums").items():
+        assert unverified == ["2013-01"], kind
+        assert "column v has an array, map or struct that is NULL in row 1" in error, kind
+        assert len(rows) == 2, kind
+
+
 def test_a_commit_changes_no_value_to_fit_a_column(platform: Platform) -> None:
     outcome = work(platform, "change_types")
     grown = {
