@@ -72,6 +72,9 @@ _ZONE_IN_JSON = re.compile(
     # names and labels may look like types
     r"|'(?:[^'\\]|\\.)*'|`(?:[^`\\]|\\.)*`"
 )
+# A state, which only ClickHouse can read, and a number whose unit only the type names.
+_NO_VALUE = re.compile(r"\b(?:AggregateFunction\(|Interval[A-Z])")
+_NAMES = re.compile(r"'(?:[^'\\]|\\.)*'|`(?:[^`\\]|\\.)*`|\b\w+(?= [A-Z])")
 _SIMPLE = {
     "Int8": "int2", "Int16": "int2", "UInt8": "int2", "Int32": "int4", "UInt16": "int4", "Int64": "int8",
     "UInt32": "int8", "UInt64": "integer", "Int128": "integer", "UInt128": "integer", "Int256": "integer",
@@ -103,6 +106,8 @@ def kind_of(clickhouse: str, target: str, element: str) -> Kind:
     :param element: `TableColumn.element` of it.
     """
     inner = bare(clickhouse)
+    if _NO_VALUE.search(_NAMES.sub("", inner)):
+        return Kind("unknown", clickhouse)
     if inner.startswith("Array(") and element:
         while inner.startswith("Array("):
             inner = bare(inner[len("Array(") : -1])

@@ -95,8 +95,15 @@ def _replace(kind: type[Any], method: str, exact: Callable[..., Any]) -> None:
 
 
 def _named(lenient: Any, kind: Any, source: Any, number: int, context: Any) -> Any:
+    from clickhouse_connect.driver.exceptions import NotSupportedError
+
     try:
         return lenient(kind, source, number, context)
+    except NotSupportedError as e:
+        raise UnreadableValueError(
+            f"Column {context.column_name} ({kind.name}) cannot be read: {e}.",
+            hint="Select finalizeAggregation(column), or toString(column).",
+        ) from None
     except _LossyError as e:
         before = getattr(context, _MARK)
         plain = not kind.low_card and not hasattr(kind, "element_type") and kind.base_type not in ("Map", "Tuple")
