@@ -336,7 +336,7 @@ _CLICKHOUSE_TO_XCOM = (
     _converted("DateTime, DateTime64(n)", "datetime", "in UTC, or in the zone of the type"),
     _converted("IPv4, IPv6, Time, Time64(n)", "str", "the text"),
     _converted(
-        "Map(K, V)", "dict", "keys are texts; the keys `__classname__`, `__id__`, `__type`, `__var` are refused"
+        "Map(K, V)", "dict", "keys are texts, in any order; `__classname__`, `__id__`, `__type`, `__var` are refused"
     ),
     *_exact(("Tuple", "tuple, or dict by its names"), ("Nested", "list of dicts"), ("JSON", "dict")),
     *_exact(("Dynamic, Variant", "as the type of the value"), ("QBit", "list of floats")),
