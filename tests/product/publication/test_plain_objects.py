@@ -226,7 +226,14 @@ NESTED: dict[str, tuple[str, Any, list[Any], Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", NESTED)
+@pytest.mark.parametrize(
+    "case",
+    [
+        "map",
+        "array in a tuple",
+        *(pytest.param(case, marks=pytest.mark.nightly) for case in ("array", "array inside", "tuple")),
+    ],
+)
 def test_a_nested_value_of_parquet_is_loaded_and_one_that_is_null_is_refused_and_not_made_empty(
     table: Table, case: str
 ) -> None:

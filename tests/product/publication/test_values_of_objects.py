@@ -138,6 +138,36 @@ def test_a_text_that_csv_reads_as_null_is_refused(loads: Loads) -> None:
         loads.load("a.csv", b'n,c0\n1,"\\N"\n', 1)
 
 
+# A text for each type that is not a value of it.
+NO_VALUE = {
+    "Int8": "128", "UInt8": "-1", "Int16": "1.0", "UInt16": " 1", "Int32": "1e3", "UInt32": "", "Int64": str(2**63),
+    "UInt64": str(2**64), "Int128": "0x10", "UInt128": str(2**128), "Int256": "abc", "UInt256": "1_000",
+    "Float32": "1e39",
+    "Float64": "1,5", "Decimal": "0.00001e1", "Bool": "yes", "FixedString": "ab", "Enum8": "zz", "Date": "2013-02-30",
+    "Date32": "2013-1-5", "DateTime": "2013-01-05 99:00:00", "DateTime64": "2013-01-05T10:00:00.1234567891Z",
+    "Time": "10:00", "Time64": "x", "UUID": "61f0", "IPv4": "1.2.3", "IPv6": "1.2.3.4.5",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in range(1, 30))])
+def test_a_text_that_is_no_value_of_its_type_is_named_and_nobody_reads_a_row(loads: Loads, seed: int) -> None:
+    chance = Random(seed)
+    kind = chance.choice([kind for kind in SCALARS if kind.family in NO_VALUE]) if seed else SCALARS[0]
+    kind, bad = nullable(kind) if chance.random() < 0.5 else kind, NO_VALUE[kind.family].encode()
+    loads.make([kind], [])
+    good = [field(kind, kind.draw(chance)) for _ in range(2)]
+    lines = [b"n,c0", b"0," + good[0], b'1,"' + bad + b'"', b"2," + good[1]]
+    if kind.family == "DateTime64" and kind.digits == 9:
+        lines = [b"n,c0", b'1,"' + bad + b'"']
+    with pytest.raises(ClickHouseError) as caught:
+        loads.load("a.csv", b"\n".join(lines) + b"\n", len(lines) - 1)
+    assert f"{loads.data_set.name}/a.csv: column c0 has the value {bad.decode()!r}, which {kind.name}" in str(
+        caught.value
+    )
+    assert "Nothing was published. Correct the file" in str(caught.value)
+    assert loads.content(loads.data_set.local_table) == b""
+
+
 # Types that Parquet has as they are, also inside of others.
 OF_PARQUET = [
     kind

@@ -413,7 +413,7 @@ class ObjectsPull(Pull):
 
         :raises AuditError: the file's first line does not name every column of the table once.
         """
-        # The driver would show bytes that are no text as hexadecimal digits.
+        # The driver would show bytes that are not text as hexadecimal digits.
         line = f"toValidUTF8(line), startsWith(line, unhex('{_GZIP}'))"
         sql = f"SELECT {line} FROM {self._s3([file.key], 'LineAsString', 'line String')} LIMIT 1"
         lines = self._read_first(file, client, sql)
