@@ -399,7 +399,7 @@ def _frame(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> pandas.DataFr
             present = [value for value in values if value is not None]
             if min(present) >= -(1 << 63) and max(present) < 1 << 63:
                 series = series.astype("Int64")
-        else:
+        elif len(kinds - {type(None)}) <= 1:  # of integers and floats, pandas would make floats
             series = series.infer_objects()
         columns.append(series)
     frame = pandas.concat(columns, axis=1) if columns else pandas.DataFrame()

@@ -21,7 +21,7 @@ def work(platform: Platform, name: str, *arguments: str) -> Any:
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in range(1, SEEDS + 1))])
 def test_every_type_arrives_and_both_audits_agree(platform: Platform, seed: int) -> None:
-    rows, columns = (40, 200) if seed else (200, 27)
+    rows, columns = (40, 200) if seed else (200, 40)
     outcome = work(platform, "every_type", str(seed), str(rows), str(columns))
     assert (outcome["rows"], outcome["unverified"], outcome["columns"]) == (rows, [], columns)
 
