@@ -22,6 +22,8 @@ class DataFile:
     :param bucket: Iceberg's bucket of all its rows; None: it is not split by shard.
     :param etag: the pinned ETag, without quotes; empty for files of Iceberg, which never change.
     :param names: the file's own name of each column that it has. None: it has all columns by their own names.
+    :param null_rows: columns without sums that have an array, map or struct that is NULL, with the number of the first
+        such row. None: nobody has looked.
     """
 
     key: str
@@ -30,6 +32,7 @@ class DataFile:
     bucket: int | None
     etag: str = ""
     names: Mapping[str, str] | None = field(default=None, compare=False)
+    null_rows: Mapping[str, int] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
