@@ -271,3 +271,37 @@ class ObjectWriter(io.RawIOBase):
             if e.response["Error"]["Code"] not in ("NoSuchUpload", "NoSuchKey"):
                 raise
             raise S3Error(f"The upload of s3://{self._bucket}/{self._key} was aborted by a later writer.") from None
+
+
+class ObjectReader(io.RawIOBase):
+    """The bytes of an object, read in parts. A reader that seeks, such as one of Parquet, gets only what it asks for.
+
+    :param size: of the object, in bytes.
+    :param etag: without quotes. Parts of another object are refused with an error of S3.
+    """
+
+    def __init__(self, client: S3Client, bucket: str, key: str, size: int, etag: str) -> None:
+        super().__init__()
+        self._client, self._object = client, {"Bucket": bucket, "Key": key, "IfMatch": f'"{etag}"'}
+        self._size, self._at = size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        end = self._size if size < 0 else min(self._at + size, self._size)
+        if end <= self._at:
+            return b""
+        part = self._client.get_object(**self._object, Range=f"bytes={self._at}-{end - 1}")["Body"].read()  # type: ignore[arg-type]
+        self._at += len(part)
+        return part

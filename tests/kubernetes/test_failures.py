@@ -47,7 +47,7 @@ def quota(cluster: Cluster, overlay: Path, name: str, value: str) -> Iterator[No
         cluster.apply(overlay)
 
 
-@pytest.mark.rotates(4)
+@pytest.mark.rotates(8)
 def test_a_failing_job_says_the_drivers_last_words(airflow: Airflow) -> None:
     run = airflow.probe(["rows", 10, 1, 0], ["fail", "no such luck"])
     error = error_of(run)
@@ -57,7 +57,7 @@ def test_a_failing_job_says_the_drivers_last_words(airflow: Airflow) -> None:
     assert "exit code 1" in error
 
 
-@pytest.mark.rotates(4)
+@pytest.mark.rotates(8)
 def test_an_executors_death_is_told(airflow: Airflow) -> None:
     run = airflow.probe(["kill_executor"], spec=small(sparkConf={"spark.task.maxFailures": "1"}))
     error = error_of(run)
@@ -66,7 +66,7 @@ def test_an_executors_death_is_told(airflow: Airflow) -> None:
     assert "exit code 137" in executor
 
 
-@pytest.mark.rotates(4)
+@pytest.mark.rotates(8)
 @pytest.mark.parametrize("account", ["nobody-of-this-name"])
 def test_a_submission_with_a_wrong_account_is_refused_and_leaves_nothing(airflow: Airflow, account: str) -> None:
     error = error_of(airflow.probe(spec=small(driver={"serviceAccount": account})))
@@ -84,7 +84,7 @@ def test_a_driver_over_the_quota_is_refused_and_leaves_nothing(
     assert "exceeded quota: spark" in error
 
 
-@pytest.mark.rotates(4)
+@pytest.mark.rotates(8)
 def test_an_application_over_the_quota_is_refused_in_kubernetes_words(
     airflow: Airflow, cluster: Cluster, overlay: Path
 ) -> None:
@@ -94,7 +94,7 @@ def test_an_application_over_the_quota_is_refused_in_kubernetes_words(
     assert "HTTP response headers" not in error
 
 
-@pytest.mark.rotates(4)
+@pytest.mark.rotates(8)
 def test_an_application_that_the_operators_webhook_refuses_is_refused_in_its_words(airflow: Airflow) -> None:
     both = {"disk": "ssd"}
     error = error_of(airflow.probe(spec=small(nodeSelector=both, driver={"nodeSelector": both})))
@@ -103,7 +103,7 @@ def test_an_application_that_the_operators_webhook_refuses_is_refused_in_its_wor
     assert "HTTP response headers" not in error
 
 
-@pytest.mark.rotates(4)
+@pytest.mark.rotates(8)
 def test_an_image_that_cannot_be_pulled_is_named(airflow: Airflow) -> None:
     run = airflow.probe(dag_id="probe_impatient", spec=small(image="docker.io/trilake/none:1"))
     error = error_of(run)
@@ -112,7 +112,7 @@ def test_an_image_that_cannot_be_pulled_is_named(airflow: Airflow) -> None:
     assert "ErrImagePull" in error or "ImagePullBackOff" in error
 
 
-@pytest.mark.rotates(4)
+@pytest.mark.rotates(8)
 def test_a_driver_that_no_node_has_room_for_says_so(airflow: Airflow) -> None:
     error = error_of(airflow.probe(dag_id="probe_impatient", spec=small(driver={"coreRequest": "15"})))
     assert "did not start within 20 s: it is SUBMITTED" in error

@@ -27,7 +27,7 @@ def planes(airflow_session: Airflow) -> None:
     Run(api, airflow_session.cluster, "reference_snapshot", run_id, "publish_planes").await_end(seconds=1200)
 
 
-@pytest.mark.rotates(4)
+@pytest.mark.rotates(8)
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
     ("start", "end"), [("2013-01", "2013-01"), pytest.param("2013-01", "2013-12", marks=pytest.mark.full)]

@@ -37,7 +37,7 @@ def await_gone(run: Run) -> None:
 
 @pytest.mark.parametrize(
     "dag_id",
-    ["probe", pytest.param("probe_in_the_worker", marks=pytest.mark.rotates(4))],
+    ["probe", pytest.param("probe_in_the_worker", marks=pytest.mark.rotates(8))],
     ids=["deferred", "in the worker"],
 )
 def test_a_task_that_a_person_ends_takes_its_pods_with_it(airflow: Airflow, cluster: Cluster, dag_id: str) -> None:
@@ -110,7 +110,7 @@ def test_a_deferred_task_outlives_all_of_airflow(airflow: Airflow, platform: Pla
     assert [line for line in run.log if line.startswith("said")][-1] == "said after"
 
 
-@pytest.mark.rotates(4)
+@pytest.mark.rotates(8)
 def test_a_job_that_loses_an_executor_ends_right(airflow: Airflow, cluster: Cluster) -> None:
     spec = {
         "driver": {"coreRequest": "100m", "memory": "512m"},
@@ -141,7 +141,7 @@ def test_a_task_whose_driver_is_deleted_fails_and_its_retry_is_right(airflow: Ai
     assert run.result()["application"].endswith("-2"), first
 
 
-@pytest.mark.rotates(4)
+@pytest.mark.rotates(8)
 def test_a_job_outlives_a_restart_of_spark_operator(airflow: Airflow, cluster: Cluster) -> None:
     where = ("--namespace", "spark-operator")
     with airflow.gate("operator") as gate:

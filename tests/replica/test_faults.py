@@ -51,7 +51,7 @@ def check(replica: Replica, run: str, before: dict[str, Any]) -> None:
     assert {k: v for k, v in after.items() if k != "reports"} == {k: v for k, v in before.items() if k != "reports"}
 
 
-@pytest.mark.rotates(3)
+@pytest.mark.rotates(6)
 @pytest.mark.parametrize(
     ("service", "task"),
     [pytest.param(*killed, marks=[] if killed[0] in IN_CI else pytest.mark.full) for killed in KILLED],
@@ -67,7 +67,7 @@ def test_a_run_outlives_the_death_of_a_service(
     check(replica, run, before)
 
 
-@pytest.mark.rotates(3)
+@pytest.mark.rotates(6)
 @pytest.mark.parametrize(
     ("host", "task"),
     [

@@ -63,7 +63,7 @@ def test_the_report_is_there_and_nothing_is_left_over(flights: dict[str, Any], r
     assert replica.left_in_kubernetes() == []
 
 
-@pytest.mark.rotates(4)
+@pytest.mark.rotates(8)
 def test_a_month_run_again_changes_nothing(flights: dict[str, Any], replica: Replica) -> None:
     replica.await_end(FLIGHTS, replica.start(FLIGHTS, {"start": "2013-02", "end": "2013-02"}))
     again = replica.held()
@@ -83,7 +83,7 @@ def test_no_secret_is_in_a_log_a_manifest_or_a_process_list(flights: dict[str, A
         assert not [k for k, v in replica.env.items() if v in secrets and v in text], place
 
 
-@pytest.mark.rotates(4)
+@pytest.mark.rotates(8)
 def test_everything_is_there_after_down_and_up(flights: dict[str, Any], replica: Replica) -> None:
     before = replica.held()
     replica.compose("down", seconds=300)

@@ -27,7 +27,7 @@ def lose_disks(replica: Replica, services: list[str]) -> None:
     docker("volume", "rm", *volumes)
 
 
-@pytest.mark.rotates(3)
+@pytest.mark.rotates(6)
 @pytest.mark.parametrize(
     "services", [["clickhouse-1", "clickhouse-2"], pytest.param(["clickhouse-2"], marks=pytest.mark.full)], ids=len
 )

@@ -64,7 +64,7 @@ def test_no_tcp_port_answers_from_outside(network: Network, outside: Container) 
     assert told == {address: [] for address in addresses}
 
 
-@pytest.mark.rotates(3)
+@pytest.mark.rotates(6)
 def test_the_scan_sees_who_refuses(network: Network) -> None:
     """A host sees all of its own ports: they are open or refuse. So silence elsewhere is the rules' doing."""
     address = network.address["vps-3"]
@@ -75,13 +75,13 @@ def test_the_scan_sees_who_refuses(network: Network) -> None:
     assert told == {address: list(range(1, 65536))}
 
 
-@pytest.mark.rotates(3)
+@pytest.mark.rotates(6)
 def test_no_known_udp_port_answers_from_outside(network: Network, outside: Container) -> None:
     addresses = (network.edge_address, *network.address.values())
     assert outside.reached([(address, "udp", port) for address in addresses for port in {*UDP, *PORTS}]) == set()
 
 
-@pytest.mark.rotates(3)
+@pytest.mark.rotates(6)
 def test_the_vpns_port_does_not_answer_who_has_no_key(network: Network, outside: Container) -> None:
     assert outside.reached([(network.edge_address, "udp", 1194)]) == set()
 
@@ -106,7 +106,7 @@ def test_vps_1_gets_out_and_the_others_do_not(network: Network, inside: dict[str
     assert inside["vps-3"].reached(outward) == set()
 
 
-@pytest.mark.rotates(3)
+@pytest.mark.rotates(6)
 def test_vps_1_is_no_way_out_for_the_private_network(network: Network, world: str) -> None:
     """Not even for a machine there without rules of its own, which does not reach anything on the hosts either."""
     stranger = network.container(network.private)
@@ -115,7 +115,7 @@ def test_vps_1_is_no_way_out_for_the_private_network(network: Network, world: st
     assert stranger.reached([(world, "tcp", 80), (world, "udp", 80), *network.targets(*HOSTS)]) == set()
 
 
-@pytest.mark.rotates(3)
+@pytest.mark.rotates(6)
 @pytest.mark.parametrize("host", ["vps-2", "vps-3"])
 def test_a_host_without_a_way_out_asks_for_no_names(network: Network, inside: dict[str, Container], host: str) -> None:
     """Docker's resolver would ask the world for it: it knows the other containers' names, and is not asked."""
@@ -125,7 +125,7 @@ def test_a_host_without_a_way_out_asks_for_no_names(network: Network, inside: di
     assert subprocess.run(asked, capture_output=True, check=False).returncode != 0
 
 
-@pytest.mark.rotates(3)
+@pytest.mark.rotates(6)
 def test_an_address_of_the_vpn_or_of_a_host_does_not_help_outside_of_it(
     network: Network, inside: dict[str, Container]
 ) -> None:
@@ -137,7 +137,7 @@ def test_an_address_of_the_vpn_or_of_a_host_does_not_help_outside_of_it(
         assert liar.reached(targets) == set()
 
 
-@pytest.mark.rotates(3)
+@pytest.mark.rotates(6)
 def test_rules_that_nft_refuses_change_nothing(network: Network) -> None:
     host_container = network.host_container["vps-3"]
     before = docker("exec", host_container, "nft", "--stateless", "list", "table", "inet", "trilake")
@@ -154,7 +154,7 @@ def test_rules_that_nft_refuses_change_nothing(network: Network) -> None:
     assert docker("exec", host_container, "nft", "--stateless", "list", "table", "inet", "trilake") == before
 
 
-@pytest.mark.rotates(3)
+@pytest.mark.rotates(6)
 def test_a_holder_without_rules_does_not_start() -> None:
     done = subprocess.run(
         ["docker", "run", "--rm", "--cap-add", "NET_ADMIN", "-e", "VPS_1_ADDRESS=10.77.0.11", HOST_IMAGE],

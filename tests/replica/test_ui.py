@@ -140,14 +140,14 @@ def pictures(tmp_path: Path) -> Path:
     return Path(os.environ.get("TRILAKE_SCREENSHOTS", str(tmp_path)))
 
 
-@pytest.mark.rotates(3)
+@pytest.mark.rotates(6)
 def test_the_flights_are_seen_by_who_logs_in(
     replica: Replica, published: dict[str, Any], browser: Any, pictures: Path
 ) -> None:
     see_flights(browser, replica.url, replica.env["AIRFLOW_ADMIN_PASSWORD"], pictures / "flights.png")
 
 
-@pytest.mark.rotates(3)
+@pytest.mark.rotates(6)
 def test_the_ui_is_there_through_the_vpn_and_nowhere_else(
     replica: Replica,
     network: Network,
@@ -177,7 +177,7 @@ def test_the_ui_is_there_through_the_vpn_and_nowhere_else(
     assert client.is_refused(profile)
 
 
-@pytest.mark.rotates(3)
+@pytest.mark.rotates(6)
 def test_a_wrong_password_shows_nothing(replica: Replica, browser: Any) -> None:
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.wait import WebDriverWait

@@ -61,7 +61,7 @@ def everywhere(network: Network) -> list[tuple[str, str, int]]:
     return [*network.targets(*HOSTS), *((network.edge_address, "tcp", port) for port in (22, 5432, 8080))]
 
 
-@pytest.mark.parametrize("role", [r if r == "agent" else pytest.param(r, marks=pytest.mark.rotates(3)) for r in ROLES])
+@pytest.mark.parametrize("role", [r if r == "agent" else pytest.param(r, marks=pytest.mark.rotates(6)) for r in ROLES])
 def test_a_role_reaches_what_the_table_names(
     network: Network, client: Client, tmp_path: Path, name: str, role: str
 ) -> None:
@@ -74,7 +74,7 @@ def test_a_role_reaches_what_the_table_names(
     assert client.reached(network.targets("vps-1")) == set()
 
 
-@pytest.mark.rotates(3)
+@pytest.mark.rotates(6)
 def test_two_at_once_do_not_reach_each_other(
     network: Network, client: Client, another_client: Client, tmp_path: Path, name: str
 ) -> None:
@@ -92,7 +92,7 @@ def test_two_at_once_do_not_reach_each_other(
     network.vpn.revoke(other)
 
 
-@pytest.mark.rotates(3)
+@pytest.mark.rotates(6)
 def test_a_profile_is_tls_1_3_and_aes_256_gcm(network: Network, client: Client, tmp_path: Path, name: str) -> None:
     client.connect(profile_of(network, tmp_path, name, "agent"))
 
@@ -102,7 +102,7 @@ def test_a_profile_is_tls_1_3_and_aes_256_gcm(network: Network, client: Client, 
     assert "Data Channel: cipher 'AES-256-GCM'" in log
 
 
-@pytest.mark.rotates(3)
+@pytest.mark.rotates(6)
 @pytest.mark.parametrize("without", ["tls-crypt-v2", "cert"])
 def test_a_profile_with_a_key_of_somebody_else_is_refused(
     network: Network, client: Client, tmp_path: Path, name: str, without: str
@@ -121,7 +121,7 @@ def test_a_profile_with_a_key_of_somebody_else_is_refused(
     client.connect(mine)
 
 
-@pytest.mark.rotates(3)
+@pytest.mark.rotates(6)
 def test_a_client_that_has_tls_1_2_alone_is_refused(
     network: Network, client: Client, tmp_path: Path, name: str
 ) -> None:
@@ -160,7 +160,7 @@ def test_revoking_ends_the_session_and_keeps_out(
     network.vpn.revoke(f"{name}-new")
 
 
-@pytest.mark.rotates(3)
+@pytest.mark.rotates(6)
 def test_a_revocation_that_was_killed_before_it_cut_the_session_is_completed_by_the_server(
     network: Network, client: Client, tmp_path: Path, name: str, server: Container
 ) -> None:
@@ -173,7 +173,7 @@ def test_a_revocation_that_was_killed_before_it_cut_the_session_is_completed_by_
     assert client.reached([(network.address["vps-1"], "tcp", 5432)]) == set()
 
 
-@pytest.mark.rotates(3)
+@pytest.mark.rotates(6)
 def test_a_name_can_have_a_new_profile_and_the_old_one_stays_out(
     network: Network, client: Client, tmp_path: Path, name: str
 ) -> None:
@@ -187,7 +187,7 @@ def test_a_name_can_have_a_new_profile_and_the_old_one_stays_out(
     assert client.reached(network.targets("vps-1")) == network.allowed("agent", to=["vps-1"])
 
 
-@pytest.mark.rotates(3)
+@pytest.mark.rotates(6)
 def test_a_revocation_list_that_is_about_to_expire_is_renewed_without_a_restart(
     network: Network, client: Client, tmp_path: Path, name: str, server: Container
 ) -> None:
@@ -204,7 +204,7 @@ def test_a_revocation_list_that_is_about_to_expire_is_renewed_without_a_restart(
     client.connect(profile)
 
 
-@pytest.mark.rotates(3)
+@pytest.mark.rotates(6)
 def test_nobody_alone_reads_the_list_and_no_key(server: Container) -> None:
     readable = "import os; os.setgid(65534); os.setuid(65534); open('/pki/current/{}').read()"
     server.run("python3", "-c", readable.format("crl.pem"))
@@ -214,7 +214,7 @@ def test_nobody_alone_reads_the_list_and_no_key(server: Container) -> None:
     assert process_of(server)[1] == NOBODY
 
 
-@pytest.mark.rotates(3)
+@pytest.mark.rotates(6)
 def test_a_server_that_dies_comes_back_with_the_same_keys(
     network: Network, client: Client, tmp_path: Path, name: str, server: Container
 ) -> None:
@@ -227,7 +227,7 @@ def test_a_server_that_dies_comes_back_with_the_same_keys(
     client.connect(profile)
 
 
-@pytest.mark.rotates(3)
+@pytest.mark.rotates(6)
 def test_a_backup_is_put_back_as_the_documentation_says(
     network: Network, client: Client, tmp_path: Path, name: str, server: Container
 ) -> None:
@@ -256,7 +256,7 @@ def test_a_backup_is_put_back_as_the_documentation_says(
     assert client.is_refused(profile)
 
 
-@pytest.mark.rotates(3)
+@pytest.mark.rotates(6)
 def test_who_is_killed_anywhere_while_he_changes_the_pki_calls_again(
     network: Network, client: Client, tmp_path: Path, name: str, server: Container
 ) -> None:
@@ -308,7 +308,7 @@ def trilake(network: Network, *arguments: str, folder: Path) -> subprocess.Compl
     )
 
 
-@pytest.mark.rotates(3)
+@pytest.mark.rotates(6)
 def test_the_command_line_gives_one_file_and_tells_what_it_did(network: Network, tmp_path: Path, name: str) -> None:
     added = trilake(network, "add", name, "--role", "agent", "--json", folder=tmp_path)
     file = tmp_path / f"{name}.ovpn"
@@ -333,7 +333,7 @@ def test_the_command_line_gives_one_file_and_tells_what_it_did(network: Network,
     assert json.loads(trilake(network, "renew-crl", "--json", folder=tmp_path).stdout)["crl_expires_at"]
 
 
-@pytest.mark.rotates(3)
+@pytest.mark.rotates(6)
 def test_a_profile_is_never_written_over(network: Network, tmp_path: Path, name: str) -> None:
     file = tmp_path / "mine.ovpn"
     file.write_text("mine")
@@ -345,7 +345,7 @@ def test_a_profile_is_never_written_over(network: Network, tmp_path: Path, name:
     assert all(one["name"] != name for one in network.vpn.people())
 
 
-@pytest.mark.rotates(3)
+@pytest.mark.rotates(6)
 def test_a_delivery_that_was_killed_after_the_file_is_completed(network: Network, tmp_path: Path, name: str) -> None:
     file = tmp_path / "mine.ovpn"
     file.write_text(network.vpn._ask("add", name, "agent")["profile"])
@@ -358,7 +358,7 @@ def test_a_delivery_that_was_killed_after_the_file_is_completed(network: Network
         network.vpn.add(name, "agent", tmp_path / "another.ovpn")
 
 
-@pytest.mark.rotates(3)
+@pytest.mark.rotates(6)
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

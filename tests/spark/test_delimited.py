@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import (
+    ArrayType,
     BinaryType,
     BooleanType,
     DataType,
@@ -31,6 +32,7 @@ from pyspark.sql.types import (
     TimestampType,
 )
 
+from trilake.errors import ConfigurationError
 from trilake.spark.delimited import parse_lines, refuse, without_end
 
 SCHEMA = StructType(
@@ -203,6 +205,11 @@ def test_a_column_holds_what_the_text_says_or_the_line_is_refused(
     }
     expected = {text: repr(value) for text, value in said.items()} | dict.fromkeys(refused, "type of value")
     assert found == {**expected, "NA": "None", "": "None"}
+
+
+def test_a_column_whose_type_a_text_cannot_have_is_named(spark: SparkSession) -> None:
+    with pytest.raises(ConfigurationError, match=r"Column value: a CSV file cannot hold values of type array<int>"):
+        parse_lines(lines_of(spark, "[1]"), StructType([StructField("value", ArrayType(IntegerType()))]))
 
 
 def test_a_text_that_would_be_read_otherwise_or_spoil_its_neighbours_is_refused(spark: SparkSession) -> None:

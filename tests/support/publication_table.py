@@ -26,7 +26,7 @@ DAY = date(2013, 1, 5)
 
 def forget(connection: Any, data_set: DataSet) -> None:
     with connection.cursor() as cursor:
-        for table in ("publications", "publication_attempts"):
+        for table in ("publications", "publication_attempts", "shard_sets", "reshard_copies"):
             cursor.execute(f"DELETE FROM {table} WHERE table_name = %s", (data_set.table,))
 
 

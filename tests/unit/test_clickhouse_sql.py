@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trilake.clickhouse.sql import has_result, parameter_names, session_statement, split_statements, tokens
+from trilake.clickhouse.sql import (
+    has_result,
+    output_format,
+    parameter_names,
+    refuse_statement,
+    session_statement,
+    split_statements,
+    tokens,
+)
 from trilake.errors import ConfigurationError
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "sql"
@@ -111,3 +119,22 @@ def test_data_whose_end_is_not_clear_is_refused() -> None:
 )
 def test_statements_that_only_change_a_session_are_known(sql: str, name: str) -> None:
     assert session_statement(sql) == name
+
+
+@pytest.mark.parametrize(
+    ("sql", "name"),
+    [
+        ("SELECT 1 FORMAT JSON", "JSON"),
+        ("SHOW TABLES format TSV -- all\n", "TSV"),
+        ("SELECT 1 AS format", ""),
+        ("SELECT format FROM t", ""),
+        ("INSERT INTO t SELECT 1 FORMAT Native", ""),
+    ],
+)
+def test_a_query_that_names_its_output_format_is_known(sql: str, name: str) -> None:
+    assert output_format(sql) == name
+
+
+def test_a_query_with_a_format_is_refused_by_its_name() -> None:
+    with pytest.raises(ConfigurationError, match="Statement 2 of task t ends in FORMAT JSON"):
+        refuse_statement("SELECT 1 FORMAT JSON", 2, "task t")

@@ -62,7 +62,8 @@ def restore(machine: Machine, *, at: datetime | None = None, replace: bool = Fal
             f"restore: PostgreSQL is at {lost['at']}; all {named} files that the catalog names are there.\n"
             f"restore: lost: {lost['minutes']} minutes, and {lost['dag_runs']} DAG runs that the newest backup had.\n"
             + (f"restore: data that was there before: {aside}\n" if aside else "")
-            + "restore: next, start the services, `backup --base`, and `trilake rebuild` (docs/operations/backup.md)"
+            + "restore: next, start the services, `backup --base`, and `trilake rebuild --checksums` "
+            "(docs/operations/backup.md)"
         )
 
 

@@ -1,4 +1,4 @@
-"""``trilake publications``, ``publish`` and ``rebuild``: what readers of ClickHouse see, and how to correct it."""
+"""``trilake publications``, ``publish``, ``rebuild`` and ``reshard``: what readers of ClickHouse see."""
 
 from __future__ import annotations
 
@@ -202,6 +202,33 @@ def rebuild(
     results |= {(p.table, p.partition): "failed" for p, _ in report.failed}
     _print(report.before, {**results, **dict.fromkeys(dropped, "dropped")}, report.unfinished, as_json=json)
     report.raise_failed()
+
+
+@app.command()
+def reshard(
+    shards: Annotated[int, typer.Option(min=1, help="How many shards the rows are spread over afterwards.")],
+    table: Annotated[str, typer.Option(help="Only this table. Default: all published tables.")] = "",
+    json: options.Json = False,
+) -> None:
+    """Spread published rows over another number of shards. Readers and publications go on meanwhile.
+
+    The connection must name all shards, the old ones and the new ones.
+    """
+    from dataclasses import asdict
+
+    from trilake.clickhouse.cluster import Cluster
+    from trilake.clickhouse.publication import reshard as resharding
+    from trilake.clickhouse.publication.ledger import Ledger
+
+    endpoints = options.endpoints()
+    tables = [table] if table else sorted({p.table for p in Ledger(endpoints.lake).publications()})
+    _create_tables(endpoints)
+    with Cluster(endpoints.clickhouse, comment={"by": "trilake reshard"}) as cluster:
+        reports = [
+            resharding.reshard(endpoints, cluster, name, shards, progress=lambda line: print(line, file=sys.stderr))
+            for name in tables
+        ]
+    options.print_table(("table", "before", "after", "partitions"), [asdict(r) for r in reports], as_json=json)
 
 
 def _create_tables(endpoints: Endpoints) -> None:

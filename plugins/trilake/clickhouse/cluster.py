@@ -12,14 +12,15 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from trilake.endpoints import ClickHouseEndpoint, ClickHouseShard
-from trilake.errors import TrilakeError, UnreachableError
+from trilake.errors import ConfigurationError, TrilakeError, UnreachableError
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
@@ -169,6 +170,22 @@ class Cluster:
     def hosts(self) -> tuple[ClickHouseShard, ...]:
         """One shard of each server. Several shards may be databases of the same server."""
         return tuple({(shard.host, shard.port): shard for shard in reversed(self.shards)}.values())[::-1]
+
+    def only(self, numbers: Collection[int]) -> Cluster:
+        """A view with only these shards. It uses the connections of this cluster.
+
+        :raises ConfigurationError: the connection does not name all of them.
+        """
+        if missing := sorted(set(numbers) - {shard.number for shard in self.shards}):
+            raise ConfigurationError(
+                f"Rows are on shard {missing[0]}, but the connection names {len(self.shards)} shards.",
+                hint="Name all shards in the connection. To remove one, spread the rows over fewer shards first: "
+                "`trilake reshard`.",
+            )
+        view = copy(self)
+        view.shards = tuple(shard for shard in self.shards if shard.number in numbers)
+        view.__dict__.pop("hosts", None)
+        return view
 
     # --- operations
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -48,6 +49,14 @@ _WRITE = {
     "s3_truncate_on_insert": 0,
     "s3_create_new_file_on_insert": 0,
 }
+
+# Types that ClickHouse does not write as Parquet. Those of geometry it writes as bytes (WKB) and calls them text.
+_NO_PARQUET = re.compile(
+    r"\b(AggregateFunction|BFloat16|Dynamic|Interval[A-Z]\w+|Nothing|QBit|Time|Time64|Variant|Geometry|Point|Ring|Polygon|"
+    r"LineString|MultiPoint|MultiLineString|MultiPolygon)(?=[(,)]|$)"
+)
+# Names of an Enum or a tuple's elements may look like types.
+_QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|`(?:[^`\\]|\\.)*`|\b\w+(?= [A-Z])")
 
 
 class ExportError(CountMismatchError):
@@ -204,6 +213,7 @@ def export(
     remove_attempts(client, prefix, earlier - complete)
     try:
         columns = columns_of(cluster, next(iter(sources.values()))) if sources else ()
+        _check_types(columns)
         cells = [
             (shard, partition, source, f"{prefix}/{attempt}/{partition}/shard_{shard.number}.parquet")
             for partition, source in sources.items()
@@ -230,6 +240,23 @@ def export(
     with _left_to_the_next(prefix):
         remove_attempts(client, prefix, earlier)
     return done
+
+
+def _check_types(columns: Sequence[tuple[str, str]]) -> None:
+    """:raises ConfigurationError: ClickHouse cannot write a column as Parquet, or readers would not understand it."""
+    problems = [f"column {name} is {kind}" for name, kind in columns if not can_be_exported(kind)]
+    if problems:
+        raise ConfigurationError(
+            f"The export cannot be written as Parquet: {'; '.join(problems)}. Nothing was written.",
+            hint="Convert the column in the query: toString(column), finalizeAggregation(column), or CAST(column, "
+            "'Tuple(Float64, Float64)') for a point.",
+        )
+
+
+def can_be_exported(kind: str) -> bool:
+    """Whether the values of a type of ClickHouse arrive in Parquet. Those of `_NO_PARQUET` do not, also inside."""
+    plain = _QUOTED.sub("", kind.replace("SimpleAggregateFunction(", "("))
+    return _NO_PARQUET.search(plain) is None
 
 
 def cancel(cluster: Cluster, prefix: str) -> None:

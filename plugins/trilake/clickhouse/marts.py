@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trilake.clickhouse.cluster import quote_name, quote_text
-from trilake.clickhouse.sql import has_result, parameter_names, split_statements, tokens
+from trilake.clickhouse.sql import has_result, output_format, parameter_names, split_statements
 from trilake.errors import ConfigurationError, CountMismatchError
 from trilake.postgres.columns import check_names, table_columns
 from trilake.postgres.connection import listed
@@ -72,6 +72,9 @@ _ZONE_IN_JSON = re.compile(
     # names and labels may look like types
     r"|'(?:[^'\\]|\\.)*'|`(?:[^`\\]|\\.)*`"
 )
+# A state, which only ClickHouse can read, and a number whose unit only the type names.
+_NO_VALUE = re.compile(r"\b(?:AggregateFunction\(|Interval[A-Z])")
+_NAMES = re.compile(r"'(?:[^'\\]|\\.)*'|`(?:[^`\\]|\\.)*`|\b\w+(?= [A-Z])")
 _SIMPLE = {
     "Int8": "int2", "Int16": "int2", "UInt8": "int2", "Int32": "int4", "UInt16": "int4", "Int64": "int8",
     "UInt32": "int8", "UInt64": "integer", "Int128": "integer", "UInt128": "integer", "Int256": "integer",
@@ -103,6 +106,8 @@ def kind_of(clickhouse: str, target: str, element: str) -> Kind:
     :param element: `TableColumn.element` of it.
     """
     inner = bare(clickhouse)
+    if _NO_VALUE.search(_NAMES.sub("", inner)):
+        return Kind("unknown", clickhouse)
     if inner.startswith("Array(") and element:
         while inner.startswith("Array("):
             inner = bare(inner[len("Array(") : -1])
@@ -141,10 +146,9 @@ def single_query(sql: str) -> str:
             else "The statement of a mart returns no rows.",
             hint="Write one SELECT.",
         )
-    last = [token for token in tokens(statements[0]) if token.kind != "space"][-2:]
-    if len(last) > 1 and last[0].word == "FORMAT" and last[1].kind == "word":
+    if name := output_format(statements[0]):
         raise ConfigurationError(
-            f"The query of a mart ends in FORMAT {last[1].text}, but its rows go to PostgreSQL.", hint="Remove FORMAT."
+            f"The query of a mart ends in FORMAT {name}, but its rows go to PostgreSQL.", hint="Remove FORMAT."
         )
     return statements[0]
 

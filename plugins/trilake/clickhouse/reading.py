@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
 
 _SHOWN = 80
+# Types whose values pandas could take for integers in one block, and for floats in another.
+_MIXED = ("Int128", "UInt128", "Int256", "UInt256", "Variant", "Dynamic")
 _MARK = "trilake_rows"  # an attribute of a query's context: how many rows were read before the current block
 
 
@@ -95,8 +97,16 @@ def _replace(kind: type[Any], method: str, exact: Callable[..., Any]) -> None:
 
 
 def _named(lenient: Any, kind: Any, source: Any, number: int, context: Any) -> Any:
+    from clickhouse_connect.driver.exceptions import NotSupportedError
+
     try:
-        return lenient(kind, source, number, context)
+        found = lenient(kind, source, number, context)
+        return _as_objects(found) if context.as_pandas and kind.base_type in _MIXED and type(found) is list else found
+    except NotSupportedError as e:
+        raise UnreadableValueError(
+            f"Column {context.column_name} ({kind.name}) cannot be read: {e}.",
+            hint="Select finalizeAggregation(column), or toString(column).",
+        ) from None
     except _LossyError as e:
         before = getattr(context, _MARK)
         plain = not kind.low_card and not hasattr(kind, "element_type") and kind.base_type not in ("Map", "Tuple")
@@ -104,6 +114,16 @@ def _named(lenient: Any, kind: Any, source: Any, number: int, context: Any) -> A
         raise UnreadableValueError(
             f"Column {context.column_name} ({kind.name}), {place}: {e.shown} {e}.", hint=e.hint
         ) from None
+
+
+def _as_objects(values: list[Any]) -> Any:
+    """A block of a frame's column as objects. pandas would choose a type for each block, and join blocks as floats."""
+    import numpy
+
+    column = numpy.empty(len(values), dtype=object)
+    for position, value in enumerate(values):  # an assignment of all would take lists for more dimensions
+        column[position] = value
+    return column
 
 
 def _encoding(kind: Any, context: Any) -> str:

@@ -151,12 +151,27 @@ def parameter_names(statement: str) -> set[str]:
     return {token.name for token in tokens(statement) if token.name}
 
 
-def refuse_session_statement(statement: str, number: int, where: str) -> None:
+def output_format(statement: str) -> str:
+    """The format that a query asks for at its end (``FORMAT JSON``); empty: none."""
+    if not has_result(statement):
+        return ""
+    last = [token for token in tokens(statement) if token.kind != "space"][-2:]
+    return last[1].text if len(last) > 1 and last[0].word == "FORMAT" and last[1].kind == "word" else ""
+
+
+def refuse_statement(statement: str, number: int, where: str) -> None:
     """
     :param number: the statement's number, from 1, for the message.
     :param where: what sends the statements, such as a task, for the message.
-    :raises ConfigurationError: the statement would only change its session.
+    :raises ConfigurationError: the statement would only change its session, or names the format of its result, which
+        the driver does.
     """
+    if name := output_format(statement):
+        raise ConfigurationError(
+            f"Statement {number} of {where} ends in FORMAT {name}, but its rows are read in another format; nothing "
+            "was sent.",
+            hint="Remove FORMAT. To write rows to a file, use ClickHouseToS3Operator.",
+        )
     if name := session_statement(statement):
         raise ConfigurationError(
             f"Statement {number} of {where} is {name}. Each statement is sent without a session, so it would have no "

@@ -16,8 +16,8 @@ from trilake import retry
 from trilake.clickhouse import queries
 from trilake.clickhouse.cluster import STATEMENT_TIMEOUT_S, Cluster, error_of
 from trilake.clickhouse.exact import bound_in_utc
-from trilake.clickhouse.reading import checked_text, read_exactly
-from trilake.clickhouse.sql import refuse_session_statement, split_statements
+from trilake.clickhouse.reading import UnreadableValueError, checked_text, read_exactly
+from trilake.clickhouse.sql import first_word, refuse_statement, split_statements
 from trilake.endpoints import CLICKHOUSE_CONNECTION, ClickHouseEndpoint, is_on
 from trilake.errors import ConfigurationError, TrilakeError
 from trilake.hooks.clickhouse_cursor import IdentifiedConnection
@@ -237,13 +237,14 @@ class ClickHouseHook(_InsertingHook):
     def run(self, sql: Any, *args: Any, **kwargs: Any) -> Any:
         """See `DbApiHook.run`.
 
-        :raises ConfigurationError: a statement only changes its session, such as USE or SET. Nothing was sent.
+        :raises ConfigurationError: a statement only changes its session, such as USE or SET, or names the format of its
+            result. Nothing was sent.
         """
         texts = [sql] if isinstance(sql, str) else list(sql)
         split = kwargs.get("split_statements", args[3] if len(args) > 3 else False)
         statements = split_statements(texts[0]) if split and isinstance(sql, str) else texts
         for number, statement in enumerate(statements, start=1):
-            refuse_session_statement(statement, number, "this call")
+            refuse_statement(statement, number, "this call")
         return super().run(sql if isinstance(sql, str) else texts, *args, **kwargs)
 
     def _run_command(self, cur: Any, sql_statement: str, parameters: Any) -> None:
@@ -288,14 +289,34 @@ class ClickHouseHook(_InsertingHook):
         """The whole result as an Arrow table. Parameters ``{name:Type}`` are bound on the server.
 
         :param text: String columns are text. False: they are bytes, which need not be UTF-8.
-        :raises UnreadableValueError: a String is not UTF-8.
+        :raises UnreadableValueError: a String is not UTF-8, or a column is an AggregateFunction.
         """
         with self.client() as client:
-            return checked_text(
-                client.query_arrow(
-                    sql, parameters=bound_in_utc(sql, parameters or {}), settings=self.identify(), use_strings=text
+            bound = bound_in_utc(sql, parameters or {})
+            found = client.query_arrow(sql, parameters=bound, settings=self.identify(), use_strings=text)
+        self._refuse_states(found, sql, bound)
+        return checked_text(found)
+
+    def _refuse_states(self, data: pyarrow.Table | pyarrow.RecordBatch, sql: str, bound: dict[str, Any]) -> None:
+        """Refuse columns of AggregateFunction: ClickHouse writes addresses of its memory to Arrow instead of states.
+
+        In Arrow they are binary. So the types are only asked for if such a column is there.
+        """
+        import pyarrow as pa
+
+        if not any(pa.types.is_binary(kind) or pa.types.is_fixed_size_binary(kind) for kind in data.schema.types):
+            return
+        if first_word(sql) not in ("SELECT", "WITH", "FROM"):
+            return
+        statement = split_statements(sql)[0]
+        with self.client() as client:
+            described = client.query(f"DESCRIBE TABLE (\n{statement}\n)", parameters=bound, settings=self.identify())
+        for name, kind in ((row[0], row[1]) for row in described.result_rows):
+            if "AggregateFunction(" in kind.replace("SimpleAggregateFunction(", ""):
+                raise UnreadableValueError(
+                    f"Column {name} has the type {kind}, whose values Arrow cannot hold.",
+                    hint="Select finalizeAggregation(column).",
                 )
-            )
 
     def query_df(self, sql: str, parameters: Mapping[str, Any] | None = None) -> pandas.DataFrame:
         """The whole result as a pandas frame. Parameters ``{name:Type}`` are bound on the server.
@@ -335,6 +356,8 @@ class ClickHouseHook(_InsertingHook):
         """
         rows = 0
         for batch in self._stream("query_arrow_stream", sql, parameters, use_strings=text):
+            if not rows:
+                self._refuse_states(batch, sql, bound_in_utc(sql, parameters or {}))
             yield checked_text(batch, rows)
             rows += batch.num_rows
 
@@ -376,7 +399,7 @@ def _frame(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> pandas.DataFr
             present = [value for value in values if value is not None]
             if min(present) >= -(1 << 63) and max(present) < 1 << 63:
                 series = series.astype("Int64")
-        else:
+        elif len(kinds - {type(None)}) <= 1:  # of integers and floats, pandas would make floats
             series = series.infer_objects()
         columns.append(series)
     frame = pandas.concat(columns, axis=1) if columns else pandas.DataFrame()

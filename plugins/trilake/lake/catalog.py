@@ -18,6 +18,7 @@ from trilake.errors import TrilakeError, UnreachableError
 from trilake.lake.column_sums import ColumnSum, sums_at
 from trilake.lake.data_set import LAKE_BUCKET, WAREHOUSE, WHOLE, DataSet
 from trilake.lake.file_columns import names_in_files, never_changed
+from trilake.lake.nested_nulls import nested_columns, null_rows
 from trilake.lake.plan import ICEBERG_TABLE, DataFile, LoadPlan, PartitionPlan
 from trilake.lake.window import Grain, partition_name
 
@@ -200,8 +201,9 @@ def plan(
 ) -> LoadPlan:
     """The files of `partitions` at a snapshot (the current one by default), with their record counts.
 
-    :param with_columns: also find out which columns each file has, if the table's columns were ever changed. This reads
-        the footers of the files.
+    :param with_columns: also find out which columns each file has, if the table's columns were ever changed, and look
+        for values that ClickHouse lacks in nested columns without sums. This reads the footers of the files, and such
+        columns.
 
     A partition without files is part of the plan. It is empty, and publishing it removes its rows from ClickHouse.
 
@@ -238,8 +240,23 @@ def plan(
     if with_columns and data_set.grain:
         with naming_store(table.io.properties, _name(table)):
             sums = _column_sums(table, snapshot, schema, wanted)
+    nulls: Mapping[str, Mapping[str, int] | None] = {}
+    if with_columns and (nested := nested_columns(schema)):
+        unsummed = {name: [column for column in nested if column not in sums.get(name, {})] for name in wanted}
+        with naming_store(table.io.properties, _name(table)):
+            nulls = null_rows(
+                lambda path: table.io.new_input(path).open(),
+                (
+                    (
+                        path,
+                        {column: inside for column in unsummed[name] if (inside := _inside(column, names.get(path)))},
+                    )
+                    for name, _, path in found
+                ),
+            )
     for partition, file, path in found:
-        files[partition].append(replace(file, names=names.get(path)))
+        known = nulls.get(path, {}) if with_columns else None
+        files[partition].append(replace(file, names=names.get(path), null_rows=known))
     return LoadPlan(
         data_set=data_set,
         snapshot_id=snapshot.snapshot_id,
@@ -252,6 +269,11 @@ def plan(
         sums=sums,
         types={column.name: str(column.field_type) for column in schema.fields},
     )
+
+
+def _inside(column: str, names: Mapping[str, str] | None) -> str | None:
+    """A column's name in a file; None: the file does not have it."""
+    return column if names is None else names.get(column)
 
 
 def _column_sums(

@@ -7,11 +7,14 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from trilake.errors import ConfigurationError, TrilakeError
 from trilake.lake.data_set import WHOLE, DataSet
+from trilake.lake.nested_nulls import null_rows
 from trilake.lake.plan import PLAIN_OBJECTS, DataFile, LoadPlan, PartitionPlan, PlainFormat
+from trilake.s3 import ObjectReader
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -96,8 +99,15 @@ def plan_objects(
                 f"ClickHouse could read the key {file.key!r} as a pattern or as another key.",
                 hint="Use only letters, digits and _ . = + , - in keys, with single slashes between folders.",
             )
+    plain = _format(data_set, [file.key for file in files], file_format)
     with ThreadPoolExecutor(_HEADS) as pool:
         pinned = {file.key: file for file in pool.map(lambda file: _pin(client, bucket, file), files)}
+    if plain == "Parquet":
+        nulls = null_rows(
+            lambda key: ObjectReader(client, bucket, key, pinned[key].size, pinned[key].etag),
+            ((file.key, None) for file in files),
+        )
+        pinned = {key: replace(file, null_rows=nulls[key]) for key, file in pinned.items()}
     return LoadPlan(
         data_set,
         version,
@@ -109,7 +119,7 @@ def plan_objects(
         ),
         source=PLAIN_OBJECTS,
         bucket=bucket,
-        plain=_format(data_set, [file.key for file in files], file_format),
+        plain=plain,
     )
 
 

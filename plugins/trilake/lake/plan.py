@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from trilake.errors import ConfigurationError
 from trilake.lake.column_sums import ColumnSum
 from trilake.lake.data_set import LAKE_BUCKET, DataSet
 
@@ -23,6 +22,8 @@ class DataFile:
     :param bucket: Iceberg's bucket of all its rows; None: it is not split by shard.
     :param etag: the pinned ETag, without quotes; empty for files of Iceberg, which never change.
     :param names: the file's own name of each column that it has. None: it has all columns by their own names.
+    :param null_rows: columns without sums that have an array, map or struct that is NULL, with the number of the first
+        such row. None: nobody has looked.
     """
 
     key: str
@@ -31,6 +32,7 @@ class DataFile:
     bucket: int | None
     etag: str = ""
     names: Mapping[str, str] | None = field(default=None, compare=False)
+    null_rows: Mapping[str, int] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ class LoadPlan:
 
     :param snapshot_id: Iceberg's; the version, for plain objects.
     :param sequence_number: Iceberg's, or the version; a larger one is a later state of the same source.
-    :param buckets: how many shards the table was written for; None if it is not sharded.
+    :param buckets: Iceberg's buckets of the shard key, one for each shard when the table was created; None if it is
+        not sharded. If the rows are spread over another number of shards now, each shard reads all files.
     :param source: where the rows come from, see `ICEBERG_TABLE`. States of different sources have no order.
     :param bucket: the S3 bucket of the files.
     :param plain: the format of plain objects; None: Parquet files of Iceberg.
@@ -91,12 +94,3 @@ class LoadPlan:
     def state_of(self, partition: PartitionPlan) -> int:
         """Tells apart two states of a partition that have the same sequence number: the snapshot id, or a digest."""
         return self.snapshot_id if partition.digest is None else partition.digest
-
-
-def check_shards(plan: LoadPlan, shards: int) -> None:
-    """:raises ConfigurationError: the table was written for another number of shards."""
-    if plan.buckets not in (None, shards):
-        raise ConfigurationError(
-            f"Data set {plan.data_set.name} was written for {plan.buckets} shards, but the cluster has {shards}.",
-            hint="Reload it for the new number of shards.",
-        )

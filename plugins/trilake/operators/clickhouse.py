@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime
-from decimal import Decimal
 from itertools import islice
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
@@ -27,7 +23,7 @@ from trilake.clickhouse.sql import (
     first_word,
     has_result,
     parameter_names,
-    refuse_session_statement,
+    refuse_statement,
     split_statements,
 )
 from trilake.endpoints import CLICKHOUSE_CONNECTION, ClickHouseEndpoint
@@ -36,6 +32,7 @@ from trilake.hooks.clickhouse import ClickHouseHook, log_comment
 from trilake.hooks.submission import Submission, SubmissionStore
 from trilake.hooks.task_instance import TaskInstance, as_comment, joined
 from trilake.operators.project import ProjectOperator
+from trilake.operators.xcom_values import NotHeldError, as_xcom
 from trilake.triggers.clickhouse import ClickHouseQueryTrigger
 
 if TYPE_CHECKING:
@@ -94,10 +91,10 @@ class ClickHouseOperator(ProjectOperator):
     XCom has ``rows`` (of the last statement, if it returns any), ``query_ids``, ``read_rows``, ``read_bytes``,
     ``written_rows``, ``written_bytes``, ``seconds`` (sums), and ``memory_bytes`` (the largest). Bytes are uncompressed.
 
-    Row values are converted to what XCom can hold, exactly: NaN and infinities are the texts ``nan``, ``inf`` and
-    ``-inf``; IP addresses, times and keys of maps are texts; a DateTime has a time zone, UTC unless its type names
-    another; a Decimal or a DateTime with more digits than XCom keeps is a text; bytes are a text if they are UTF-8, and
-    are refused if not.
+    Row values are converted to what XCom can hold, exactly: NaN, infinities, -0.0 and floats of 1e16 or more are texts
+    such as ``nan``, ``-inf`` and ``1e+16``; so are integers of more than 64 bits, IP addresses, times and keys of maps;
+    a DateTime has a time zone, UTC unless its type names another; a Decimal or a DateTime with more digits than XCom
+    keeps is a text; bytes are a text if they are UTF-8. Other bytes, and texts with NUL bytes, are refused.
 
     The operator records a query's id before it sends the query. The next try continues where the last one stopped. It
     does not send a finished statement again. It looks for the last query on every host:
@@ -218,7 +215,7 @@ class ClickHouseOperator(ProjectOperator):
                 f"Task {self.task_id} has no statement.", hint="Set sql to a statement or to a file with statements."
             )
         for number, statement in enumerate(statements, start=1):
-            refuse_session_statement(statement, number, f"task {self.task_id}")
+            refuse_statement(statement, number, f"task {self.task_id}")
         used = set().union(*map(parameter_names, statements))
         if unused := set(self.parameters or {}) - used:
             raise ConfigurationError(
@@ -291,16 +288,12 @@ class ClickHouseOperator(ProjectOperator):
             client.close()
         rows: list[list[Any]] = []
         for number, row in enumerate(islice(result.result_rows, MAX_RESULT_ROWS), start=1):
-            try:
-                rows.append([_plain(value) for value in row])
-            except UnicodeDecodeError as e:
-                column = next(
-                    name for name, value in zip(result.column_names, row, strict=True) if not _is_plain(value)
-                )
-                raise UnreadableValueError(
-                    f"Column {column}, row {number}: {e.object[:80]!r} is not UTF-8, so XCom cannot hold it.",
-                    hint="Select hex(column) or base64Encode(column).",
-                ) from None
+            rows.append([])
+            for name, value in zip(result.column_names, row, strict=True):
+                try:
+                    rows[-1].append(as_xcom(value))
+                except NotHeldError as e:
+                    raise UnreadableValueError(f"Column {name}, row {number}: {e}.", hint=e.hint) from None
         return rows, QueryMetrics.of_summary(result.summary)
 
     def _write(
@@ -481,48 +474,3 @@ class ClickHouseOperator(ProjectOperator):
     def _write_down(self, *, end: str = "") -> None:
         self._mine.end = end
         self._store.write(self._mine)
-
-
-def _plain(value: Any) -> Any:
-    """Converts a value to what XCom can hold: JSON and a few more types.
-
-    :raises UnicodeDecodeError: it has bytes that are not UTF-8.
-    """
-    plain = value
-    match value:
-        case float():
-            plain = value if math.isfinite(value) else str(value)
-        case list() | tuple():
-            plain = type(value)(_plain(item) for item in value)
-        case dict():
-            plain = {key if isinstance(key, str) else str(_plain(key)): _plain(item) for key, item in value.items()}
-        case bytes():
-            plain = value.decode()
-        case Decimal():
-            # Airflow keeps a Decimal with a fraction as a float
-            kept = value == value.to_integral_value() or Decimal(str(float(value))) == value
-            plain = value if kept else format(value, "f")
-        case datetime():
-            # Airflow keeps a moment as a float, and reads one without a zone in the zone of the worker
-            moment = value if value.tzinfo else value.replace(tzinfo=UTC)
-            plain = moment if _is_kept(moment) else moment.isoformat()
-        case None | str() | int() | date() | UUID():
-            pass
-        case _:
-            plain = str(value)
-    return plain
-
-
-def _is_kept(moment: datetime) -> bool:
-    try:
-        return datetime.fromtimestamp(moment.timestamp(), moment.tzinfo) == moment
-    except (ValueError, OverflowError):  # rounded up to the year 10000
-        return False
-
-
-def _is_plain(value: Any) -> bool:
-    try:
-        _plain(value)
-    except UnicodeDecodeError:
-        return False
-    return True

@@ -13,6 +13,7 @@ from trilake.assets import published
 from trilake.clickhouse.publication.checks import read_checks
 from trilake.clickhouse.publication.comparison import compare
 from trilake.clickhouse.publication.publisher import Publisher
+from trilake.clickhouse.publication.reshard import finish_reshards
 from trilake.endpoints import CLICKHOUSE_CONNECTION
 from trilake.errors import TrilakeError
 from trilake.hooks.clickhouse import ClickHouseHook
@@ -125,8 +126,8 @@ class CheckPublicationsOperator(BaseOperator):
 
 
 class FinishPublicationsOperator(BaseOperator):
-    """Completes publications that were decided but not completed, and drops what dead attempts left in ClickHouse. It
-    is safe while publishers run, and in two tasks at once.
+    """Completes publications and reshards that were decided but not completed, and drops what dead attempts left in
+    ClickHouse. It is safe while publishers run, and in two tasks at once.
 
     XCom has ``finished`` (table and partition) and ``cleaned`` (attempts).
 
@@ -145,11 +146,14 @@ class FinishPublicationsOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """:raises SwitchIncompleteError: some publications cannot be completed now. All others were completed."""
+        lake = LakeHook()
         with ClickHouseHook(clickhouse_conn_id=self.clickhouse_conn_id).cluster(context) as cluster:
-            publisher = Publisher(cluster, LakeHook().ledger())
+            publisher = Publisher(cluster, lake.ledger())
             finished, cleaned, error = [], [], None
             try:
                 finished = publisher.finish(self.table)
+                for table in finish_reshards(cluster, lake.ledger()):
+                    self.log.info("Finished the reshard of %s", table)
             except TrilakeError as e:
                 error = e  # a publication that is stuck must not stop the cleaning
             cleaned = publisher.clean(self.table)

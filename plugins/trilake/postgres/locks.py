@@ -38,6 +38,8 @@ class LockSpace(IntEnum):
     PARTITION = 0x7475  # lake
     MART = 0x7476  # oltp
     JOB = 0x7477  # lake
+    SHARD_SET = 0x7478  # lake
+    RESHARD = 0x7479  # lake
 
 
 # A lock with a one-part key, in database lake: one migration at a time.

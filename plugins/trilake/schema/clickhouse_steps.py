@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from trilake.clickhouse.cluster import Cluster, Statement, quote_name, quote_text
+from trilake.clickhouse.readers_table import readers_table_ddl
 from trilake.clickhouse.sql import Token, split_statements, tokens
 from trilake.endpoints import ClickHouseEndpoint, ClickHouseShard
 from trilake.lake import DataSet
@@ -22,12 +23,19 @@ _UNQUOTED = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def migrate_clickhouse(
-    cluster: Cluster, steps: list[Step], *, dry_run: bool, rows_lost: Callable[[str], bool] = lambda _table: False
+    cluster: Cluster,
+    steps: list[Step],
+    *,
+    dry_run: bool,
+    shards_that_lost: Callable[[str], Collection[int]] = lambda _table: (),
+    resharding: Collection[str] = (),
 ) -> list[Planned]:
     """Apply the pending steps to every shard, then create or update the tables over all shards.
 
-    :param rows_lost: whether published rows of a table are gone. Then nobody may read the table over all shards: a
-        query would see too few rows without an error.
+    :param shards_that_lost: the numbers of the shards that do not hold the published rows of a table. Then nobody may
+        read the table over all shards: a query would see too few rows without an error.
+    :param resharding: tables that may not be altered now, because their rows are being copied to other shards.
+    :raises MigrationError: a step would alter such a table.
     """
     planned: list[Planned] = []
     record = quote_name(RECORD)
@@ -46,22 +54,32 @@ def migrate_clickhouse(
         for item in ours:
             if dry_run or item.state == "applied":
                 continue
+            if item.step.table in resharding and not item.step.first:
+                raise MigrationError(
+                    f"{item.step.file} would alter {item.step.table}, whose rows are being spread over other shards.",
+                    hint=f"Finish the reshard first: `trilake reshard --table {item.step.table} --shards N`.",
+                )
             # This is not a transaction: if the process dies here, a step is applied but not recorded. It is then
             # applied again, so CREATE has IF NOT EXISTS (added below), and ALTER must have it too.
             cluster.on_shard(shard, Statement(local_ddl(item.step, shard)))
             _record(cluster, shard, item.step.path, item.step.checksum)
     if not dry_run:
         new = {item.step.table for item in planned if item.step.first and item.state == "pending"}
-        hidden = {table for table in new | _not_everywhere(cluster, steps) if rows_lost(table)}
-        for table in sorted(hidden):
-            log.warning("Published rows of %s are lost, so nobody can read the table now. `trilake rebuild --table %s` "
-                        "brings them back.", table, table)  # fmt: skip
-            everyone = f"{quote_name(cluster.endpoint.database)}.{quote_name(table)}"
-            cluster.every_host(Statement(f"DROP TABLE IF EXISTS {everyone} SYNC"))
-        visible = [step for step in steps if step.table not in hidden]
+        lost = {table: set(shards_that_lost(table)) for table in new | _not_everywhere(cluster, steps)}
         for host in cluster.hosts:
-            _derive_overall(cluster, visible, host)
+            hidden = {step.table for step in steps if step.first and _reads(step, host, lost.get(step.table, set()))}
+            for table in sorted(hidden):
+                log.warning("%s: published rows of %s are lost, so nobody can read it there now. `trilake rebuild "
+                            "--table %s` brings them back.", host, table, table)  # fmt: skip
+                name = f"{quote_name(cluster.endpoint.database)}.{quote_name(table)}"
+                cluster.on_shard(host, Statement(f"DROP TABLE IF EXISTS {name} SYNC"))
+            _derive_overall(cluster, [step for step in steps if step.table not in hidden], host)
     return planned
+
+
+def _reads(step: Step, host: ClickHouseShard, shards: Collection[int]) -> bool:
+    """Whether a query on a host reads the rows of one of these shards: all, or its own copy of a dimension table."""
+    return bool(shards) if _is_partitioned(step.statement) else host.number in shards
 
 
 def _not_everywhere(cluster: Cluster, steps: list[Step]) -> set[str]:
@@ -193,21 +211,11 @@ def _is_partitioned(statement: str) -> bool:
 
 
 def overall_ddl(step: Step, endpoint: ClickHouseEndpoint, host: ClickHouseShard) -> str:
-    """The DDL of the table that people read: over all shards, or a dimension table's copy on this host.
-
-    The engine is Distributed if there are several servers, and Merge if all shards are databases of one server.
-    """
-    data_set = DataSet(step.table)
-    local = data_set.local_table
-    if not _is_partitioned(step.statement):
-        engine = f"Merge({quote_text(host.database)}, {quote_text(f'^{local}$')})"
-    elif endpoint.one_server:
-        databases = "|".join(shard.database for shard in endpoint.shards)
-        engine = f"Merge(REGEXP({quote_text(f'^({databases})$')}), {quote_text(f'^{local}$')})"
-    else:
-        # an empty database name means each shard's own default database
-        engine = f"Distributed({quote_text(endpoint.cluster)}, '', {quote_text(local)})"
-    return (
-        f"CREATE OR REPLACE TABLE {quote_name(endpoint.database)}.{quote_name(data_set.table)} "
-        f"AS {quote_name(host.database)}.{quote_name(local)} ENGINE = {engine}"
+    """The DDL of the table that people read: over all shards, or a dimension table's copy on this host."""
+    return readers_table_ddl(
+        endpoint,
+        host,
+        DataSet(step.table).table,
+        DataSet(step.table).local_table,
+        partitioned=_is_partitioned(step.statement),
     )

@@ -21,7 +21,7 @@ from trilake.postgres.connection import connect
 from trilake.postgres.locks import MIGRATION_LOCK
 from trilake.schema.clickhouse_steps import migrate_clickhouse
 from trilake.schema.postgres_steps import migrate_postgres
-from trilake.schema.steps import Planned, own_steps, read_steps
+from trilake.schema.steps import MigrationError, Planned, own_steps, read_steps
 
 
 def migrate(endpoints: Endpoints, sql_folder: Path, *, dry_run: bool = False) -> list[Planned]:
@@ -44,13 +44,30 @@ def migrate(endpoints: Endpoints, sql_folder: Path, *, dry_run: bool = False) ->
         with Cluster(endpoints.clickhouse, comment={"migration": True}) as cluster:
             cluster.check_topology()
             ledger = Ledger(endpoints.lake)
+            if not dry_run:
+                _check_shards(ledger, cluster)
             planned += migrate_clickhouse(
                 cluster,
                 [step for step in steps if step.database == "clickhouse"],
                 dry_run=dry_run,
-                rows_lost=lambda table: bool(compare(cluster, ledger, table).differences),
+                resharding=() if dry_run else ledger.shard_sets.resharding(),
+                shards_that_lost=lambda table: {
+                    difference.shard for difference in compare(cluster, ledger, table).differences
+                },
             )
     return planned
+
+
+def _check_shards(ledger: Ledger, cluster: Cluster) -> None:
+    """:raises MigrationError: rows are on a shard that the connection does not name, so nobody would read them."""
+    named = len(cluster.shards)
+    for table, shard_set in ledger.shard_sets.all().items():
+        if (shard_set.shards or 0) > named:
+            raise MigrationError(
+                f"The rows of {table} are on {shard_set.shards} shards, but the connection names {named}.",
+                hint="Name all shards again. To remove one, spread the rows over fewer shards first: "
+                f"`trilake reshard --shards {named}`.",
+            )
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from trilake.clickhouse.export import (
     remove_attempts,
     table_sources,
 )
+from trilake.clickhouse.publication.shard_sets import ShardSets
 from trilake.clickhouse.publication.types import bare
 from trilake.endpoints import Endpoints, PostgresEndpoint
 from trilake.errors import ConfigurationError, CountMismatchError, TrilakeError
@@ -68,6 +69,7 @@ class ClickHouseReader:
         self.session = secrets.token_hex(6)  # see `_SESSION`
         self._reads = 0
         self._s3 = s3.client(endpoints.s3)
+        self._shard_sets = ShardSets(endpoints.lake)
         self._opened = ExitStack()
         try:
             comment = {"by": "spark", "run": run_id, "session": self.session}
@@ -113,6 +115,7 @@ class ClickHouseReader:
         :param columns: columns of a data set's table; empty: all.
         :param where: a condition on a data set's rows, in ClickHouse's SQL, with `parameters` as ``{name:Type}``.
         :raises CountMismatchError: Spark found a different number of rows than the shards exported.
+        :raises ReshardedError: rows moved to other shards meanwhile.
         :raises ConfigurationError: Spark has no type for a column.
         :raises trilake.clickhouse.cluster.ClusterError: some shards failed; it names them.
         """
@@ -137,9 +140,10 @@ class ClickHouseReader:
             for column, kind in columns_of(self._cluster, next(iter(sources.values())))
         )
         self._reads += 1
-        done = export(
-            self._cluster, self._s3, f"{PREFIX}/{self.session}/{self._reads}_{name}", sources, run_id=self.run_id
-        )
+        with self._shard_sets.unmoved([source.sql for source in sources.values()]):
+            done = export(
+                self._cluster, self._s3, f"{PREFIX}/{self.session}/{self._reads}_{name}", sources, run_id=self.run_id
+            )
         frame = spark.read.schema(schema).parquet(*(f"s3a://{EXPORTS_BUCKET}/{item.key}" for item in done.objects))
         rows = frame.count()  # Spark reads only the footers of the files for this
         if rows != done.rows:

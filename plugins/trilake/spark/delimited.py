@@ -90,7 +90,9 @@ def parse_lines(lines: DataFrame, schema: StructType, *, missing: str = "") -> D
     values = texts
     if typed:
         # a separate column, because it is used twice and should be computed once
-        parsed = parsed.withColumn("_typed", F.struct(*(convert(texts[n], kind).alias(n) for n, kind in typed.items())))
+        parsed = parsed.withColumn(
+            "_typed", F.struct(*(convert(texts[n], kind, n).alias(n) for n, kind in typed.items()))
+        )
         values = texts | {name: F.col("_typed").getField(name) for name in typed}
     reason = F.coalesce(
         F.col("_text_reason"),

@@ -194,9 +194,13 @@ def _unknown(kind: DataType) -> str:
             return _unknown(kind.keyType) or _unknown(kind.valueType)
         case T.NullType():
             return "void (a NULL without a type)"
-        case T.CalendarIntervalType() | T.DayTimeIntervalType() | T.YearMonthIntervalType() | T.VariantType():
-            return kind.simpleString()
-    return ""
+        case (
+            T.ByteType() | T.ShortType() | T.IntegerType() | T.LongType() | T.FloatType() | T.DoubleType()
+            | T.DecimalType() | T.StringType() | T.CharType() | T.VarcharType() | T.BinaryType() | T.BooleanType()
+            | T.DateType() | T.TimestampType() | T.TimestampNTZType()
+        ):  # fmt: skip
+            return ""
+    return kind.simpleString()
 
 
 def _dropped(name: str) -> Change:

@@ -26,7 +26,7 @@ _OFFSET = r" ?(?:Z|[-+][0-9]{2}(?::?[0-9]{2}(?::?[0-9]{2})?)?)"
 _BYTES = r"\A\\x(?:[0-9a-fA-F]{2})*\z"
 
 
-def convert(text: Column, kind: DataType) -> Column:
+def convert(text: Column, kind: DataType, name: str) -> Column:
     """The value that a text says in this type; NULL if it says none.
 
     - integers: decimal digits with an optional sign, in the type's range
@@ -40,6 +40,7 @@ def convert(text: Column, kind: DataType) -> Column:
     - ``timestamp_ntz``: the same without an offset
     - ``binary``: ``\\x`` and hexadecimal digits
 
+    :param name: the column's name, for the error.
     :raises ConfigurationError: a field of text cannot have such a type.
     """
     from pyspark.sql import functions as F
@@ -68,7 +69,7 @@ def convert(text: Column, kind: DataType) -> Column:
             value = F.when(text.rlike(_BYTES), F.unhex(F.substr(text, F.lit(3))))
         case _:
             raise ConfigurationError(
-                f"A CSV file cannot hold values of type {kind.simpleString()}.",
+                f"Column {name}: a CSV file cannot hold values of type {kind.simpleString()}.",
                 hint="Read the column as string, and convert it in the job (from_json, for example).",
             )
     return value

@@ -87,6 +87,7 @@ class ClickHouseToS3Operator(WindowedOperator, ProjectOperator):
         """Returns the manifest's key and its contents.
 
         :raises trilake.clickhouse.export.ExportError: the objects differ from what the shards wrote.
+        :raises trilake.clickhouse.publication.shard_sets.ReshardedError: rows moved to other shards meanwhile.
         :raises trilake.clickhouse.cluster.ClusterError: some shards failed; it names them. There is no manifest.
         """
         prefix = self._prefix(context)
@@ -94,12 +95,14 @@ class ClickHouseToS3Operator(WindowedOperator, ProjectOperator):
         # Read here, because on_kill cannot ask Airflow for a connection.
         attempt = core.new_attempt()
         self._attempt = hook.endpoint, f"{prefix}/{attempt}"
-        with hook.cluster(context) as cluster:
+        lake, sources = LakeHook(), self._sources(context)
+        statements = [source.sql for source in sources.values()]
+        with hook.cluster(context) as cluster, lake.ledger().shard_sets.unmoved(statements):
             done = core.export(
                 cluster,
-                LakeHook().s3_client(),
+                lake.s3_client(),
                 prefix,
-                self._sources(context),
+                sources,
                 run_id=TaskInstance.of(context).run,
                 attempt=attempt,
             )

@@ -283,6 +283,19 @@ def test_what_python_cannot_hold_is_refused(hook: ClickHouseHook, sql: str, prob
         hook.get_records(sql)
 
 
+@pytest.mark.parametrize("kind", ["Int128", "UInt256", "Nullable(Int256)", "Variant(Int64, Float64)", "Dynamic"])
+def test_a_frame_holds_integers_of_several_blocks_exactly(hook: ClickHouseHook, kind: str) -> None:
+    """pandas makes one block int64, another uint64 or floats, and joins them as floats."""
+    values = [2**53 + 1, 2**63 if "128" in kind or "256" in kind else 1.5, 3]
+    selects = [
+        f"SELECT {n} AS n, CAST({'toInt64' if value != 1.5 and 'Variant' in kind else ''}({value}), '{kind}') AS v"
+        for n, value in enumerate(values)
+    ]
+    sql = f"SELECT v FROM ({' UNION ALL '.join(selects)}) ORDER BY n SETTINGS max_block_size = 1"
+    for frame in (hook.query_df(sql), hook.get_df(sql)):
+        assert list(frame["v"]) == values
+
+
 def test_frames_hold_what_they_read(hook: ClickHouseHook) -> None:
     sql = (
         "SELECT arrayJoin([toNullable(toInt64(1152921504606846977)), NULL]) AS i, toUInt64(18446744073709551615) AS u, "

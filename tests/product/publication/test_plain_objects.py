@@ -205,6 +205,57 @@ def test_text_that_may_not_be_null_may_be_empty_in_csv_and_may_not_be_null(table
     assert sorted(tag for found in tags.values() for (tag,) in found) == ["", "x"]
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz"])
+def test_an_object_whose_name_and_compression_differ_is_named(table: Table, name: str) -> None:
+    text = b"k,d,note\n1,2013-01-05,a\n"
+    key = table.put(name, text if name.endswith(".gz") else gzip.compress(text))
+    with pytest.raises(ClickHouseError, match=f"{key} (is compressed with gzip|cannot be read as CSVWithNames)"):
+        table.publish({MONTH: {key: 1}})
+    assert table.nothing_is_left()
+
+
+NESTED: dict[str, tuple[str, Any, list[Any], Any]] = {
+    "array": ("Array(Nullable(Int32))", pa.list_(pa.int32()), [[], [1, None]], None),
+    "array inside": ("Array(Array(Nullable(Int32)))", pa.list_(pa.list_(pa.int32())), [[], [[], [1]]], [[1], None]),
+    "map": ("Map(String, Nullable(Int32))", pa.map_(pa.string(), pa.int32()), [[], [("a", None)]], None),
+    "tuple": ("Tuple(x Nullable(Int32))", pa.struct([("x", pa.int32())]), [{"x": None}, {"x": 1}], None),
+    "array in a tuple": (
+        "Tuple(x Array(Nullable(Int32)))", pa.struct([("x", pa.list_(pa.int32()))]), [{"x": []}, {"x": [1]}],
+        {"x": None},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "map",
+        "array in a tuple",
+        *(pytest.param(case, marks=pytest.mark.nightly) for case in ("array", "array inside", "tuple")),
+    ],
+)
+def test_a_nested_value_of_parquet_is_loaded_and_one_that_is_null_is_refused_and_not_made_empty(
+    table: Table, case: str
+) -> None:
+    kind, of_parquet, good, bad = NESTED[case]
+    local = f"{{shard}}.{table.data_set.local_table}"
+    table.cluster.every_shard(Statement(f"ALTER TABLE {local} ADD COLUMN v {kind}"))
+
+    def publish(values: list[Any]) -> None:
+        content, rows = io.BytesIO(), range(len(values))
+        columns = {"k": pa.array(rows, pa.int32()), "d": [DAY] * len(values), "note": ["a"] * len(values)}
+        pq.write_table(pa.table({**columns, "v": pa.array(values, of_parquet)}), content)
+        table.publish({MONTH: {table.put("a.parquet", content.getvalue()): len(values)}})
+
+    with pytest.raises(ClickHouseError, match=r"column v has an array, map or struct that is NULL in row 3"):
+        publish([*good, bad])
+    assert table.seen() == []
+    publish(good)
+    found = table.cluster.every_shard(Statement(f"SELECT k, v FROM {local}"))
+    shown = [value for _, value in sorted(row for rows in found.values() for row in rows)]
+    assert shown == [dict(value) if case == "map" else value for value in good]
+
+
 @pytest.mark.parametrize(
     ("key", "says"), [(2**40, "column k has the value '1099511627776'"), (None, "column k has no value")]
 )

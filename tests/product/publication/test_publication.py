@@ -153,6 +153,14 @@ def test_a_null_where_the_table_has_none_is_an_error_and_no_zero(table: Table) -
     assert table.seen() == []
 
 
+def test_a_date_that_the_column_cannot_hold_is_named(table: Table) -> None:
+    with pytest.raises(ClickHouseError, match=r"column d has the date 1950-01-05, and Date holds 1970-01-01"):
+        table.publisher().publish(table.plan(table.file(0, (1, date(1950, 1, 5), "a"))), run_id="r")
+    with pytest.raises(PartitionByError, match=r"Column d of \w+ is Date, which cannot hold 1950-01-01"):
+        table.publisher().publish(table.plan(partition="1950-01"), run_id="r")
+    assert table.seen() == []
+
+
 def test_a_blocking_check_stops_before_anyone_reads_and_a_warning_does_not(table: Table) -> None:
     plan = table.plan(table.file(0, (1, DAY, "bad")), table.file(1, (2, DAY, "good")))
     finds = "SELECT k FROM {table} WHERE note = 'bad' -- what nobody may read"

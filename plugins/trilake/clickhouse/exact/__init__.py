@@ -30,7 +30,7 @@ __all__ = [
     "naive_is_utc",
 ]
 
-_MISSING = ("NAType", "NaTType")  # of pandas
+_MISSING = ("NAType", "NaTType", "datetime64", "timedelta64")  # of pandas; of numpy only NaT
 # These have other names in ClickHouse, and the same values.
 _SHAPES = {
     "Point": "Tuple(Float64, Float64)",
@@ -53,6 +53,8 @@ def exact_column(kind: ClickHouseType, values: Sequence[Any]) -> Sequence[Any]:
         return _convert(kind, values)
     if not found.isdisjoint(_MISSING):
         values = [None if is_missing(value) else value for value in values]
+        if all(value is not None for value in values):
+            return _convert(kind, values)
     places = [place for place, value in enumerate(values) if value is not None]
     if not _holds_null(kind):
         position = next(place for place, value in enumerate(values) if value is None)
@@ -66,7 +68,14 @@ def exact_column(kind: ClickHouseType, values: Sequence[Any]) -> Sequence[Any]:
 
 def is_missing(value: Any) -> bool:
     """Whether a value is None, or what pandas writes for it."""
-    return value is None or type(value).__name__ in _MISSING
+    name = type(value).__name__
+    if value is None or name not in _MISSING:
+        return value is None
+    if name.startswith("Na") or name == "NAType":
+        return True
+    import numpy
+
+    return bool(numpy.isnat(value))
 
 
 def _holds_null(kind: ClickHouseType) -> bool:

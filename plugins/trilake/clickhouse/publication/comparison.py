@@ -44,7 +44,7 @@ class Difference:
 
     @property
     def expected(self) -> int:
-        return self.publication.rows.get(self.shard, 0)
+        return _expected(self.publication, self.shard)
 
     def __str__(self) -> str:
         found = (
@@ -119,37 +119,72 @@ def compare(
     before: dict[str, list[Publication]] = {}
     for publication in ledger.publications(table):
         before.setdefault(publication.table, []).append(publication)
-    compared: list[Publication] = []
-    differences: list[Difference] = []
-    unknown: list[tuple[str, str, int]] = []
-    without: list[Publication] = []
-    for name, publications in sorted(before.items()):
-        data_set = DataSet(name)
-        done = [p for p in publications if p.state == "done" and (wanted is None or p.partition in wanted)]
-        held = _rows(cluster, data_set, None if wanted is None else [p.partition for p in done])
-        groups = _by_columns(cluster, data_set, done) if checksums else {}
-        for columns, of_group in groups.items():
-            for shard, sums in _sums(cluster, data_set, columns, of_group).items():
-                if (rows := held[shard]) is not None:
-                    rows |= sums
-        now = {p.partition: p for p in ledger.publications(name)}
-        summed = {p.partition for of_group in groups.values() for p in of_group}
-        for publication in done:
-            if not _same(publication, now.get(publication.partition)):
-                continue
-            compared.append(publication)
-            if checksums and publication.partition not in summed:
-                without.append(publication)
-            differences += _differences(publication, data_set, held, with_checksum=publication.partition in summed)
-        if wanted is None:
-            known = {data_set.partition_id(partition) for partition in now}
-            found: dict[str, int] = {}
-            for rows in held.values():
-                for partition_id, of_shard in (rows or {}).items():
-                    if partition_id not in known:
-                        found[partition_id] = found.get(partition_id, 0) + of_shard.rows
-            unknown += [(name, partition_id, number) for partition_id, number in sorted(found.items())]
+    found = [
+        _compare_table(cluster, ledger, DataSet(name), publications, wanted, checksums=checksums)
+        for name, publications in sorted(before.items())
+    ]
+    return Comparison(
+        tuple(publication for of_table in found for publication in of_table.compared),
+        tuple(difference for of_table in found for difference in of_table.differences),
+        tuple(partition for of_table in found for partition in of_table.unknown),
+        tuple(publication for of_table in found for publication in of_table.without_checksum),
+    )
+
+
+def _compare_table(
+    cluster: Cluster,
+    ledger: Ledger,
+    data_set: DataSet,
+    publications: Sequence[Publication],
+    wanted: frozenset[str] | None,
+    *,
+    checksums: bool,
+) -> Comparison:
+    shard_set = ledger.shard_sets.of(data_set.table)
+    done = [p for p in publications if p.state == "done" and (wanted is None or p.partition in wanted)]
+    held = _rows(cluster, data_set, None if wanted is None else [p.partition for p in done])
+    groups = _by_columns(cluster, data_set, done) if checksums else {}
+    for columns, of_group in groups.items():
+        local, ids = quote_name(data_set.local_table), [data_set.partition_id(p.partition) for p in of_group]
+        for shard, sums in held_of(cluster, local, columns, ids).items():
+            if (rows := held[shard]) is not None:
+                rows |= {partition_id: _Held(*of_partition) for partition_id, of_partition in sums.items()}
+    if shard_set.switching or ledger.shard_sets.of(data_set.table).generation != shard_set.generation:
+        return Comparison()  # the rows are between two numbers of shards
+    now = {p.partition: p for p in ledger.publications(data_set.table)}
+    compared = [p for p in done if _same(p, now.get(p.partition))]
+    summed = {p.partition for of_group in groups.values() for p in of_group}
+    differences = [
+        difference
+        for publication in compared
+        for difference in _differences(publication, data_set, held, with_checksum=publication.partition in summed)
+    ]
+    without = [p for p in compared if checksums and p.partition not in summed]
+    unknown = _unknown(data_set, held, now) if wanted is None else []
     return Comparison(tuple(compared), tuple(differences), tuple(unknown), tuple(without))
+
+
+def _unknown(
+    data_set: DataSet, held: Mapping[int, Mapping[str, _Held] | None], published: Iterable[str]
+) -> list[tuple[str, str, int]]:
+    """Table, id and rows of partitions that a shard holds, but that were never published."""
+    known = {data_set.partition_id(partition) for partition in published}
+    found: dict[str, int] = {}
+    for rows in held.values():
+        for partition_id, of_shard in (rows or {}).items():
+            if partition_id not in known:
+                found[partition_id] = found.get(partition_id, 0) + of_shard.rows
+    return [(data_set.table, partition_id, rows) for partition_id, rows in sorted(found.items())]
+
+
+def _expected(publication: Publication, shard: int) -> int:
+    """Rows. A shard that the publication does not name has none, except of a dimension table: there all have a copy."""
+    return publication.rows.get(shard, publication.total_rows if publication.partition == WHOLE else 0)
+
+
+def _expected_checksum(publication: Publication, shard: int) -> int:
+    checksums = publication.contents.checksums if publication.contents else {}
+    return checksums.get(shard, next(iter(checksums.values()), 0) if publication.partition == WHOLE else 0)
 
 
 def _same(before: Publication, now: Publication | None) -> bool:
@@ -170,10 +205,9 @@ def _differences(
             differences.append(Difference(publication, shard, None))
             continue
         found = partitions.get(partition_id, _Held(0, 0))
-        checksums = publication.contents.checksums if publication.contents else {}
-        if found.rows != publication.rows.get(shard, 0):
+        if found.rows != _expected(publication, shard):
             differences.append(Difference(publication, shard, found.rows))
-        elif with_checksum and (found.checksum or 0) != checksums.get(shard, 0):
+        elif with_checksum and (found.checksum or 0) != _expected_checksum(publication, shard):
             differences.append(Difference(publication, shard, found.rows, values=True))
     return differences
 
@@ -226,22 +260,26 @@ def _ids(data_set: DataSet, partitions: Iterable[str]) -> str:
     return ", ".join(quote_text(data_set.partition_id(partition)) for partition in partitions)
 
 
-def _sums(
-    cluster: Cluster, data_set: DataSet, columns: Sequence[str], publications: Sequence[Publication]
-) -> dict[int, dict[str, _Held]]:
-    """By shard: rows and checksum of the publications' partitions, by partition id."""
+def held_of(
+    cluster: Cluster, table: str, columns: Sequence[str], partition_ids: Iterable[str]
+) -> dict[int, dict[str, tuple[int, int]]]:
+    """By shard: rows and checksum of each partition that a table holds, by partition id.
+
+    :param table: the quoted name of a table that every shard has.
+    :param columns: of the checksum, see `trilake.clickhouse.publication.ledger.Contents`.
+    """
     listed = ", ".join(quote_name(name) for name in columns)
-    ids = _ids(data_set, [publication.partition for publication in publications])
-
-    def of_shard(client: Client, shard: ClickHouseShard) -> dict[str, _Held]:
-        sql = (
-            f"SELECT _partition_id, count(), sum(cityHash64(tuple({listed}))) "
-            f"FROM {{shard}}.{quote_name(data_set.local_table)} WHERE _partition_id IN ({ids}) GROUP BY 1"
+    ids = ", ".join(map(quote_text, partition_ids))
+    found = cluster.every_shard(
+        Statement(
+            f"SELECT _partition_id, count(), sum(cityHash64(tuple({listed}))) FROM {{shard}}.{table} "
+            f"WHERE _partition_id IN ({ids}) GROUP BY 1"
         )
-        rows = Statement(sql)(client, shard)
-        return {partition_id: _Held(int(number), int(checksum)) for partition_id, number, checksum in rows}
-
-    return cluster.every_shard(of_shard)
+    )
+    return {
+        shard: {partition_id: (int(rows), int(checksum)) for partition_id, rows, checksum in of_shard}
+        for shard, of_shard in found.items()
+    }
 
 
 def drop_unknown(cluster: Cluster, ledger: Ledger, table: str, partition_id: str) -> bool:

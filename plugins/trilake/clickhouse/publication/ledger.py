@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
+from trilake.clickhouse.publication.shard_sets import ShardSet, ShardSets, check_claim
 from trilake.endpoints import PostgresEndpoint
 from trilake.errors import TrilakeError
 from trilake.lake.data_set import WHOLE
@@ -41,12 +42,16 @@ class SourceChangedError(TrilakeError):
 
 @dataclass(frozen=True)
 class Attempt:
-    """A registered attempt and the connection that holds its lock."""
+    """A registered attempt and the connection that holds its lock.
+
+    :param shard_set: the shards for which its rows are prepared. None: unknown.
+    """
 
     name: str
     table: str
     run_id: str
     connection: Connection = field(repr=False)
+    shard_set: ShardSet | None = None
 
     @property
     def lost(self) -> bool:
@@ -66,6 +71,19 @@ class Contents:
     columns: tuple[tuple[str, str], ...]
     checksums: Mapping[int, int]
     objects: Mapping[str, Any] | None = None
+
+    def may_equal(self, other: Contents, partition: str) -> bool:
+        """Whether these can be the same rows, also if they are spread over another number of shards.
+
+        Checksums of other columns cannot be compared.
+        """
+        if self.columns != other.columns:
+            return True
+        if partition == WHOLE:  # every shard has a full copy
+            return set(self.checksums.values()) == set(other.checksums.values())
+        if self.checksums.keys() == other.checksums.keys():
+            return self.checksums == other.checksums
+        return (sum(self.checksums.values()) - sum(other.checksums.values())) % 2**64 == 0
 
 
 @dataclass(frozen=True)
@@ -162,9 +180,10 @@ class Ledger:
 
     def __init__(self, endpoint: PostgresEndpoint) -> None:
         self.endpoint = endpoint
+        self.shard_sets = ShardSets(endpoint)
 
     @contextmanager
-    def attempt(self, attempt: str, table: str, run_id: str) -> Iterator[Attempt]:
+    def attempt(self, attempt: str, table: str, run_id: str, shard_set: ShardSet | None = None) -> Iterator[Attempt]:
         """Register an attempt, and hold its lock for the length of the `with` block.
 
         The row stays when the block ends. `forget` removes it when ClickHouse has no table of the attempt.
@@ -177,7 +196,7 @@ class Ledger:
                 "INSERT INTO publication_attempts (attempt, table_name, run_id) VALUES (%s, %s, %s)",
                 (attempt, table, run_id),
             )
-            yield Attempt(attempt, table, run_id, connection)
+            yield Attempt(attempt, table, run_id, connection, shard_set)
 
     def forget(self, attempt: str) -> None:
         """Remove an attempt's row. Call it when ClickHouse has no table of the attempt."""
@@ -195,6 +214,7 @@ class Ledger:
 
         :raises AttemptLostError: the connection of the attempt is closed.
         :raises SourceChangedError: a partition shows rows of another source. Nothing was decided.
+        :raises ReshardedError: the table's rows are spread over other shards now. Nothing was decided.
         """
         import psycopg2
 
@@ -219,6 +239,8 @@ class Ledger:
         won: list[Publication] = []
         kept: list[Publication] = []
         table = attempt.table
+        shards = max((number for claim in claims if claim.partition != WHOLE for number in claim.rows), default=0)
+        check_claim(attempt.connection, table, attempt.shard_set, shards)
         with attempt.connection.cursor() as cursor:
             for claim in sorted(claims, key=lambda claim: claim.partition):  # the same order everywhere: no deadlock
                 cursor.execute(*_lock_of(table, claim.partition))

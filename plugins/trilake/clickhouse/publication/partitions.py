@@ -54,7 +54,13 @@ def check_partition_by(cluster: Cluster, data_set: DataSet, columns: Columns, pa
     kind = columns.types[columns.names.index(data_set.date)] if data_set.date in columns.names else ""
     if not kind:
         raise _refused(data_set, key, f"the table has no column {data_set.date} that can be filled", _advice(data_set))
-    for name, made in _ids(cluster, data_set, key, kind, days):
+    for name, made, held in _ids(cluster, data_set, key, kind, days):
+        if held != name:
+            raise PartitionByError(
+                f"Column {data_set.date} of {data_set.local_table} is {kind}, which cannot hold {name}. Nothing was "
+                "published.",
+                hint=f"Create the table with {data_set.date} as Date32.",
+            )
         if made != days[name]:
             what = f"{name} is in its partition {made}, and not in {days[name]}" if made else f"{name} has another id"
             raise _refused(data_set, key, what, _advice(data_set))
@@ -71,12 +77,15 @@ def ttl_of(cluster: Cluster, data_set: DataSet) -> str:
     return str(rows[0][0]) if rows else ""
 
 
-def _ids(cluster: Cluster, data_set: DataSet, key: str, kind: str, days: Iterable[str]) -> list[tuple[str, str]]:
-    """Each day with the id of its partition; an empty id stands for a hash or a raw number."""
+def _ids(cluster: Cluster, data_set: DataSet, key: str, kind: str, days: Iterable[str]) -> list[tuple[str, str, str]]:
+    """Each day with the id of its partition, and the day that the column holds. An empty id stands for a hash or a raw
+    number.
+    """
     date = quote_name(data_set.date or "")
     listed = ", ".join(f"toDate32({quote_text(day)})" for day in days)
     sql = (
-        f"SELECT toString(`_day`), toTypeName(`_key`), toString(`_key`) FROM (SELECT `_day`, {key} AS `_key` FROM "
+        "SELECT toString(`_day`), toTypeName(`_key`), toString(`_key`), toString(toDate32(`_held`)) FROM "
+        f"(SELECT `_day`, {key} AS `_key`, {date} AS `_held` FROM "
         f"(SELECT `_day`, CAST(`_day`, {quote_text(kind)}) AS {date} FROM (SELECT arrayJoin([{listed}]) AS `_day`)))"
     )
     try:
@@ -86,7 +95,7 @@ def _ids(cluster: Cluster, data_set: DataSet, key: str, kind: str, days: Iterabl
             raise
         what = f"it needs other columns than {data_set.date}"
         raise _refused(data_set, key, what, _advice(data_set)) from None
-    return [(day, _id(made_of, text)) for day, made_of, text in rows]
+    return [(day, _id(made_of, text), held) for day, made_of, text, held in rows]
 
 
 def _id(kind: str, text: str) -> str:

@@ -36,7 +36,7 @@ from trilake.clickhouse.publication.switch import Switch, SwitchIncompleteError,
 from trilake.clickhouse.queries import QueryMetrics
 from trilake.errors import TrilakeError
 from trilake.lake.data_set import DataSet
-from trilake.lake.plan import LoadPlan, PartitionPlan, check_shards
+from trilake.lake.plan import LoadPlan, PartitionPlan
 
 log = logging.getLogger(__name__)
 
@@ -108,14 +108,19 @@ class Publisher:
             published again, unless another publication came in between. Then the rows must have the same checksums.
 
         :raises SourceChangedError: a partition shows rows of another source, without `force`. Nothing was published.
+        :raises ReshardedError: the table's rows are being spread over another number of shards.
         :raises RowsLostError: the shards do not hold the rows of a later state than this one.
         :raises AuditError: staging does not hold the source's rows. Readers see no change.
         :raises PartitionByError: the table is partitioned by another unit than the data set. Readers see no change.
         :raises CheckFailedError: a blocking check found rows. Readers see no change.
         :raises SwitchIncompleteError: the publication is decided but not complete. Publish again, or call `finish`.
         """
-        check_shards(plan, len(self.cluster.shards))
         table = plan.data_set.table
+        shard_set = self.ledger.shard_sets.of(table)
+        shard_set.check_open(table)
+        cluster = self.cluster
+        if plan.data_set.grain and shard_set.shards:  # every shard has a full copy of a dimension table
+            cluster = cluster.only(range(1, shard_set.shards + 1))
         for dead, _ in self.ledger.attempts(table):
             self._try_to_clean(dead, table)
         if lost is None:
@@ -130,12 +135,12 @@ class Publisher:
         attempt = secrets.token_hex(6)
         log.info("Publishing %s of %s at %s %s, attempt %s", _few(p.partition for p in due), table,
                  "version" if plan.plain else "snapshot", plan.snapshot_id, attempt)  # fmt: skip
-        with self.ledger.attempt(attempt, table, run_id) as held:
+        with self.ledger.attempt(attempt, table, run_id, shard_set) as held:
             try:
                 columns = read_columns(self.cluster, plan.data_set)
                 check_types(plan, columns)
                 check_partition_by(self.cluster, plan.data_set, columns, [p.partition for p in due])
-                staging = Staging(self.cluster, plan, pull_of(plan, columns, len(self.cluster.shards)), attempt)
+                staging = Staging(cluster, plan, pull_of(plan, columns, len(cluster.shards)), attempt)
                 claims, loads = staging.write(due)
                 claims = [_again(table, c, lost[c.partition]) if c.partition in lost else c for c in claims]
                 warnings = staging.run_checks(self.checks, due)
@@ -322,7 +327,7 @@ def _again(table: str, claim: Claim, lost: Publication) -> Claim:
     :raises AuditError: the rows are not those that were published.
     """
     before, now = lost.contents, claim.contents
-    if before and now and before.columns == now.columns and before.checksums != now.checksums:
+    if before and now and not before.may_equal(now, lost.partition):
         raise AuditError(
             f"{table}, partition {lost.partition}: the source does not give the rows that were published (fence "
             f"{lost.fence}, run {lost.run_id}): their checksums differ.",

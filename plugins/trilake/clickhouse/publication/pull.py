@@ -9,15 +9,17 @@ error, and each object must still have the ETag that the plan pinned (`ObjectsPu
 from __future__ import annotations
 
 import csv
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trilake.clickhouse.cluster import ClickHouseError, Cluster, error_of, quote_name, quote_text
 from trilake.clickhouse.publication.columns import CSV_NULL, AuditError, Columns, is_text
-from trilake.clickhouse.publication.types import can_be_nullable, holds_null
+from trilake.clickhouse.publication.types import bare, can_be_nullable, holds_null
 from trilake.clickhouse.publication.values import Conversion, NoConversionError, from_text, from_value
 from trilake.lake.file_columns import same
 from trilake.lake.objects import is_plain_key
@@ -68,6 +70,12 @@ MAX_FUNCTIONS_BYTES = 4 * 1024**2
 _FILE, _ETAG = "_trilake_file", "_trilake_etag"
 # An error shows so much of a value.
 _SHOWN_LETTERS = 100
+_GZIP = "1f8b"  # how such a file begins
+# What ClickHouse says of a file that is not as the table needs it: no such column, another type, a value that the type
+# does not have.
+_CONTENT_ERRORS = (6, 8, 27, 53, 70, 117, 321, 691)
+_DATE_OUT_OF_RANGE = re.compile(r"Input value (?P<days>-?\d+) is out of allowed Date range")
+_READ_COLUMN = re.compile(r"column: (?P<column>.+?): \(in file/uri (?P<path>.+?)\)")
 
 
 @dataclass(frozen=True)
@@ -137,11 +145,22 @@ class Pull(ABC):
     def explain(self, error: Exception, client: Client, files: Sequence[DataFile]) -> AuditError | None:  # noqa: B027
         """The value that made a statement fail, if `error` says that there is one."""
 
+    def files_of(self, partition: PartitionPlan, shard: int) -> tuple[DataFile, ...]:
+        """The files that shard `shard` (from 1) reads: those of its bucket, and those that are not split by shard."""
+        return partition.of_shard(shard)
+
     def check_shard(self, where: str, files: Sequence[DataFile], rows: int) -> None:  # noqa: B027 - optional
         """:raises AuditError: a shard's staging table does not have the same number of rows as its files."""
 
-    def check_partition(self, partition: PartitionPlan, by_shard: Sequence[Mapping[str, int]]) -> None:  # noqa: B027
-        """:raises AuditError: the shards together did not read the counted rows of each file."""
+    def check_partition(  # noqa: B027 - optional
+        self, partition: PartitionPlan, rows: Sequence[int], by_file: Sequence[Mapping[str, int]]
+    ) -> None:
+        """Check the rows of the shards together.
+
+        :param rows: of each shard.
+        :param by_file: of each shard: rows of each file by key, if each file is counted separately.
+        :raises AuditError: they are not the counted rows of the partition, or of each file.
+        """
 
     @abstractmethod
     def _select(self, files: Sequence[DataFile]) -> str:
@@ -153,6 +172,36 @@ class Pull(ABC):
 
     def _where(self, shard: int) -> str:
         return ""
+
+    def _of_shard(self, shard: int) -> str:
+        """A condition: the rows of one shard, by the bucket of their shard key."""
+        return f" WHERE icebergBucket({self.shards}, {quote_name(self.plan.data_set.shard_by or '')}) = {shard - 1}"
+
+    @property
+    def _nested(self) -> list[str]:
+        """The columns of the table that are arrays, maps or tuples."""
+        return [
+            name
+            for name, kind in zip(self.columns.names, self.columns.types, strict=True)
+            if not can_be_nullable(bare(kind))
+        ]
+
+    def _refuse_nulls(self, file: DataFile, nested: Sequence[str]) -> None:
+        """:raises AuditError: a nested column of a file has NULL, or it is not known. ClickHouse would read it as an
+        empty value.
+        """
+        if nested and file.null_rows is None:
+            raise AuditError(
+                f"s3://{self.plan.bucket}/{file.key}: it is not known whether column {nested[0]} has NULL, which "
+                "ClickHouse would read as an empty value.",
+                hint="Nothing was published. Write Parquet, and make the plan of a snapshot with with_columns=True.",
+            )
+        if found := [name for name in nested if name in (file.null_rows or {})]:
+            raise AuditError(
+                f"s3://{self.plan.bucket}/{file.key}: column {found[0]} has an array, map or struct that is NULL in "
+                f"row {(file.null_rows or {})[found[0]]}, and ClickHouse has no such value.",
+                hint="Nothing was published. Write an empty one at the source.",
+            )
 
     def _s3(self, keys: Sequence[str], file_format: str, structure: str = "") -> str:
         name = keys[0] if len(keys) == 1 else f"{{{','.join(keys)}}}"
@@ -181,11 +230,37 @@ class Pull(ABC):
 
 
 class IcebergPull(Pull):
-    """Parquet files of an Iceberg table. Each belongs to one shard and has the table's types."""
+    """Parquet files of an Iceberg table, with the table's types. Each belongs to one shard.
+
+    If the table was written for another number of shards, each shard reads all files of a partition, and keeps the rows
+    of its bucket.
+    """
+
+    @property
+    def _mixed(self) -> bool:
+        return self.plan.buckets not in (None, self.shards)
+
+    def files_of(self, partition: PartitionPlan, shard: int) -> tuple[DataFile, ...]:
+        return partition.files if self._mixed else partition.of_shard(shard)
+
+    def check_partition(
+        self, partition: PartitionPlan, rows: Sequence[int], by_file: Sequence[Mapping[str, int]]
+    ) -> None:
+        if self._mixed and sum(rows) != partition.rows:
+            raise AuditError(
+                f"{self.plan.data_set.table}, partition {partition.partition}: the snapshot has {partition.rows} rows, "
+                f"but the shards together hold {sum(rows)}.",
+                hint="Nothing was published. Run the task again.",
+            )
+
+    def _where(self, shard: int) -> str:
+        return self._of_shard(shard) if self._mixed else ""
 
     def explain(self, error: Exception, client: Client, files: Sequence[DataFile]) -> AuditError | None:
         if not isinstance(error_of(None, error), ClickHouseError):
             return None
+        if told := _unreadable(error):
+            return told
         required = [(name, kind) for name, kind in self._typed if not holds_null(kind) and can_be_nullable(kind)]
         for file in files:
             inside = {name: name if file.names is None else file.names.get(name) for name, _ in required}
@@ -210,7 +285,7 @@ class IcebergPull(Pull):
         return sums(client, source, self.columns), {}
 
     def check_shard(self, where: str, files: Sequence[DataFile], rows: int) -> None:
-        if rows != (expected := sum(file.rows for file in files)):
+        if not self._mixed and rows != (expected := sum(file.rows for file in files)):
             raise AuditError(
                 f"{where}: the snapshot has {expected} rows, but staging holds {rows}.",
                 hint="Nothing was published. Run the task again.",
@@ -228,6 +303,17 @@ class IcebergPull(Pull):
                     hint="Nothing was published. Run the window of that file again, or make the column Nullable in a "
                     "step of sql/clickhouse (an Array, Map or Tuple cannot be Nullable).",
                 )
+        self._check_nested(partitions)
+
+    def _check_nested(self, partitions: Sequence[PartitionPlan]) -> None:
+        """Refuse arrays, maps and structs that are NULL in columns without sums.
+
+        With sums, the comparison of the sums finds them.
+        """
+        for partition in partitions:
+            unsummed = [name for name in self._nested if name not in self.plan.sums.get(partition.partition, {})]
+            for file in (file for file in partition.files if file.rows):
+                self._refuse_nulls(file, unsummed)
 
     def _select(self, files: Sequence[DataFile]) -> str:
         keys, names = [file.key for file in files], files[0].names
@@ -280,12 +366,14 @@ class ObjectsPull(Pull):
         by_file = sums_by_file(client, source, self.plan.bucket, files, self.columns, self.settings)
         return sum(by_file.values(), Sums()), {key: of_file.rows for key, of_file in by_file.items()}
 
-    def check_partition(self, partition: PartitionPlan, by_shard: Sequence[Mapping[str, int]]) -> None:
+    def check_partition(
+        self, partition: PartitionPlan, rows: Sequence[int], by_file: Sequence[Mapping[str, int]]
+    ) -> None:
         name = f"{self.plan.data_set.table}, partition {partition.partition}"
         keyless = f" A row without {self.plan.data_set.shard_by} belongs to no shard." if self._mixed else ""
         for file in partition.files:
-            rows = [shard.get(file.key, 0) for shard in by_shard]
-            for total in [sum(rows)] if self._mixed else rows:
+            of_file = [shard.get(file.key, 0) for shard in by_file]
+            for total in [sum(of_file)] if self._mixed else of_file:
                 if total != file.rows:
                     raise AuditError(
                         f"{name}: s3://{self.plan.bucket}/{file.key} should have {file.rows} rows, but "
@@ -357,17 +445,22 @@ class ObjectsPull(Pull):
         return self._csv
 
     def _where(self, shard: int) -> str:
-        if not self._mixed:
-            return ""
-        return f" WHERE icebergBucket({self.shards}, {quote_name(self.plan.data_set.shard_by or '')}) = {shard - 1}"
+        return self._of_shard(shard) if self._mixed else ""
 
     def _check_header(self, file: DataFile, client: Client, _shard: object) -> None:
         """Check the header of a CSV file, because ClickHouse would read a missing column as empty.
 
         :raises AuditError: the file's first line does not name every column of the table once.
         """
-        sql = f"SELECT line FROM {self._s3([file.key], 'LineAsString', 'line String')} LIMIT 1"
-        lines = client.query(sql, settings=STRICT).result_rows
+        # The driver would show bytes that are not text as hexadecimal digits.
+        line = f"toValidUTF8(line), startsWith(line, unhex('{_GZIP}'))"
+        sql = f"SELECT {line} FROM {self._s3([file.key], 'LineAsString', 'line String')} LIMIT 1"
+        lines = self._read_first(file, client, sql)
+        if lines and lines[0][1]:
+            raise AuditError(
+                f"s3://{self.plan.bucket}/{file.key} is compressed with gzip, but its name does not end in .gz.",
+                hint="Nothing was published. Name the object .csv.gz, or write it without compression.",
+            )
         header = next(csv.reader([lines[0][0].removeprefix("\ufeff")]), []) if lines else []
         shown = f"its first line is {','.join(header)[:200]!r}."
         if missing := [name for name in self.columns.names if name not in header]:
@@ -394,13 +487,30 @@ class ObjectsPull(Pull):
         :raises AuditError: the file has no such column, or its values are never values of the table's type.
         """
         sql = f"DESCRIBE TABLE {self._s3([file.key], str(self.plan.plain))}"
-        found = {row[0]: row[1] for row in client.query(sql, settings=STRICT).result_rows}
+        found = {row[0]: row[1] for row in self._read_first(file, client, sql)}
         if missing := [name for name in self.columns.names if name not in found]:
             raise AuditError(
                 f"{file.key} has no column {', '.join(missing)}. Its columns are {', '.join(found)[:200]}.",
                 hint="Nothing was published. The file must have every column of the table.",
             )
+        self._refuse_nulls(file, self._nested)
         self._by_key[file.key] = self._convert(file, lambda name, kind: from_value(quote_name(name), found[name], kind))
+
+    def _read_first(self, file: DataFile, client: Client, sql: str) -> Sequence[Sequence[Any]]:
+        """The result of the first query that reads an object.
+
+        :raises AuditError: ClickHouse cannot read the object.
+        """
+        try:
+            # types as the table's columns name them: in one line
+            return client.query(sql, settings={**STRICT, "print_pretty_type_names": 0}).result_rows
+        except Exception as e:
+            if not isinstance(unreadable := error_of(None, e), ClickHouseError):
+                raise
+            raise AuditError(
+                f"s3://{self.plan.bucket}/{file.key} cannot be read as {self.plan.plain}. {unreadable.message}",
+                hint="Nothing was published. Correct the file. A name that ends in .gz or the like means compression.",
+            ) from None
 
     def _convert(self, file: DataFile, conversion: Callable[[str, str], Conversion]) -> dict[str, Conversion]:
         made = {}
@@ -415,6 +525,32 @@ class ObjectsPull(Pull):
                     "or load it through a Spark job.",
                 ) from None
         return made
+
+
+def _unreadable(error: Exception) -> AuditError | None:
+    """ClickHouse's error about the content of a file, with the next step; None: the error is about another thing."""
+    told = error_of(None, error)
+    if not isinstance(told, ClickHouseError) or told.code not in _CONTENT_ERRORS:
+        return None
+    place = _READ_COLUMN.search(told.message)
+    if place and (found := _DATE_OUT_OF_RANGE.search(told.message)):
+        return AuditError(
+            f"s3://{place['path']}: column {place['column']} has the date {_day(int(found['days']))}, and Date holds "
+            "1970-01-01 to 2149-06-06.",
+            hint="Nothing was published. Make it a Date32 in a step of sql/clickhouse, or correct it in the job.",
+        )
+    return AuditError(
+        f"A file does not fit the table. {told.message}",
+        hint="Nothing was published. Compare the types of the columns in the lake and in ClickHouse.",
+    )
+
+
+def _day(days: int) -> str:
+    """A number of days since 1970-01-01 as a date."""
+    try:
+        return (date(1970, 1, 1) + timedelta(days)).isoformat()
+    except OverflowError:
+        return f"{days} days after 1970-01-01"
 
 
 def pull_of(plan: LoadPlan, columns: Columns, shards: int) -> Pull:

@@ -102,7 +102,7 @@ def rebuild(
     with closing(open_catalog(endpoints.lake, endpoints.s3)) as catalog:
         for group in _groups(lost):
             try:
-                planned = _plan(endpoints, catalog, group)
+                planned = plan_of(endpoints, catalog, group)
                 report = publisher.publish(planned, run_id=run_id, lost={p.partition: p for p in group})
             except TrilakeError as e:
                 failed += [(publication, e) for publication in group]
@@ -136,7 +136,7 @@ def _groups(publications: Iterable[Publication]) -> Iterator[list[Publication]]:
         yield from (group[start : start + size] for start in range(0, len(group), size))
 
 
-def _plan(endpoints: Endpoints, catalog: SqlCatalog, group: list[Publication]) -> LoadPlan:
+def plan_of(endpoints: Endpoints, catalog: SqlCatalog, group: list[Publication]) -> LoadPlan:
     """A plan of exactly the states that these publications show.
 
     :raises CannotRebuildError: the source is not known, or is another one now.

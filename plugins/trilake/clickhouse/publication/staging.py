@@ -86,7 +86,9 @@ class Staging:
         loads: dict[str, QueryMetrics] = {}
         for partition in partitions:
             by_shard = {s.number: c for (s, p), c in zip(at, cells, strict=True) if p.partition == partition.partition}
-            self.pull.check_partition(partition, [cell.by_file for cell in by_shard.values()])
+            self.pull.check_partition(
+                partition, [cell.rows for cell in by_shard.values()], [cell.by_file for cell in by_shard.values()]
+            )
             if expected := self.plan.sums.get(partition.partition):
                 where = f"{self.plan.data_set.table}, partition {partition.partition}"
                 compare(where, self._of_table(expected), [cell.sums for cell in by_shard.values()])
@@ -143,7 +145,7 @@ class Staging:
         staging = self._quoted(partition, shard)
         client.command(f"CREATE TABLE {staging} AS {quote_name(shard.database)}.{quote_name(data_set.local_table)}")
         client.command(f"ALTER TABLE {staging} MODIFY SETTING min_bytes_for_wide_part = {COMPACT_BYTES}")
-        files = partition.of_shard(shard.number)
+        files = self.pull.files_of(partition, shard.number)
         pulled, by_file, loads = Sums(), dict[str, int](), dict[str, QueryMetrics]()
         for source in self.pull.sources(files, shard.number):
             query_id = f"publish:{self.attempt}:{partition.partition}:{shard.number}:{len(loads) + 1}"

@@ -82,16 +82,17 @@ class Switch:
         partition_id = quote_text(data_set.partition_id(publication.partition))
         staging = quote_name(data_set.staging_table(publication.attempt, publication.partition))
         local = quote_name(data_set.local_table)
+        cluster = self.cluster.only(publication.rows)
         try:
             for attempt in self.ledger.lower_fences(publication):
                 self._drop(publication, attempt)
-            self.cluster.every_shard(
+            cluster.every_shard(
                 Statement(
                     f"ALTER TABLE {{shard}}.{local} REPLACE PARTITION ID {partition_id} FROM {{shard}}.{staging}",
                     REPLACE_SETTINGS,
                 )
             )
-            counted = self.cluster.every_shard(
+            counted = cluster.every_shard(
                 Statement(f"SELECT count() FROM {{shard}}.{local} WHERE _partition_id = {partition_id}")
             )
         except TrilakeError as e:

@@ -28,10 +28,12 @@ from trilake.platform.embedded.java import Java
 from trilake.platform.embedded.processes import base_environment
 from trilake.platform.package_files import package_file
 from trilake.platform.private_files import write_private
+from trilake.project import settings as project_settings
 from trilake.spark.application import NAMESPACE
 
 CLUSTER = "trilake"
-SHARDS = ("shard_1", "shard_2")
+# Databases of the one server. `shards` in the project's [tool.trilake] sets another number.
+SHARDS = 2
 ANALYTICS = "analytics"
 JOBS_SECRET = "trilake-jobs"  # noqa: S105  the Secret's name
 # The path of a kubeconfig. If it is set, Spark jobs run on that cluster and not on the platform's own API server.
@@ -45,11 +47,35 @@ _DRIVERS = 2
 _DRIVER_MEMORY = "1g"
 
 
+def shard_names(number: int) -> tuple[str, ...]:
+    """The databases of the shards."""
+    return tuple(f"shard_{n}" for n in range(1, number + 1))
+
+
+def shards_of(project: Path) -> int:
+    """The number of shards that a project asks for.
+
+    :raises ConfigurationError: it is not a whole number from 1 to 16.
+    """
+    number = project_settings(project).get("shards", SHARDS)
+    if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= 16:
+        raise ConfigurationError(
+            f"shards is {number!r} in [tool.trilake] of {project / 'pyproject.toml'}.",
+            hint="Set a whole number from 1 to 16.",
+        )
+    return number
+
+
 def connections(
-    ports: Mapping[str, int], secrets: Mapping[str, str], environ: Mapping[str, str] = os.environ
+    ports: Mapping[str, int],
+    secrets: Mapping[str, str],
+    environ: Mapping[str, str] = os.environ,
+    *,
+    shards: int = SHARDS,
 ) -> dict[str, dict[str, Any]]:
     """The platform's Airflow connections, by id.
 
+    :param shards: how many shards the ClickHouse cluster has.
     :raises ConfigurationError: the file of ``TRILAKE_KUBECONFIG`` is not a kubeconfig, or needs other files.
     """
     cluster, namespace = kubeconfig(ports, secrets), NAMESPACE
@@ -62,10 +88,11 @@ def connections(
         secrets["s3_secret_access_key"],
         unfinished_keys=s3.UNFINISHED_KEYS,
     )
-    shards = tuple(
-        ClickHouseShard(number, LOOPBACK, ports["clickhouse"], name) for number, name in enumerate(SHARDS, start=1)
+    databases = tuple(
+        ClickHouseShard(number, LOOPBACK, ports["clickhouse"], name)
+        for number, name in enumerate(shard_names(shards), start=1)
     )
-    clickhouse = ClickHouseEndpoint(shards, "trilake", secrets["clickhouse_trilake"], CLUSTER, ANALYTICS)
+    clickhouse = ClickHouseEndpoint(databases, "trilake", secrets["clickhouse_trilake"], CLUSTER, ANALYTICS)
     return {
         S3_CONNECTION: s3_endpoint.connection(),
         LAKE_CONNECTION: postgres.endpoint(ports["postgres"], secrets, "lake").connection(),
@@ -123,14 +150,15 @@ def write(home: Home, java: Java, spark_jars: Path) -> dict[str, str]:
     :raises ConfigurationError: a file of the home is damaged, or no port is free.
     """
     ports, client_ports, secrets = home.ports(), home.client_ports(), home.secrets()
-    connection_variables = as_environment(connections(client_ports, secrets))
+    shards = shards_of(home.project)
+    connection_variables = as_environment(connections(client_ports, secrets, shards=shards))
     clickhouse = {
         "host": LOOPBACK,
         "port": ports["clickhouse"],
         "data": str(home.data("clickhouse")),
         "users": {"trilake": secrets["clickhouse_trilake"]},
         "cluster": CLUSTER,
-        "shards": list(SHARDS),
+        "shards": list(shard_names(shards)),
         "database": ANALYTICS,
         "named_collections": {
             bucket: {
