@@ -31,6 +31,11 @@ COUNTS = {
 def back_up(machine: Machine, *, base: bool = False) -> None:
     """:raises BackupError: something is missing in the repository; what is there stays."""
     with machine.locked(), machine.reporting("backup") as result:
+        if machine.unfinished_restore.exists():
+            raise BackupError(
+                "A restore was interrupted while it exchanged volumes. Stop all services, and run "
+                "`restore --replace` again."
+            )
         volume = machine.volume("wal")
         for server in SERVERS:
             _base_backup(machine, server, volume / server, now=base)

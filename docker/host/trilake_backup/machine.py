@@ -93,6 +93,11 @@ class Machine:
             result["seconds"] = round((datetime.now(UTC) - began).total_seconds(), 1)
             write(path, json.dumps(result, indent=2))
 
+    @property
+    def unfinished_restore(self) -> Path:
+        """Exists while a restore exchanges volumes. If it was interrupted then, some volumes are old."""
+        return self.state / "restoring"
+
     # --- Docker
 
     def container(self, service: str) -> str:

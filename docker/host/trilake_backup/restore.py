@@ -26,6 +26,8 @@ def restore(machine: Machine, *, at: datetime | None = None, replace: bool = Fal
             raise BackupError(f"{', '.join(running)} runs. Stop all services first: `docker compose down`.")
         chosen, s3 = choose(machine, at)
         volumes = {name: machine.volume(name, make=True) for name in (*SERVERS, "s3", "vpn_pki", "wal")}
+        for folder in volumes.values():
+            folder.mkdir(exist_ok=True)  # an interrupted restore may have moved it aside
         held = [name for name, folder in volumes.items() if any(folder.iterdir())]
         if held and not replace:
             raise BackupError(f"The volumes {', '.join(held)} have data. Give --replace to move it aside.")
@@ -53,7 +55,9 @@ def restore(machine: Machine, *, at: datetime | None = None, replace: bool = Fal
             lost = _lost(machine, chosen, at, found)
         finally:
             shutil.rmtree(saved, ignore_errors=True)
+        write(machine.unfinished_restore, json.dumps({"run": chosen.run}))
         aside = _exchange(volumes, fresh)
+        machine.unfinished_restore.unlink()
         if not machine.settings.exists():
             newest = machine.newest("settings")
             write(machine.settings, machine.restic("dump", "--no-lock", newest.id, "settings").rstrip("\n"))
