@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -74,6 +76,9 @@ class Stores:
             docker("volume", "rm", f"{NAME}_{name}")
 
     def program(self, verb: str, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        return self.run(str(PROJECT / "docker" / "host" / verb), *arguments, **environ)
+
+    def run(self, *command: str, **environ: str) -> subprocess.CompletedProcess[str]:
         settings = {
             "COMPOSE_PROJECT_NAME": NAME,
             "TRILAKE_SETTINGS": str(self.env_file),
@@ -81,7 +86,6 @@ class Stores:
             "RESTIC_REPOSITORY": str(self.repository),
             "RESTIC_PASSWORD": "of the tests",
         }
-        command = [str(PROJECT / "docker" / "host" / verb), *arguments]
         return subprocess.run(
             command, env=os.environ | settings | environ, capture_output=True, text=True, timeout=1200, check=False
         )
@@ -241,6 +245,43 @@ def test_if_the_server_dropped_wal_that_was_not_received_a_new_base_backup_begin
     assert sorted(path.name for path in bases.iterdir())[-1] > before[-1]
     assert "base backup" not in stores.program("backup").stdout
     assert stores.succeed("drill")["counts"]
+
+
+# ends the process before it renames a folder of a volume for the nth time
+KILLED_AT = """
+import os, pathlib, signal, sys
+sys.path.insert(0, sys.argv[1])
+left, rename = int(sys.argv[2]), pathlib.Path.rename
+def counted(path, target):
+    global left
+    left -= path.name.startswith("_data")
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(path, target)
+pathlib.Path.rename = counted
+from trilake_backup.machine import Machine
+from trilake_backup.restore import restore
+restore(Machine.from_environment(), replace=True)
+"""
+
+
+@pytest.mark.rotates(3)
+def test_a_restore_that_was_killed_between_volumes_is_repeated_and_no_backup_is_made_before(stores: Stores) -> None:
+    stores.up()
+    writer = Writer(stores)
+    writer.await_commits(2)
+    last = stores.succeed("backup")
+    acknowledged = writer.acknowledged(datetime.fromisoformat(last["until"]))
+    docker("rm", "--force", f"{NAME}-writer")
+    stores.compose("down", "--timeout", "5")
+    for step in ("1", "4"):
+        killed = stores.run(sys.executable, "-c", KILLED_AT, str(PROJECT / "docker" / "host"), step)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert "A restore was interrupted" in stores.program("backup").stderr
+    stores.succeed("restore", "--replace")
+    stores.up()
+    assert stores.committed()["lake"] >= acknowledged
+    stores.succeed("backup", "--base")
 
 
 def test_the_user_of_backups_enters_no_database(stores: Stores) -> None:
