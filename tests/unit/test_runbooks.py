@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,32 +11,15 @@ import pytest
 import typer.main
 
 from support.compose_rules import PROJECT, read
+from support.runbooks import PAGES, commands
 from trilake.cli import app
 
-OPERATIONS = PROJECT / "docs" / "operations"
-PAGES = [*sorted((OPERATIONS / "runbooks").glob("*.md")), OPERATIONS / "backup.md"]
 COMMANDS = typer.main.get_command(app)
 SERVICES = {
     *read((PROJECT / "docker" / "vps_1" / "compose.yml").read_text())["services"],
     *read((PROJECT / "docker" / "vps_1" / "openvpn.yml").read_text())["services"],
 }
 TARGETS = set(re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
-COMPOSE = "docker compose --env-file .env -f docker/vps_1/compose.yml"
-
-
-def commands(page: Path) -> list[list[str]]:
-    """What stands in code, split as a shell does it."""
-    text = page.read_text()
-    blocks = re.findall(r"^ *```\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)
-    inline = re.findall(r"`([^`\n]+)`", re.sub(r"^ *```\n.*?^ *```$", "", text, flags=re.MULTILINE | re.DOTALL))
-    lines = [line.strip() for block in blocks for line in block.splitlines()] + inline
-    found = []
-    for line in lines:
-        try:
-            found.append(shlex.split(line.replace(COMPOSE, "C"), comments=True))
-        except ValueError:
-            continue
-    return [words for words in found if words]
 
 
 def problems(words: list[str]) -> Iterator[str]:
