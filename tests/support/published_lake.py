@@ -20,6 +20,7 @@ from trilake.clickhouse.cluster import Statement
 from trilake.clickhouse.publication.comparison import Comparison, compare
 from trilake.clickhouse.publication.publisher import Publisher
 from trilake.clickhouse.publication.rebuild import RebuildReport, rebuild
+from trilake.clickhouse.readers_table import readers_table_ddl
 from trilake.lake.catalog import ensure_namespace, open_catalog, plan
 from trilake.lake.data_set import CURATED_NAMESPACE
 
@@ -89,6 +90,12 @@ class Lake:
     def lose(self, partition: str, shard: int = 1) -> None:
         lost = f"ALTER TABLE {self.local} DROP PARTITION ID '{self.data_set.partition_id(partition)}'"
         self.cluster.on_shard(self.cluster.shards[shard - 1], Statement(lost))
+
+    def show(self) -> None:
+        """Create the table over all shards."""
+        host, local = self.cluster.shards[0], self.data_set.local_table
+        ddl = readers_table_ddl(self.cluster.endpoint, host, self.name, local, partitioned=True)
+        self.cluster.any_host(Statement(ddl))
 
     def compare(self, *, checksums: bool = False) -> Comparison:
         return compare(self.cluster, self.ledger, self.name, checksums=checksums)

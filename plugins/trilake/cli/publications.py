@@ -173,7 +173,12 @@ def rebuild(
     from trilake.clickhouse.publication import comparison
     from trilake.clickhouse.publication.ledger import Ledger
     from trilake.clickhouse.publication.rebuild import rebuild as publish_again
+    from trilake.errors import ConfigurationError
 
+    if drop_unknown and partition:
+        raise ConfigurationError(
+            "--drop-unknown and --partition cannot be combined.", hint="Leave --partition out: nothing else is dropped."
+        )
     endpoints = options.endpoints()
     ledger = Ledger(endpoints.lake)
     with Cluster(endpoints.clickhouse, comment={"by": "trilake rebuild"}) as cluster:
@@ -214,20 +219,21 @@ def reshard(
 
     The connection must name all shards, the old ones and the new ones.
     """
-    from dataclasses import asdict
-
     from trilake.clickhouse.cluster import Cluster
     from trilake.clickhouse.publication import reshard as resharding
     from trilake.clickhouse.publication.ledger import Ledger
 
     endpoints = options.endpoints()
-    tables = [table] if table else sorted({p.table for p in Ledger(endpoints.lake).publications()})
-    _create_tables(endpoints)
+    ledger = Ledger(endpoints.lake)
+    tables = [table] if table else sorted({p.table for p in ledger.publications()})
+    if not ledger.shard_sets.resharding():  # else a migration may be refused until the reshard is finished
+        _create_tables(endpoints)
     with Cluster(endpoints.clickhouse, comment={"by": "trilake reshard"}) as cluster:
         reports = [
             resharding.reshard(endpoints, cluster, name, shards, progress=lambda line: print(line, file=sys.stderr))
             for name in tables
         ]
+    _create_tables(endpoints)  # also dimension tables that nobody could read on a new server
     options.print_table(("table", "before", "after", "partitions"), [asdict(r) for r in reports], as_json=json)
 
 

@@ -273,21 +273,22 @@ class Cluster:
             time.sleep(_POLL_S)
 
     def check_topology(self) -> None:
-        """:raises ClickHouseError: the server's list of shards differs from the connection's."""
-        rows = self.any_host(
+        """:raises ClickHouseError: a server's list of shards differs from the connection's."""
+        by_host = self.every_host(
             Statement(
                 "SELECT shard_num, default_database FROM system.clusters "
                 f"WHERE cluster = {quote_text(self.endpoint.cluster)} ORDER BY shard_num"
             )
         )
-        listed = {int(number): database for number, database in rows}
         named = {shard.number: shard.database for shard in self.shards}
-        if listed != named:
-            raise ClickHouseError(
-                f"The connection names the shards {named}, but system.clusters lists {listed or 'none'} for cluster "
-                f"{self.endpoint.cluster}.",
-                hint="Name the same shards in the connection's extra and in the server's remote_servers.",
-            )
+        for host in self.hosts:
+            listed = {int(number): database for number, database in by_host[host.number]}
+            if listed != named:
+                raise ClickHouseError(
+                    f"The connection names the shards {named}, but system.clusters of {host} lists {listed or 'none'} "
+                    f"for cluster {self.endpoint.cluster}.",
+                    hint="Name the same shards in the connection's extra and in each server's remote_servers.",
+                )
 
     # --- internals
 

@@ -14,6 +14,7 @@ from trilake.clickhouse.publication.checks import read_checks
 from trilake.clickhouse.publication.comparison import compare
 from trilake.clickhouse.publication.publisher import Publisher
 from trilake.clickhouse.publication.reshard import finish_reshards
+from trilake.clickhouse.publication.switch import raise_all
 from trilake.endpoints import CLICKHOUSE_CONNECTION
 from trilake.errors import TrilakeError
 from trilake.hooks.clickhouse import ClickHouseHook
@@ -121,6 +122,8 @@ class CheckPublicationsOperator(BaseOperator):
         for table, partition_id, rows in compared.unknown:
             self.log.warning("Partition %s of %s has %s rows in ClickHouse, but was never published. `trilake rebuild "
                              "--drop-unknown` drops it.", partition_id, table, rows)  # fmt: skip
+        for table in compared.moving:
+            self.log.warning("%s was not compared: a reshard of it is being finished", table)
         compared.raise_differences()
         return {"partitions": len(compared.compared)}
 
@@ -152,18 +155,18 @@ class FinishPublicationsOperator(BaseOperator):
             finished, cleaned, error = [], [], None
             try:
                 finished = publisher.finish(self.table)
-                for table in finish_reshards(cluster, lake.ledger()):
-                    self.log.info("Finished the reshard of %s", table)
             except TrilakeError as e:
                 error = e  # a publication that is stuck must not stop the cleaning
+            resharded, problems = finish_reshards(cluster, lake.ledger())
             cleaned = publisher.clean(self.table)
         for publication in finished:
             self.log.info("Finished %s of %s (run %s, fence %s)", publication.partition, publication.table,
                           publication.run_id, publication.fence)  # fmt: skip
         self.log.info("%s publications finished, %s attempts cleaned up: %s", len(finished), len(cleaned),
                       ", ".join(cleaned) or "none")  # fmt: skip
-        if error:
-            raise error
+        for table in resharded:
+            self.log.info("Finished the reshard of %s", table)
+        raise_all([*([error] if error else []), *problems])
         return {
             "finished": [{"table": row.table, "partition": row.partition} for row in finished],
             "cleaned": cleaned,

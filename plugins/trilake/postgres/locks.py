@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from enum import IntEnum
@@ -110,6 +110,35 @@ def try_lock(endpoint: PostgresEndpoint, space: LockSpace, name: str) -> Iterato
         cursor.execute("SELECT pg_try_advisory_lock(%s, %s)", (space, lock_key(name)))
         row = cursor.fetchone()
         yield bool(row and row[0])
+
+
+@contextmanager
+def watched_lock(endpoint: PostgresEndpoint, space: LockSpace, name: str) -> Iterator[Callable[[], bool] | None]:
+    """Like `try_lock`. Yields None if the lock is not free, or else a function that says whether it is still held.
+
+    A server that restarts loses its locks. Ask before each step that no other process may do at the same time.
+    """
+    import psycopg2
+
+    with connect(endpoint, autocommit=True) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT pg_try_advisory_lock(%s, %s)", (space, lock_key(name)))
+
+        def held() -> bool:
+            try:
+                cursor.execute("SELECT 1")
+            except psycopg2.Error:
+                return False
+            return True
+
+        yield held if cursor.fetchone() == (True,) else None
+
+
+@contextmanager
+def migration_lock(endpoint: PostgresEndpoint) -> Iterator[None]:
+    """Wait until no migration runs, and keep others waiting for the length of the block."""
+    with connect(endpoint, autocommit=True) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_lock(%s)", (MIGRATION_LOCK,))
+        yield
 
 
 def lock_key(text: str) -> int:

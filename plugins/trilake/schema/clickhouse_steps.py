@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from trilake.clickhouse.cluster import Cluster, Statement, quote_name, quote_text
 from trilake.clickhouse.readers_table import readers_table_ddl
@@ -28,13 +28,14 @@ def migrate_clickhouse(
     *,
     dry_run: bool,
     shards_that_lost: Callable[[str], Collection[int]] = lambda _table: (),
-    resharding: Collection[str] = (),
+    resharding: Mapping[str, int] | None = None,
 ) -> list[Planned]:
     """Apply the pending steps to every shard, then create or update the tables over all shards.
 
     :param shards_that_lost: the numbers of the shards that do not hold the published rows of a table. Then nobody may
         read the table over all shards: a query would see too few rows without an error.
-    :param resharding: tables that may not be altered now, because their rows are being copied to other shards.
+    :param resharding: tables that may not be altered now, because their rows are being copied to other shards, and to
+        how many.
     :raises MigrationError: a step would alter such a table.
     """
     planned: list[Planned] = []
@@ -51,13 +52,17 @@ def migrate_clickhouse(
     for shard in cluster.shards:
         ours = plan(steps, str(shard), _still_there(cluster, shard, steps, _recorded(cluster, shard)))
         planned += ours
+        created = set[str]()  # the tables that this shard did not have: nothing can be copied from them
         for item in ours:
             if dry_run or item.state == "applied":
                 continue
-            if item.step.table in resharding and not item.step.first:
+            if item.step.first:
+                created.add(item.step.table)
+            if item.step.table in (resharding or {}) and item.step.table not in created:
                 raise MigrationError(
                     f"{item.step.file} would alter {item.step.table}, whose rows are being spread over other shards.",
-                    hint=f"Finish the reshard first: `trilake reshard --table {item.step.table} --shards N`.",
+                    hint=f"Finish the reshard first: `trilake reshard --table {item.step.table} --shards "
+                    f"{(resharding or {})[item.step.table]}`.",
                 )
             # This is not a transaction: if the process dies here, a step is applied but not recorded. It is then
             # applied again, so CREATE has IF NOT EXISTS (added below), and ALTER must have it too.

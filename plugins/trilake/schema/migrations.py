@@ -9,16 +9,14 @@ table, of which every shard has a full copy.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from trilake.clickhouse.cluster import Cluster
 from trilake.clickhouse.publication.comparison import compare
 from trilake.clickhouse.publication.ledger import Ledger
-from trilake.endpoints import Endpoints, PostgresEndpoint
+from trilake.endpoints import Endpoints
 from trilake.postgres.connection import connect
-from trilake.postgres.locks import MIGRATION_LOCK
+from trilake.postgres.locks import migration_lock
 from trilake.schema.clickhouse_steps import migrate_clickhouse
 from trilake.schema.postgres_steps import migrate_postgres
 from trilake.schema.steps import MigrationError, Planned, own_steps, read_steps
@@ -35,7 +33,7 @@ def migrate(endpoints: Endpoints, sql_folder: Path, *, dry_run: bool = False) ->
     """
     steps = [*own_steps(), *read_steps(sql_folder)]
     planned: list[Planned] = []
-    with _one_at_a_time(endpoints.lake):
+    with migration_lock(endpoints.lake):
         for database, endpoint in (("lake", endpoints.lake), ("oltp", endpoints.oltp)):
             with connect(endpoint) as connection:
                 planned += migrate_postgres(
@@ -50,7 +48,7 @@ def migrate(endpoints: Endpoints, sql_folder: Path, *, dry_run: bool = False) ->
                 cluster,
                 [step for step in steps if step.database == "clickhouse"],
                 dry_run=dry_run,
-                resharding=() if dry_run else ledger.shard_sets.resharding(),
+                resharding={} if dry_run else ledger.shard_sets.resharding(),
                 shards_that_lost=lambda table: {
                     difference.shard for difference in compare(cluster, ledger, table).differences
                 },
@@ -62,16 +60,10 @@ def _check_shards(ledger: Ledger, cluster: Cluster) -> None:
     """:raises MigrationError: rows are on a shard that the connection does not name, so nobody would read them."""
     named = len(cluster.shards)
     for table, shard_set in ledger.shard_sets.all().items():
-        if (shard_set.shards or 0) > named:
+        needed = max(shard_set.shards or 0, (shard_set.next_shards or 0) if shard_set.switching else 0)
+        if needed > named:
             raise MigrationError(
-                f"The rows of {table} are on {shard_set.shards} shards, but the connection names {named}.",
+                f"The rows of {table} are on {needed} shards, but the connection names {named}.",
                 hint="Name all shards again. To remove one, spread the rows over fewer shards first: "
                 f"`trilake reshard --shards {named}`.",
             )
-
-
-@contextmanager
-def _one_at_a_time(lake: PostgresEndpoint) -> Iterator[None]:
-    with connect(lake, autocommit=True) as connection, connection.cursor() as cursor:
-        cursor.execute("SELECT pg_advisory_lock(%s)", (MIGRATION_LOCK,))
-        yield

@@ -10,12 +10,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from pyiceberg.types import IntegerType
 
 from support.publication_table import Table
 from support.published_lake import Lake
-from trilake.clickhouse import readers_table
-from trilake.clickhouse.cluster import Cluster, Statement
+from trilake.clickhouse.cluster import ClickHouseError, Cluster, Statement
 from trilake.clickhouse.publication import reshard as resharding
+from trilake.clickhouse.publication.comparison import RowsLostError
 from trilake.clickhouse.publication.publisher import Publisher
 from trilake.clickhouse.publication.reshard import ReshardError, ReshardReport, copy_table, finish_reshards
 from trilake.clickhouse.publication.shard_sets import ReshardedError, ShardSets
@@ -49,10 +50,7 @@ def lake(endpoints: Endpoints, cluster: Cluster) -> Iterator[Lake]:
     made.commit(2, *(f"m{n}" for n in range(25)))
     planned = plan(made.iceberg, made.data_set, [JANUARY, FEBRUARY], with_columns=True)
     Publisher(cluster.only([1, 2]), made.ledger).publish(planned, run_id="run")
-    show = readers_table.readers_table_ddl(
-        cluster.endpoint, cluster.shards[0], made.name, made.data_set.local_table, partitioned=True
-    )
-    cluster.any_host(Statement(show))
+    made.show()
     yield made
     cluster.any_host(Statement(f"DROP TABLE IF EXISTS {made.endpoints.clickhouse.database}.{made.name} SYNC"))
     made.drop()
@@ -227,7 +225,8 @@ def test_what_was_decided_is_finished_by_the_housekeeping(lake: Lake, monkeypatc
     with pytest.raises(ReshardedError, match=f"`trilake reshard --table {lake.name} --shards 3`"):
         lake.publish(JANUARY)
     assert not lake.compare().compared  # a check during the switch does not report a loss
-    assert finish_reshards(lake.cluster, lake.ledger) == [lake.name]
+    assert lake.compare().moving == (lake.name,)
+    assert finish_reshards(lake.cluster, lake.ledger) == ([lake.name], [])
     all_is_right(lake, 3, seen)
 
 
@@ -264,13 +263,71 @@ def test_a_copy_that_was_changed_is_made_again(lake: Lake, monkeypatch: pytest.M
     all_is_right(lake, 3, seen)
 
 
+def test_a_copy_that_is_lost_after_the_decision_does_not_end_in_a_dead_end(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = read(lake)
+    with monkeypatch.context() as patched:
+        patched.setattr(resharding._Tables, "finish", lambda _self: None)
+        reshard(lake, 3)
+    lost = Statement(f"DROP TABLE {{shard}}.{copy_table(lake.name)} SYNC")
+    lake.cluster.on_shard(lake.cluster.shards[2], lost)
+    with pytest.raises(RowsLostError, match=f"`trilake rebuild --table {lake.name}` brings them back"):
+        reshard(lake, 3)
+    with pytest.raises(ClickHouseError, match="UNKNOWN_TABLE"):  # and not a number that is too small
+        read(lake)
+    lake.rebuild()
+    lake.show()
+    all_is_right(lake, 3, seen)
+
+
+def test_rows_on_a_shard_that_the_ledger_does_not_name_are_removed_with_the_next_publication(lake: Lake) -> None:
+    """As after a restore of the ledger to a time before a reshard."""
+    seen = read(lake)
+    third = lake.cluster.shards[2]
+    lake.cluster.on_shard(third, Statement(f"INSERT INTO {lake.local} SELECT * FROM {lake.cluster.shards[0].database}."
+                                           f"{lake.data_set.local_table}"))  # fmt: skip
+    with pytest.raises(RowsLostError, match=r"shard 3 holds .* rows, and the ledger says 0"):
+        lake.compare().raise_differences()
+    lake.rebuild()
+    all_is_right(lake, 2, seen)
+
+
+def test_a_column_that_was_added_since_stays_as_it_is(lake: Lake) -> None:
+    """In the lake and in ClickHouse: partitions that were published before have its default."""
+    add = f"ALTER TABLE {lake.local} ADD COLUMN more Nullable(Int32) DEFAULT 7"
+    lake.cluster.every_shard(Statement(add))
+    with lake.iceberg.update_schema() as schema:
+        schema.add_column("more", IntegerType())
+    seen = read(lake)
+    reshard(lake, 3)
+    lake.lose(FEBRUARY)
+    lake.rebuild()
+    all_is_right(lake, 3, seen)
+    values = lake.cluster.every_shard(Statement(f"SELECT DISTINCT more FROM {lake.local}"))
+    assert {row for rows in values.values() for row in rows} == {(7,)}
+
+
+def test_a_connection_that_lacks_a_shard_finishes_nothing(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = read(lake)
+    with monkeypatch.context() as patched:
+        patched.setattr(resharding._Tables, "finish", lambda _self: None)
+        reshard(lake, 3)
+    finished, (error,) = finish_reshards(lake.cluster.only([1, 2]), lake.ledger)
+    assert finished == []
+    assert "the connection names 2 shards" in str(error)
+    reshard(lake, 3)
+    all_is_right(lake, 3, seen)
+
+
 def test_a_table_is_not_altered_while_its_rows_move(lake: Lake) -> None:
     table = Step(f"clickhouse/{lake.name}/table.sql", lake.name, "clickhouse", f"CREATE TABLE {lake.name} (k Int32)")
     column = Step(
         f"clickhouse/{lake.name}/001_a.sql", lake.name, "clickhouse", f"ALTER TABLE {lake.name} ADD COLUMN a Int8"
     )
+    migrate_clickhouse(lake.cluster, [table], dry_run=False)
     lake.ledger.shard_sets.begin(lake.name, 3)
-    with pytest.raises(MigrationError, match="Finish the reshard first"):
+    with pytest.raises(MigrationError, match=f"Finish the reshard first: .*{lake.name} --shards 3"):
         migrate_clickhouse(lake.cluster, [table, column], dry_run=False, resharding=lake.ledger.shard_sets.resharding())
 
 

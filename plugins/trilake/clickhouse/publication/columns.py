@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from trilake.clickhouse.cluster import ClickHouseError, Cluster, Statement, quote_name, quote_text
@@ -37,6 +38,12 @@ class Columns:
     def typed(self) -> tuple[tuple[str, str], ...]:
         """Name and type of each column."""
         return tuple(zip(self.names, self.types, strict=True))
+
+    def only(self, typed: Iterable[tuple[str, str]]) -> Columns:
+        """These of the columns, by name."""
+        wanted = {name for name, _ in typed}
+        kept = [(name, kind) for name, kind in self.typed if name in wanted]
+        return Columns(tuple(name for name, _ in kept), tuple(kind for _, kind in kept))
 
     @property
     def listed(self) -> str:

@@ -6,6 +6,7 @@ counted. So a publication that runs meanwhile is never reported as a loss.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from trilake.clickhouse.cluster import Cluster, Statement, quote_name, quote_text
 from trilake.clickhouse.publication.ledger import Ledger, Publication
+from trilake.clickhouse.publication.partitions import ttl_of
 from trilake.errors import TrilakeError
 from trilake.lake.data_set import WHOLE, DataSet
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
 
     from trilake.endpoints import ClickHouseShard
+
+log = logging.getLogger(__name__)
 
 # An error names at most so many differences.
 _SHOWN = 10
@@ -65,6 +69,7 @@ class Comparison:
     :param compared: the publications that were compared.
     :param differences: what shards do not hold, by table, partition and shard.
     :param unknown: table, partition id and rows of partitions that ClickHouse holds, but that were never published.
+    :param moving: tables that were not compared, because a reshard of them is being finished.
     :param without_checksum: publications of which only the rows could be counted: an older version published them, or
         the table's columns were changed since.
     """
@@ -73,6 +78,7 @@ class Comparison:
     differences: tuple[Difference, ...] = ()
     unknown: tuple[tuple[str, str, int], ...] = ()
     without_checksum: tuple[Publication, ...] = ()
+    moving: tuple[str, ...] = ()
 
     @property
     def lost(self) -> tuple[Publication, ...]:
@@ -87,7 +93,8 @@ class Comparison:
         more = f"; and {len(self.differences) - _SHOWN} more" if len(self.differences) > _SHOWN else ""
         tables = {difference.publication.table for difference in self.differences}
         raise RowsLostError(
-            f"ClickHouse lost published rows: {'; '.join(map(str, self.differences[:_SHOWN]))}{more}.",
+            "ClickHouse does not hold exactly the published rows: "
+            f"{'; '.join(map(str, self.differences[:_SHOWN]))}{more}.",
             hint=f"`trilake rebuild{f' --table {tables.pop()}' if len(tables) == 1 else ''}` publishes them again.",
         )
 
@@ -128,6 +135,7 @@ def compare(
         tuple(difference for of_table in found for difference in of_table.differences),
         tuple(partition for of_table in found for partition in of_table.unknown),
         tuple(publication for of_table in found for publication in of_table.without_checksum),
+        tuple(table for of_table in found for table in of_table.moving),
     )
 
 
@@ -140,6 +148,7 @@ def _compare_table(
     *,
     checksums: bool,
 ) -> Comparison:
+    cluster.only({number for p in publications if p.partition != WHOLE for number in p.rows})  # all can be compared
     shard_set = ledger.shard_sets.of(data_set.table)
     done = [p for p in publications if p.state == "done" and (wanted is None or p.partition in wanted)]
     held = _rows(cluster, data_set, None if wanted is None else [p.partition for p in done])
@@ -150,7 +159,7 @@ def _compare_table(
             if (rows := held[shard]) is not None:
                 rows |= {partition_id: _Held(*of_partition) for partition_id, of_partition in sums.items()}
     if shard_set.switching or ledger.shard_sets.of(data_set.table).generation != shard_set.generation:
-        return Comparison()  # the rows are between two numbers of shards
+        return Comparison(moving=(data_set.table,))  # the rows are between two numbers of shards
     now = {p.partition: p for p in ledger.publications(data_set.table)}
     compared = [p for p in done if _same(p, now.get(p.partition))]
     summed = {p.partition for of_group in groups.values() for p in of_group}
@@ -159,6 +168,11 @@ def _compare_table(
         for publication in compared
         for difference in _differences(publication, data_set, held, with_checksum=publication.partition in summed)
     ]
+    fewer = any(difference.held is not None and difference.held < difference.expected for difference in differences)
+    if fewer and (ttl := ttl_of(cluster, data_set)):
+        log.info("Missing rows of %s may have been removed by its TTL (%s)", data_set.table, ttl)
+        empty = {shard for shard, partitions in held.items() if not any(p.rows for p in (partitions or {}).values())}
+        differences = [d for d in differences if d.shard in empty or d.held is None or d.held >= d.expected]
     without = [p for p in compared if checksums and p.partition not in summed]
     unknown = _unknown(data_set, held, now) if wanted is None else []
     return Comparison(tuple(compared), tuple(differences), tuple(unknown), tuple(without))
@@ -188,7 +202,7 @@ def _expected_checksum(publication: Publication, shard: int) -> int:
 
 
 def _same(before: Publication, now: Publication | None) -> bool:
-    return now is not None and (now.fence, now.state) == (before.fence, before.state)
+    return now is not None and (now.fence, now.state, now.rows) == (before.fence, before.state, before.rows)
 
 
 def _differences(

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -26,7 +26,7 @@ from typing import Any
 from trilake.clickhouse import queries
 from trilake.clickhouse.cluster import Cluster
 from trilake.clickhouse.publication.checks import Check
-from trilake.clickhouse.publication.columns import AuditError, check_types, read_columns
+from trilake.clickhouse.publication.columns import AuditError, Columns, check_types, read_columns
 from trilake.clickhouse.publication.comparison import compare
 from trilake.clickhouse.publication.ledger import Claim, Ledger, Publication, total_rows
 from trilake.clickhouse.publication.partitions import check_partition_by
@@ -138,12 +138,17 @@ class Publisher:
         with self.ledger.attempt(attempt, table, run_id, shard_set) as held:
             try:
                 columns = read_columns(self.cluster, plan.data_set)
-                check_types(plan, columns)
                 check_partition_by(self.cluster, plan.data_set, columns, [p.partition for p in due])
-                staging = Staging(cluster, plan, pull_of(plan, columns, len(cluster.shards)), attempt)
-                claims, loads = staging.write(due)
-                claims = [_again(table, c, lost[c.partition]) if c.partition in lost else c for c in claims]
-                warnings = staging.run_checks(self.checks, due)
+                claims: list[Claim] = []
+                warnings: list[str] = []
+                loads: dict[str, QueryMetrics] = {}
+                for filled, partitions in _by_columns(columns, due, lost):
+                    check_types(plan, filled)
+                    staging = Staging(cluster, plan, pull_of(plan, filled, len(cluster.shards)), attempt)
+                    written, loads_of_these = staging.write(partitions)
+                    claims += [_again(table, c, lost[c.partition]) if c.partition in lost else c for c in written]
+                    loads |= loads_of_these
+                    warnings += staging.run_checks(self.checks, partitions)
                 if read_columns(self.cluster, plan.data_set) != columns:
                     raise AuditError(
                         f"The columns of {plan.data_set.local_table} were changed while it was being published.",
@@ -193,20 +198,15 @@ class Publisher:
         self._switch.all(due)
         return due
 
-    def finish_or_list_lost(self, table: str | None = None) -> list[Publication]:
-        """Complete the publications that the ledger has decided. Returns those whose staging tables were lost.
-
-        :raises SwitchIncompleteError: a publication cannot be completed now for another reason.
-        """
-        lost = []
-        for publication in self.ledger.switching(table):
+    def finish_each(self, publications: Iterable[Publication]) -> list[tuple[Publication, SwitchIncompleteError]]:
+        """Complete publications that the ledger has decided. Returns those that cannot be completed, and why."""
+        incomplete = []
+        for publication in publications:
             try:
                 self._switch.one(publication)
             except SwitchIncompleteError as e:
-                if not e.staging_lost:
-                    raise
-                lost.append(publication)
-        return lost
+                incomplete.append((publication, e))
+        return incomplete
 
     def clean(self, table: str | None = None) -> list[str]:
         """Complete what abandoned attempts decided, and drop their staging tables. Returns those attempts.
@@ -319,6 +319,21 @@ class Publisher:
                 "Attempt %s of %s could not be cleaned up now; the next clean-up tries again: %s", attempt, table, e
             )
             return False
+
+
+def _by_columns(
+    columns: Columns, due: Sequence[PartitionPlan], lost: Mapping[str, Publication]
+) -> Iterator[tuple[Columns, list[PartitionPlan]]]:
+    """The partitions, by the columns to fill. A column that was added after lost rows were published has its default
+    there, as ClickHouse gave it to these rows.
+    """
+    groups: dict[tuple[str, ...], list[PartitionPlan]] = {}
+    for partition in due:
+        contents = lost[partition.partition].contents if partition.partition in lost else None
+        filled = columns.only(contents.columns) if contents else columns
+        groups.setdefault(filled.names, []).append(partition)
+    for names, partitions in groups.items():
+        yield columns.only([(name, "") for name in names]), partitions
 
 
 def _again(table: str, claim: Claim, lost: Publication) -> Claim:

@@ -91,13 +91,15 @@ def rebuild(
     ledger = Ledger(endpoints.lake)
     publisher = Publisher(cluster, ledger)
     wanted = None if partitions is None else frozenset(partitions)
-    stuck = [p for p in publisher.finish_or_list_lost(table) if wanted is None or p.partition in wanted]
+    decided = [p for p in ledger.switching(table) if wanted is None or p.partition in wanted]
+    incomplete = publisher.finish_each(decided)
+    stuck = [publication for publication, error in incomplete if error.staging_lost]
+    failed: list[tuple[Publication, TrilakeError]] = [(p, error) for p, error in incomplete if not error.staging_lost]
     before = compare(cluster, ledger, table, wanted, checksums=checksums)
     lost = sorted((*before.lost, *stuck), key=_source)
     progress(f"{len(before.compared) + len(stuck)} published partitions were compared, {len(lost)} have to be rebuilt")
     rebuilt: list[Publication] = []
     overtaken: list[Publication] = []
-    failed: list[tuple[Publication, TrilakeError]] = []
     run_id = f"rebuild {datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
     with closing(open_catalog(endpoints.lake, endpoints.s3)) as catalog:
         for group in _groups(lost):
@@ -112,7 +114,10 @@ def rebuild(
             rebuilt += done
             overtaken += [publication for publication in group if publication.partition not in report.published]
             progress(f"rebuilt {len(rebuilt)} of {len(lost)}: {_named(group)}, {report.total_rows} rows")
-    publisher.clean(table)
+    try:
+        publisher.clean(table)
+    except TrilakeError as e:  # what cannot be completed is in `failed`
+        log.warning("%s", e)
     for name, of_table in groupby(sorted(rebuilt, key=_source), key=lambda p: p.table):
         compare(cluster, ledger, name, [p.partition for p in of_table], checksums=True).raise_differences()
     return RebuildReport(before, tuple(stuck), tuple(rebuilt), tuple(overtaken), tuple(failed))

@@ -21,7 +21,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 from trilake.clickhouse.cluster import Cluster, Statement, quote_name, quote_text
 from trilake.clickhouse.publication.columns import AuditError, check_types, read_columns
-from trilake.clickhouse.publication.comparison import compare, held_of
+from trilake.clickhouse.publication.comparison import RowsLostError, compare, held_of
 from trilake.clickhouse.publication.ledger import Ledger, Publication
 from trilake.clickhouse.publication.publisher import Publisher
 from trilake.clickhouse.publication.pull import pull_of
@@ -39,11 +39,11 @@ from trilake.clickhouse.publication.staging import Staging, drop_staging
 from trilake.clickhouse.publication.switch import REPLACE_SETTINGS
 from trilake.clickhouse.readers_table import readers_table_ddl
 from trilake.endpoints import Endpoints
-from trilake.errors import CountMismatchError, TrilakeError
+from trilake.errors import TrilakeError
 from trilake.lake.catalog import open_catalog
 from trilake.lake.data_set import WHOLE, DataSet
 from trilake.lake.plan import LoadPlan
-from trilake.postgres.locks import LockSpace, try_lock
+from trilake.postgres.locks import LockSpace, migration_lock, watched_lock
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
@@ -104,21 +104,25 @@ def reshard(
         rebuilt = rebuild(endpoints, cluster, table, progress=progress)
         rebuilt.raise_failed()
         return ReshardReport(table, len(cluster.shards), len(cluster.shards), len(rebuilt.rebuilt))
-    with try_lock(endpoints.lake, LockSpace.RESHARD, table) as free:
-        if not free:
+    if not cluster.endpoint.one_server:
+        cluster.check_topology()
+    with watched_lock(endpoints.lake, LockSpace.RESHARD, table) as held:
+        if held is None:
             raise ReshardError(f"Another reshard of {table} is running.", hint="Wait until it ends.")
-        tables = _Tables(cluster, ledger, table, progress)
+        tables = _Tables(cluster, ledger, table, held, progress)
         now = ledger.shard_sets.of(table)
         before = now.shards or len(cluster.shards)
         if now.switching:
             tables.finish()
             now = ledger.shard_sets.of(table)
-        if now.next_shards != shards:  # an earlier call copied for another number
-            tables.drop_copies()
-        if now.shards == shards:
-            ledger.shard_sets.cancel(table)
-            return ReshardReport(table, before, shards)
-        ledger.shard_sets.begin(table, shards)
+        with migration_lock(endpoints.lake):  # a migration that runs now does not know yet that this table is copied
+            if now.next_shards != shards:  # an earlier call copied for another number
+                tables.drop_copies()
+            if now.shards == shards:
+                ledger.shard_sets.cancel(table)
+                return ReshardReport(table, before, shards)
+            ledger.shard_sets.begin(table, shards)
+            tables.create_copies()
         if unknown := compare(cluster, ledger, table).unknown:
             raise ReshardError(
                 f"{table} holds rows that were never published, such as {unknown[0][2]} in partition {unknown[0][1]}. "
@@ -131,27 +135,36 @@ def reshard(
         return ReshardReport(table, before, shards, copied)
 
 
-def finish_reshards(cluster: Cluster, ledger: Ledger) -> list[str]:
-    """Finish the reshards that were decided, and whose process died. Returns their tables.
+def finish_reshards(cluster: Cluster, ledger: Ledger) -> tuple[list[str], list[TrilakeError]]:
+    """Finish the reshards that were decided, and whose process died. Returns their tables, and why others failed.
 
-    :raises ReshardError: queries still read an old table.
+    A reshard that was not decided is only named in a warning: it can be continued or given up.
     """
-    finished = []
-    for table, shard_set in ledger.shard_sets.resharding().items():
-        if shard_set.switching:
-            with try_lock(ledger.endpoint, LockSpace.RESHARD, table) as free:
-                if free:
-                    _Tables(cluster, ledger, table, log.info).finish()
-                    finished.append(table)
-    return finished
+    finished: list[str] = []
+    errors: list[TrilakeError] = []
+    for table, shards in ledger.shard_sets.resharding().items():
+        with watched_lock(ledger.endpoint, LockSpace.RESHARD, table) as held:
+            if held is None:
+                continue
+            shard_set = ledger.shard_sets.of(table)
+            if not shard_set.switching:
+                log.warning("A reshard of %s died. To continue: `trilake reshard --table %s --shards %s`. To give up: "
+                            "--shards %s.", table, table, shards, shard_set.shards)  # fmt: skip
+                continue
+            try:
+                _Tables(cluster, ledger, table, held, log.info).finish()
+                finished.append(table)
+            except TrilakeError as e:
+                errors.append(e)
+    return finished, errors
 
 
 def _copy_all(tables: _Tables, shards: int, plan_of_published: Callable[[list[Publication]], LoadPlan]) -> int:
     """Copy until every current publication is copied, and decide the switch. Returns the number of copies made."""
     ledger, table = tables.ledger, tables.table
-    tables.create_copies()
     publisher = Publisher(tables.cluster, ledger)
     made = 0
+    unchecked = set(ledger.shard_sets.copies(table))
     while True:
         publisher.finish(table)
         copies = ledger.shard_sets.copies(table)
@@ -161,14 +174,16 @@ def _copy_all(tables: _Tables, shards: int, plan_of_published: Callable[[list[Pu
         for number, publication in enumerate(due, 1):
             _copy(tables, publication, shards, plan_of_published([publication]))
             made += 1
+            unchecked.add(publication.partition)
             tables.progress(f"{table}: copied {number} of {len(due)}: {publication.partition}, "
                             f"{publication.total_rows} rows")  # fmt: skip
         if due:
             continue
-        wrong = tables.wrong(tables.copies)
+        wrong = tables.wrong(unchecked)
         for partition in wrong:  # it was changed since, or the shard lost it: copy it again
             ledger.shard_sets.forget_copy(table, partition)
-        if not wrong and ledger.shard_sets.decide(table):
+        unchecked = set()
+        if not wrong and tables.held() and ledger.shard_sets.decide(table):
             return made
 
 
@@ -179,6 +194,8 @@ def _copy(tables: _Tables, publication: Publication, shards: int, plan: LoadPlan
     """
     ledger, table = tables.ledger, tables.table
     columns = read_columns(tables.cluster, plan.data_set)
+    if publication.contents:  # a column that was added since has its default in these rows
+        columns = columns.only(publication.contents.columns)
     check_types(plan, columns)
     target = tables.cluster.only(range(1, shards + 1))
     attempt = secrets.token_hex(6)
@@ -208,9 +225,20 @@ def _copy(tables: _Tables, publication: Publication, shards: int, plan: LoadPlan
 
 
 class _Tables:
-    """The local tables of a data set, and the copies beside them."""
+    """The local tables of a data set, and the copies beside them.
 
-    def __init__(self, cluster: Cluster, ledger: Ledger, table: str, progress: Callable[[str], None]) -> None:
+    :param held: whether this process still holds the lock of the table's reshard.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        ledger: Ledger,
+        table: str,
+        held: Callable[[], bool],
+        progress: Callable[[str], None],
+    ) -> None:
+        self.held = held
         self.cluster = cluster
         self.ledger = ledger
         self.table = table
@@ -224,42 +252,83 @@ class _Tables:
         self.cluster.every_shard(Statement(make))
 
     def drop_copies(self) -> None:
-        self.cluster.every_shard(Statement(f"DROP TABLE IF EXISTS {{shard}}.{self.copies} SYNC"))
+        # without the setting, the server refuses to drop a table of more than 50 GB
+        drop = Statement(f"DROP TABLE IF EXISTS {{shard}}.{self.copies} SYNC", {"max_table_size_to_drop": 0})
+        self.cluster.every_shard(drop)
 
     def finish(self) -> None:
         """From the decision to the end. Every step can be repeated.
 
-        :raises ReshardError: queries still read an old table.
-        :raises CountMismatchError: the local tables do not hold the rows of the copies.
+        :raises ReshardError: queries still read an old table, or this process lost its lock.
+        :raises RowsLostError: rows were lost meanwhile. The reshard is complete, and a rebuild brings them back.
+        :raises ConfigurationError: the connection does not name all old and new shards.
         """
-        if all(there for there in self.cluster.every_shard(partial(_exists, copy_table(self.table))).values()):
+        shard_set = self.ledger.shard_sets.of(self.table)
+        self.cluster.only(range(1, max(shard_set.shards or 1, shard_set.next_shards or 1) + 1))
+        with migration_lock(self.ledger.endpoint):  # a migration must not alter the tables, nor what readers see
+            self._finish()
+
+    def _finish(self) -> None:
+        if all(self.cluster.every_shard(partial(_exists, copy_table(self.table))).values()):
             self.progress(f"{self.table}: readers get the copies, and then the local tables again")
             self._show(copy_table(self.table))
             self._await_readers()
+            self._check_lock()
             self._fill_local_tables()
         # else: a process died while it dropped the copies. The local tables have the rows, and readers see them.
-        if wrong := self.wrong(self.local):
-            raise CountMismatchError(
-                f"{self.table}, partition {min(wrong)}: the local tables do not hold the rows of the copies.",
-                hint="Readers see the right rows. Run this command again.",
+        if lost := self._lost():
+            # The copies cannot bring these rows back, but the ledger's states can.
+            self.cluster.every_host(Statement(f"DROP TABLE IF EXISTS {self._readers_table} SYNC"))
+            self.drop_copies()
+            self.ledger.shard_sets.complete(self.table)
+            raise RowsLostError(
+                f"Rows of {self.table} were lost while they were spread over other shards, in partition {min(lost)}. "
+                "Nobody can read the table now.",
+                hint=f"`trilake rebuild --table {self.table}` brings them back.",
             )
+        self._check_lock()
         self._show(self.data_set.local_table)
         self._await_readers()
+        self._check_lock()
         self.drop_copies()  # before others may publish: a process that continues too late finds nothing to move
         self.ledger.shard_sets.complete(self.table)
 
-    def wrong(self, table: str) -> set[str]:
-        """The partitions of which a shard does not hold the rows and checksums of the copies in this table.
+    def _check_lock(self) -> None:
+        if not self.held():
+            raise ReshardError(
+                f"The reshard of {self.table} lost its connection to PostgreSQL.", hint="Run this command again."
+            )
 
-        :param table: `local` or `copies`.
+    @property
+    def _readers_table(self) -> str:
+        return f"{quote_name(self.cluster.endpoint.database)}.{quote_name(self.table)}"
+
+    def _lost(self) -> set[str]:
+        """The partitions of which a local table does not hold the copies' number of rows.
+
+        The values need no second look: the fill links the files of the copies.
         """
+        counted = self.cluster.every_shard(
+            Statement(f"SELECT _partition_id, count() FROM {{shard}}.{self.local} GROUP BY 1")
+        )
+        held = {shard: {name: int(rows) for name, rows in found} for shard, found in counted.items()}
+        return {
+            copy.partition
+            for copy in self.ledger.shard_sets.copies(self.table).values()
+            for shard, partitions in held.items()
+            if partitions.get(self.data_set.partition_id(copy.partition), 0) != copy.rows.get(shard, 0)
+        }
+
+    def wrong(self, partitions: Collection[str]) -> set[str]:
+        """Those of the partitions of which a shard's copy does not have the recorded rows and checksums."""
         wrong = set()
         by_columns: dict[tuple[tuple[str, str], ...], list[Copy]] = {}
         for copy in self.ledger.shard_sets.copies(self.table).values():
-            by_columns.setdefault(copy.columns, []).append(copy)
+            if copy.partition in partitions:
+                by_columns.setdefault(copy.columns, []).append(copy)
         for columns, group in by_columns.items():
             ids = [self.data_set.partition_id(copy.partition) for copy in group]
-            for shard, held in held_of(self.cluster, table, [name for name, _ in columns], ids).items():
+            for shard, held in held_of(self.cluster, self.copies, [name for name, _ in columns], ids).items():
                 for copy in group:
                     found = held.get(self.data_set.partition_id(copy.partition), (0, 0))
                     if found != (copy.rows.get(shard, 0), copy.checksums.get(shard, 0)):
@@ -290,6 +359,8 @@ class _Tables:
     def _await_readers(self) -> None:
         """Wait for the queries that began before readers got another table.
 
+        They may read it through a view, so the name of the table in a query says nothing.
+
         :raises ReshardError: they run too long.
         """
         began = time.monotonic()
@@ -298,15 +369,16 @@ class _Tables:
             age = time.monotonic() - began
             sql = (
                 "SELECT query_id FROM system.processes WHERE query_kind IN ('Select', 'Insert') "
-                f"AND elapsed > {age:.3f} AND position(query, {quote_text(self.table)}) > 0 "
-                "AND position(query, '_staging_') = 0 AND position(query, 'system.processes') = 0"
+                f"AND elapsed > {age:.3f} AND position(query, '_staging_') = 0 "
+                "AND position(query, 'system.processes') = 0"
             )
             return [row[0] for row in client.query(sql).result_rows]
 
         while running := [query for found in self.cluster.every_host(older).values() for query in found]:
             if time.monotonic() - began > READERS_WAIT_S:
                 raise ReshardError(
-                    f"{len(running)} queries read {self.table} for more than {READERS_WAIT_S} s, such as {running[0]}.",
+                    f"{len(running)} queries run for more than {READERS_WAIT_S} s, such as {running[0]}. They may read "
+                    f"{self.table}.",
                     hint="Wait until they end, or stop them. Then run this command again.",
                 )
             time.sleep(_POLL_S)

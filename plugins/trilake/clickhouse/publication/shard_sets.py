@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
 
+_RECORD = (
+    "INSERT INTO shard_sets (table_name, shards) SELECT table_name, max(shard::integer) "
+    "FROM publications, jsonb_object_keys(rows) AS shard WHERE table_name = %s AND partition <> 'all' "
+    "GROUP BY table_name ON CONFLICT DO NOTHING"
+)
 _FORGET = "DELETE FROM reshard_copies WHERE (table_name, partition) = (%s, %s)"
 
 
@@ -48,7 +53,7 @@ class ShardSet:
         if self.switching:
             raise ReshardedError(
                 f"The rows of {table} are being spread over {self.next_shards} shards.",
-                hint=f"Run the task again later. If no reshard runs, finish it: `trilake reshard --table {table} "
+                hint=f"Run the task again later. If the reshard's process has died: `trilake reshard --table {table} "
                 f"--shards {self.next_shards}`.",
             )
 
@@ -116,9 +121,9 @@ class ShardSets:
             cursor.execute("SELECT table_name, generation, shards, next_shards, switching FROM shard_sets ORDER BY 1")
             return {table: ShardSet(*row) for table, *row in cursor.fetchall()}
 
-    def resharding(self) -> dict[str, ShardSet]:
-        """The tables with a reshard in progress."""
-        return {table: shard_set for table, shard_set in self.all().items() if shard_set.next_shards is not None}
+    def resharding(self) -> dict[str, int]:
+        """The tables with a reshard in progress, and over how many shards their rows are to be spread."""
+        return {table: of.next_shards for table, of in self.all().items() if of.next_shards is not None}
 
     @contextmanager
     def unmoved(self, statements: Collection[str]) -> Iterator[None]:
@@ -142,6 +147,7 @@ class ShardSets:
     def begin(self, table: str, shards: int) -> None:
         """Record that a reshard is in progress. Forgets the copies of one with another number of shards."""
         with connect(self.endpoint) as connection, connection.cursor() as cursor:
+            cursor.execute(_RECORD, (table,))  # an older version may have published the table first
             cursor.execute(
                 "UPDATE shard_sets SET next_shards = %s WHERE table_name = %s AND NOT switching "
                 "AND next_shards IS DISTINCT FROM %s",
@@ -199,8 +205,10 @@ class ShardSets:
             )
             if cursor.fetchone() != (0,):
                 return False
-            cursor.execute("UPDATE shard_sets SET switching = true WHERE table_name = %s", (table,))
-            return True
+            cursor.execute(
+                "UPDATE shard_sets SET switching = true WHERE table_name = %s AND next_shards IS NOT NULL", (table,)
+            )
+            return bool(cursor.rowcount)
 
     def complete(self, table: str) -> None:
         """Record that the rows are spread as the copies say. From here on, publications go to the new shards."""

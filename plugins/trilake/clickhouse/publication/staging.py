@@ -218,4 +218,6 @@ def drop_staging(name: str, client: Client, shard: ClickHouseShard) -> None:
     # DROP waits for queries on the table, and an INSERT of a dead attempt can run for long. Kill by kind, because
     # a KILL or DROP of another shard on this server also names such a table and must not be killed.
     client.command(f"KILL QUERY WHERE query LIKE {quote_text(f'%{name}%')} AND query_kind IN ('Insert', 'Alter') SYNC")
-    client.command(f"DROP TABLE IF EXISTS {quote_name(shard.database)}.{quote_name(name)} SYNC")
+    # without the setting, the server refuses to drop a table of more than 50 GB
+    table = f"{quote_name(shard.database)}.{quote_name(name)}"
+    client.command(f"DROP TABLE IF EXISTS {table} SYNC", settings={"max_table_size_to_drop": 0})

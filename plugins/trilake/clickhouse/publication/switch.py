@@ -23,13 +23,17 @@ from trilake.clickhouse.publication.ledger import Ledger, Publication
 from trilake.clickhouse.publication.partitions import ttl_of
 from trilake.clickhouse.publication.staging import drop_staging
 from trilake.errors import CountMismatchError, TrilakeError
-from trilake.lake.data_set import DataSet
+from trilake.lake.data_set import WHOLE, DataSet
 
 log = logging.getLogger(__name__)
 
 # An empty partition is published like any other. By default the server refuses an empty source, because somebody may
 # have forgotten to load it. Here the audit has compared the row count.
-REPLACE_SETTINGS = {"allow_replace_partition_from_empty_source": 1}
+REPLACE_SETTINGS = {
+    "allow_replace_partition_from_empty_source": 1,
+    # without it, the server refuses to replace a partition of more than 50 GB
+    "max_partition_size_to_drop": 0,
+}
 
 # Partitions that are switched in parallel. Each needs a few fast statements, which mostly wait for each other.
 PARTITIONS_SIDE_BY_SIDE = 4
@@ -92,6 +96,7 @@ class Switch:
                     REPLACE_SETTINGS,
                 )
             )
+            self._empty_other_shards(publication)
             counted = cluster.every_shard(
                 Statement(f"SELECT count() FROM {{shard}}.{local} WHERE _partition_id = {partition_id}")
             )
@@ -111,6 +116,18 @@ class Switch:
             log.info("Published %s of %s: %s rows by shard, fence %s", publication.partition, publication.table, held,
                      publication.fence)  # fmt: skip
         self._drop(publication, publication.attempt)
+
+    def _empty_other_shards(self, publication: Publication) -> None:
+        """Drop the partition on shards that this publication does not name: its rows would be read twice.
+
+        They are there if the ledger was restored to a time before a reshard, or if a server came back with an old disk.
+        """
+        others = {shard.number for shard in self.cluster.shards} - publication.rows.keys()
+        if others and publication.partition != WHOLE:
+            data_set = DataSet(publication.table)
+            partition_id = quote_text(data_set.partition_id(publication.partition))
+            drop = f"ALTER TABLE {{shard}}.{quote_name(data_set.local_table)} DROP PARTITION ID {partition_id}"
+            self.cluster.only(others).every_shard(Statement(drop, {"max_partition_size_to_drop": 0}))
 
     def _drop(self, publication: Publication, attempt: str) -> None:
         """Drop a staging table on every shard, so that no process can fill it or switch to it any more."""
