@@ -1,4 +1,7 @@
-"""The commands of `trilake` in the runbooks run on the embedded platform, if they need no name, and start and stop nothing."""
+"""The commands of `trilake` in the runbooks run on the embedded platform.
+
+Left out are commands that need a name, or that start or stop something.
+"""
 
 from __future__ import annotations
 
