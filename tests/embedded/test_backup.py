@@ -141,7 +141,7 @@ def test_a_backup_during_writes_has_every_commit_before_it_and_every_file_that_t
     assert fresh_home.secrets() == lake.platform.home.secrets()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_unchanged_files_are_stored_once_and_old_backups_go_with_what_only_they_have(lake: Lake, folder: Path) -> None:
     client = s3.client(lake.platform.endpoints.s3)
     client.put_object(Bucket="raw", Key=f"{lake.name}/first", Body=os.urandom(PART))
@@ -192,7 +192,7 @@ def test_what_was_changed_in_a_backup_is_named_and_the_home_stays_as_it_was(
     assert rows(fresh_home, lake.name) == lake.commits
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_file_that_the_catalog_names_and_nobody_has_is_named_and_no_backup_is_made(lake: Lake, folder: Path) -> None:
     location = lake.table.current_snapshot().manifest_list.partition("://")[2]
     file = lake.platform.home.data("s3") / location
@@ -208,7 +208,7 @@ def test_a_file_that_the_catalog_names_and_nobody_has_is_named_and_no_backup_is_
     assert open_store(folder).stored() == {}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_cannot_be_backed_up_or_restored_is_refused_with_the_next_step(
     platform: Platform, fresh_home: Home, tmp_path: Path
 ) -> None:
@@ -379,7 +379,7 @@ def _endpoints(home: Home):
     return Endpoints.from_environment(home.environment())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_stopped_platform_is_backed_up_too(fresh_home: Home, folder: Path, lake: Lake, tmp_path: Path) -> None:
     create.back_up(lake.platform.home, folder)
     restore.write_back(fresh_home, open_store(folder))

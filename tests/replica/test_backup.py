@@ -163,7 +163,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
         docker("volume", "rm", "--force", f"{NAME}_vpn_pki")  # Compose removes only volumes of services that it made
 
 
-@pytest.mark.rotates(3)
+@pytest.mark.rotates(6)
 def test_stores_that_lose_their_volumes_come_back_with_what_was_committed_before_the_last_backup(
     stores: Stores,
 ) -> None:
@@ -226,6 +226,7 @@ def test_stores_that_lose_their_volumes_come_back_with_what_was_committed_before
     assert stores.committed()["lake"] >= acknowledged_again
 
 
+@pytest.mark.rotates(6)
 def test_if_the_server_dropped_wal_that_was_not_received_a_new_base_backup_begins_behind_it(stores: Stores) -> None:
     stores.up()
     stores.succeed("backup")
@@ -265,7 +266,7 @@ restore(Machine.from_environment(), replace=True)
 """
 
 
-@pytest.mark.rotates(3)
+@pytest.mark.rotates(6)
 def test_a_restore_that_was_killed_between_volumes_is_repeated_and_no_backup_is_made_before(stores: Stores) -> None:
     stores.up()
     writer = Writer(stores)
@@ -284,6 +285,7 @@ def test_a_restore_that_was_killed_between_volumes_is_repeated_and_no_backup_is_
     stores.succeed("backup", "--base")
 
 
+@pytest.mark.rotates(6)
 def test_the_user_of_backups_enters_no_database(stores: Stores) -> None:
     stores.up()
     text = (INSIDE / "postgres_rights.py").read_text()
@@ -292,6 +294,7 @@ def test_the_user_of_backups_enters_no_database(stores: Stores) -> None:
     assert [name for name, entered in found.items() if entered and name.startswith("lake")] == ["lake@5432/lake"]
 
 
+@pytest.mark.rotates(6)
 def test_what_stops_a_backup_is_named_in_its_result(stores: Stores) -> None:
     stores.up()
     stores.succeed("backup")

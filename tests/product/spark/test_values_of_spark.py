@@ -12,7 +12,7 @@ from support.running_platform import Platform
 from trilake.endpoints import Endpoints
 from trilake.postgres.connection import connect
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(spark_session.TIMEOUT_S)]
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(spark_session.TIMEOUT_S)]
 SEEDS = int(os.environ.get("TRILAKE_SEEDS", "3"))
 seeds = pytest.mark.parametrize(
     "seed", [0, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in range(1, SEEDS + 1))]
