@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trilake.clickhouse.cluster import Cluster, quote_text
-from trilake.clickhouse.publication.pull import STRICT, ObjectsPull
+from trilake.clickhouse.publication.objects_pull import ObjectsPull
+from trilake.clickhouse.publication.pull import STRICT
 from trilake.clickhouse.publication.values import NoConversionError, from_text, from_value
 from trilake.endpoints import Endpoints
 

@@ -20,6 +20,7 @@ from trilake.clickhouse.publication.columns import Columns
 from trilake.clickhouse.publication.ledger import Ledger
 from trilake.clickhouse.publication.partitions import PartitionByError
 from trilake.clickhouse.publication.publisher import AuditError, Publisher
+from trilake.clickhouse.publication.pulls import pull_of
 from trilake.clickhouse.publication.staging import Staging
 from trilake.endpoints import Endpoints
 from trilake.lake import DataSet
@@ -223,6 +224,6 @@ def test_a_partition_of_more_files_than_one_statement_can_name_is_published(
     many = [DataFile(f"warehouse/{number:0200}.parquet", 1, 1, 0) for number in range(2_000)]
     monkeypatch.undo()
     columns = Columns(("k",), ("Int32",))
-    sources = pull.pull_of(table.plan(*many), columns, shards=2).sources(many, 1)
+    sources = pull_of(table.plan(*many), columns, shards=2).sources(many, 1)
     assert max(len(source) for source in sources) < 200_000  # of the 262,144 bytes that ClickHouse parses by default
     assert sum(source.count(".parquet") for source in sources) == 2_000

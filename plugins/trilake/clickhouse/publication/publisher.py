@@ -30,7 +30,7 @@ from trilake.clickhouse.publication.columns import AuditError, Columns, check_ty
 from trilake.clickhouse.publication.comparison import compare
 from trilake.clickhouse.publication.ledger import Claim, Ledger, Publication, total_rows
 from trilake.clickhouse.publication.partitions import check_partition_by
-from trilake.clickhouse.publication.pull import pull_of
+from trilake.clickhouse.publication.pulls import pull_of
 from trilake.clickhouse.publication.staging import Staging, drop_staging, staging_tables
 from trilake.clickhouse.publication.switch import Switch, SwitchIncompleteError, raise_all
 from trilake.clickhouse.queries import QueryMetrics

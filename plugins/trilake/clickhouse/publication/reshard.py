@@ -32,7 +32,7 @@ from trilake.clickhouse.publication.columns import AuditError, check_types, read
 from trilake.clickhouse.publication.comparison import RowsLostError, compare, held_of
 from trilake.clickhouse.publication.ledger import Ledger, Publication
 from trilake.clickhouse.publication.publisher import Publisher
-from trilake.clickhouse.publication.pull import pull_of
+from trilake.clickhouse.publication.pulls import pull_of
 from trilake.clickhouse.publication.rebuild import plan_of, rebuild
 from trilake.clickhouse.publication.shard_sets import Copy
 from trilake.clickhouse.publication.staging import Staging, drop_staging
