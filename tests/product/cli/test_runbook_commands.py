@@ -1,4 +1,4 @@
-"""The commands of `trilake` in the runbooks run on the embedded platform, if they need no name, and start and stop nothing."""
+"""The commands of `trilake` in the runbooks run on the embedded platform. Left out: those with a name, `up` and `down`."""
 
 from __future__ import annotations
 
