@@ -1,4 +1,4 @@
-"""The commands of `trilake` in the runbooks run on the embedded platform. Left out: those with a name, `up` and `down`."""
+"""The commands of `trilake` in the runbooks run on the embedded platform. Those with a name are left out."""
 
 from __future__ import annotations
 
