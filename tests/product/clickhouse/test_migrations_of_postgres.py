@@ -21,6 +21,11 @@ RECORDED_BY_0_1 = {
     "postgres/publications/table.sql": "3621ab08ddcf9c3564979c40d1967822deaf93ea7f5c03b8858c6237c3351442",
     "postgres/publications/001_source.sql": "7be3fba6d92daf421c2f3f7ddbc6a830e0ae19c348ed0c5426f371b7d6369d65",
 }
+SINCE = {
+    "postgres/publications/002_contents.sql": "a59e056f6ee5ea0743065309c67e9b36f90df123abe6c172d4795aab1d49e54d",
+    "postgres/shard_sets/table.sql": "94a9e4a284dc78ac42d6a256d9d0a282903ec5105ce02e3162ab37b7faa00428",
+    "postgres/shard_sets/001_published_before.sql": "60d93e5ac73886ff1dab9eb3a9736909a79663916e8417237e2c4440e18dba0b",
+}
 
 
 @pytest.fixture
@@ -34,9 +39,10 @@ def lake(platform: Platform) -> Iterator[PostgresEndpoint]:
         cursor.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-def migrate(lake: PostgresEndpoint) -> list[str]:
+def migrate(lake: PostgresEndpoint) -> dict[str, str]:
+    """The state of each step before it was applied, by path."""
     with connect(lake) as connection:
-        return [item.state for item in migrate_postgres(connection, own_steps(), "lake", dry_run=False)]
+        return {item.step.path: item.state for item in migrate_postgres(connection, own_steps(), "lake", dry_run=False)}
 
 
 def migrate_as_0_1(lake: PostgresEndpoint) -> None:
@@ -50,26 +56,35 @@ def migrate_as_0_1(lake: PostgresEndpoint) -> None:
             cursor.execute((OWN / path).read_text())
             cursor.execute("INSERT INTO public.schema_migrations (path, checksum) VALUES (%s, %s)", (path, checksum))
         cursor.execute("INSERT INTO arrivals (data_set, partition, digest, run_id) VALUES ('a', '2013-01', 'd', 'r')")
+        cursor.execute(
+            "INSERT INTO publications (table_name, partition, fence, state, attempt, snapshot_id, sequence_number, "
+            """rows, run_id) VALUES ('a', '2013-01', 1, 'done', 'a', 1, 1, '{"1": 5, "2": 6}', 'r'), """
+            """('whole', 'all', 1, 'done', 'a', 1, 1, '{"1": 5, "2": 5}', 'r')"""
+        )
 
 
 def test_the_steps_of_trilakes_own_tables_are_those_that_every_home_has_recorded() -> None:
     """Byte for byte: a home of 0.1.0 recorded these paths and checksums, and refuses any other."""
     assert {(s.database, s.path): s.checksum for s in own_steps()} == {
-        ("lake", path): checksum for path, checksum in RECORDED_BY_0_1.items()
+        ("lake", path): checksum for path, checksum in (RECORDED_BY_0_1 | SINCE).items()
     }
 
 
-def test_a_home_that_the_previous_version_migrated_needs_nothing_and_keeps_its_rows(lake: PostgresEndpoint) -> None:
+def test_a_home_that_the_previous_version_migrated_gets_the_new_steps_and_keeps_its_rows(
+    lake: PostgresEndpoint,
+) -> None:
     migrate_as_0_1(lake)
-    assert migrate(lake) == ["applied"] * len(RECORDED_BY_0_1)
+    assert migrate(lake) == dict.fromkeys(RECORDED_BY_0_1, "applied") | dict.fromkeys(SINCE, "pending")
     with connect(lake) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT data_set, awaited FROM arrivals")
         assert cursor.fetchall() == [("a", False)]
+        cursor.execute("SELECT table_name, generation, shards, next_shards, switching FROM shard_sets")
+        assert cursor.fetchall() == [("a", 1, 2, None, False)]
 
 
 def test_a_new_home_gets_them_once(lake: PostgresEndpoint) -> None:
-    assert migrate(lake) == ["pending"] * len(RECORDED_BY_0_1)
-    assert migrate(lake) == ["applied"] * len(RECORDED_BY_0_1)
+    assert set(migrate(lake).values()) == {"pending"}
+    assert set(migrate(lake).values()) == {"applied"}
 
 
 @pytest.mark.parametrize(

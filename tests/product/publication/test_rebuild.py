@@ -275,6 +275,7 @@ def test_a_table_that_was_dropped_is_a_loss_of_its_own(published: Lake) -> None:
     assert "shard 2 has no such table" in str(differences[0])
 
 
+@pytest.mark.slow
 def test_the_commands_tell_a_loss_bring_it_back_and_replace_by_force(published: Lake, platform: Platform) -> None:
     before, here = published.table.seen(), ("--table", published.name)
     published.lose(JANUARY)
