@@ -20,6 +20,9 @@ S3_CONNECTION = "aws_default"
 LAKE_CONNECTION = "postgres_lake"
 OLTP_CONNECTION = "postgres_oltp"
 CLICKHOUSE_CONNECTION = "clickhouse_cluster_default"
+# For what is done in the name of an agent: rights to read tables, and to use its prefix of the bucket exports.
+AGENTS_CLICKHOUSE_CONNECTION = "clickhouse_agents"
+AGENTS_S3_CONNECTION = "aws_agents"
 KUBERNETES_CONNECTION = "kubernetes_default"
 
 # For requests that look up or kill a query. A server that runs answers them in milliseconds.

@@ -70,5 +70,6 @@ def get_provider_info() -> dict[str, Any]:
                 },
             }
         ],
+        "plugins": [{"name": "trilake", "plugin-class": "trilake.plugin.TrilakePlugin"}],
         "asset-uris": [{"schemes": ["clickhouse"], "handler": "trilake.assets.normalise"}],
     }

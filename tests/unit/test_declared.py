@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from trilake.cli.declared import data_sets, find_task
+from trilake.cli.declared_tasks import find_task
 from trilake.errors import ConfigurationError
 from trilake.lake import DataSet
+from trilake.lake.declared import data_sets
 
 PROJECT = Path(__file__).parents[2]
 SHARED = (

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from trilake.cli.declared import find_task
+from trilake.cli.declared_tasks import find_task
 from trilake.cli.new import create, show
 from trilake.cli.new_files import TEMPLATES
 from trilake.errors import ConfigurationError

@@ -15,11 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trilake.cli.declared import data_sets, find_task
+from trilake.cli.declared_tasks import find_task
 from trilake.clickhouse import report
 from trilake.endpoints import ClickHouseShard, Endpoints
 from trilake.errors import ConfigurationError, TrilakeError
 from trilake.lake import DataSet
+from trilake.lake.declared import data_sets
 from trilake.platform.embedded.local_table import Column
 from trilake.platform.hosts import environment
 from trilake.platform.hosts.overlay import write_overlay

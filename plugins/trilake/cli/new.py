@@ -10,10 +10,10 @@ from typing import Annotated, cast
 
 import typer
 
-from trilake.cli.declared import data_sets
 from trilake.cli.new_files import refuse_taken, render, write
 from trilake.errors import ConfigurationError
 from trilake.lake import DataSet, Grain
+from trilake.lake.declared import data_sets
 from trilake.lake.window import partition_name
 
 _CSV = "id bigint NOT NULL, happened_at timestamp NOT NULL, amount double, note string"

@@ -42,7 +42,7 @@ def add(
     json: Json = False,
 ) -> None:
     """Make a key and write it to a file with mode 600. The secret is stored nowhere else."""
-    from trilake.cli.declared import find_data_set
+    from trilake.lake.declared import find_data_set
     from trilake.platform.hosts import environment
     from trilake.platform.hosts.checkout import find_checkout, served_project
 

@@ -112,7 +112,7 @@ def publish(
 
 
 def _declared(project: Path, name: str) -> DataSet:
-    from trilake.cli.declared import find_data_set
+    from trilake.lake.declared import find_data_set
 
     return find_data_set(project / "dags", name)
 

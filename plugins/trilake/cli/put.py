@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from trilake.cli.declared import find_data_set
 from trilake.endpoints import Endpoints
 from trilake.errors import ConfigurationError
 from trilake.lake.data_set import RAW_BUCKET
+from trilake.lake.declared import find_data_set
 from trilake.s3 import client, list_keys
 from trilake.spark.inputs import check_name
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from trilake.cli.declared import find_task
+from trilake.cli.declared_tasks import find_task
 from trilake.clickhouse.cluster import UNKNOWN_TABLE, ClickHouseError, Cluster, quote_name
 from trilake.endpoints import Endpoints
 from trilake.errors import CountMismatchError, UnreachableError

@@ -33,6 +33,7 @@ CATALOG = "lake"
 # Properties of a snapshot that Trilake writes and reads.
 RUN_PROPERTY = "trilake.run"
 COUNTS_PROPERTY = "trilake.counts"
+FILES_PROPERTY = "trilake.files"
 
 
 class TableNotFoundError(TrilakeError):

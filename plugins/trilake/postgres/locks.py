@@ -40,6 +40,7 @@ class LockSpace(IntEnum):
     JOB = 0x7477  # lake
     SHARD_SET = 0x7478  # lake
     RESHARD = 0x7479  # lake
+    AGENT = 0x747A  # lake
 
 
 # A lock with a one-part key, in database lake: one migration at a time.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trilake.errors import TrilakeError
 from trilake.lake.data_set import RAW_BUCKET, DataSet
@@ -20,6 +21,8 @@ HEADER_BYTES = 65_536
 # The small profile has enough memory to parse several lines of this size at once.
 LINE_BYTES = 8 * 1024**2
 SUFFIX = ".csv"
+# Files of a partition that a snapshot's properties list. The properties are read with the table's metadata, each time.
+MAX_LISTED = 20
 # Objects that are requested in parallel.
 REQUESTS = 8
 # Hadoop reads these characters in a path as a pattern. It skips names that begin with a dot or an underscore.
@@ -149,6 +152,19 @@ def _each(check: Callable[[Input], None], inputs: Iterable[Input]) -> None:
         except InputError:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def listed(inputs: Iterable[Input]) -> str:
+    """Key, ETag and size of the files, by partition, as JSON for a snapshot's property. Of each partition at most
+    `MAX_LISTED` files are in it. Their number is.
+    """
+    by_partition: dict[str, dict[str, Any]] = {}
+    for item in inputs:
+        of_partition = by_partition.setdefault(item.partition, {"files": [], "number": 0})
+        of_partition["number"] += 1
+        if len(of_partition["files"]) < MAX_LISTED:
+            of_partition["files"].append([item.key, item.etag, item.size])
+    return json.dumps(by_partition)
 
 
 def digest(inputs: Iterable[Input]) -> str:

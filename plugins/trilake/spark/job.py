@@ -27,7 +27,7 @@ from trilake.endpoints import Endpoints
 from trilake.errors import ConfigurationError, CountMismatchError
 from trilake.lake import DataSet, Window, column_sums
 from trilake.lake.arrivals import Arrivals, Look, Object
-from trilake.lake.catalog import CATALOG, COUNTS_PROPERTY, load_table, open_catalog, plan
+from trilake.lake.catalog import CATALOG, COUNTS_PROPERTY, FILES_PROPERTY, load_table, open_catalog, plan
 from trilake.lake.column_sums import SUMS_PROPERTY, ColumnSum
 from trilake.spark import inputs
 from trilake.spark.batch import Batch, read_batch
@@ -366,6 +366,7 @@ class Job:
                 COUNTS_PROPERTY: json.dumps({name: vars(count) for name, count in counts.items()}),
                 SUMS_PROPERTY: self._write_sums(curated.schema, sums),
                 INPUTS_PROPERTY: inputs.digest(item for read in self._batches for item in read.inputs),
+                FILES_PROPERTY: inputs.listed(item for read in self._batches for item in read.inputs),
                 **({FORCED_PROPERTY: self._forced_by} if "forced_by" in self._result_document else {}),
             },
         )

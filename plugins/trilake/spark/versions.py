@@ -3,7 +3,8 @@ running job keeps the version that it started with.
 
 A version's name is the digest of its manifest, and the manifest has the digest of the zip. So a reader can verify that
 it got the right version (``spark/image/run_job.py`` does). A version also has the tables' checks: a driver that
-publishes (`trilake.spark.publish`) runs the checks of its version.
+publishes (`trilake.spark.publish`) runs the checks of its version. Beside the code is ``catalog.json``, which describes
+the project's data sets (`trilake.clickhouse.data_catalog`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trilake.clickhouse.data_catalog import describe_project, to_json
 from trilake.errors import ConfigurationError
 from trilake.lake.data_set import ARTIFACTS_BUCKET
 
@@ -67,8 +69,10 @@ def push(s3: S3Client, project_folder: Path) -> str:
         hide, or the installed package is incomplete.
     """
     files, archive = build(project_folder)
+    catalog = to_json(describe_project(project_folder)).encode()
     manifest = json.dumps(
         {
+            "catalog": _digest(catalog),
             "files": {name: _digest(content) for name, content in files.items()},
             "jobs": sorted(name[:-3] for name in files if "/" not in name),
             "sha256": _digest(archive),
@@ -80,6 +84,9 @@ def push(s3: S3Client, project_folder: Path) -> str:
     version = _digest(manifest)[:16]
     if not exists(s3, version):
         s3.put_object(Bucket=ARTIFACTS_BUCKET, Key=_key(version, "jobs.zip"), Body=archive)
+        s3.put_object(
+            Bucket=ARTIFACTS_BUCKET, Key=_key(version, "catalog.json"), Body=catalog, ContentType="application/json"
+        )
         # Write the manifest last: a version with a manifest is complete.
         s3.put_object(
             Bucket=ARTIFACTS_BUCKET, Key=_key(version, "manifest.json"), Body=manifest, ContentType="application/json"
@@ -144,6 +151,12 @@ def jobs(s3: S3Client, version: str) -> list[str]:
         )
     names: list[str] = json.loads(text)["jobs"]
     return names
+
+
+def catalog(s3: S3Client, version: str) -> str | None:
+    """The text of a version's ``catalog.json``. None: an older version of Trilake pushed it, without one."""
+    text = _read(s3, _key(version, "catalog.json"))
+    return None if text is None else text.decode()
 
 
 def _read(s3: S3Client, key: str) -> bytes | None:

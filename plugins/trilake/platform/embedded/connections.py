@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from trilake.endpoints import (
+    AGENTS_CLICKHOUSE_CONNECTION,
+    AGENTS_S3_CONNECTION,
     CLICKHOUSE_CONNECTION,
     KUBERNETES_CONNECTION,
     LAKE_CONNECTION,
@@ -98,6 +100,9 @@ def connections(
         LAKE_CONNECTION: postgres.endpoint(ports["postgres"], secrets, "lake").connection(),
         OLTP_CONNECTION: postgres.endpoint(ports["postgres"], secrets, "oltp").connection(),
         CLICKHOUSE_CONNECTION: clickhouse.connection(),
+        # the stores of this platform have one user each
+        AGENTS_S3_CONNECTION: s3_endpoint.connection(),
+        AGENTS_CLICKHOUSE_CONNECTION: clickhouse.connection(),
         KUBERNETES_CONNECTION: {
             "conn_type": "kubernetes",
             "extra": {"kube_config": json.dumps(cluster), "namespace": namespace},

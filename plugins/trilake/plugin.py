@@ -1,0 +1,28 @@
+"""What this package adds to Airflow's API server. Airflow loads it in every process, so it is cheap elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from airflow.plugins_manager import AirflowPlugin
+
+
+def _serves_the_api() -> bool:
+    """Whether this process is an API server. Tasks and the other components load plugins, too, and need none of it."""
+    return "api-server" in sys.argv or any("airflow.api_fastapi.main" in argument for argument in sys.argv)
+
+
+def _apps() -> list[dict[str, Any]]:
+    if not _serves_the_api():
+        return []
+    from trilake.agents.app import PREFIX, create_app
+
+    return [{"app": create_app(), "url_prefix": PREFIX, "name": "Trilake for agents"}]
+
+
+class TrilakePlugin(AirflowPlugin):
+    """The agents' door."""
+
+    name = "trilake"
+    fastapi_apps = _apps()
