@@ -13,4 +13,5 @@ class Tag(StrEnum):
     REPORT = "report"
     WEATHER = "weather"
     DATA_SET = "data set"  # `trilake new dataset` writes this one; replace it with the DAG's subject
+    AGENTS = "agents"  # agents may start the DAG
     MAINTENANCE = "maintenance"  # for the DAGs that `trilake init` writes

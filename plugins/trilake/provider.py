@@ -70,6 +70,5 @@ def get_provider_info() -> dict[str, Any]:
                 },
             }
         ],
-        "plugins": [{"name": "trilake", "plugin-class": "trilake.plugin.TrilakePlugin"}],
         "asset-uris": [{"schemes": ["clickhouse"], "handler": "trilake.assets.normalise"}],
     }

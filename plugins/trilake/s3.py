@@ -85,6 +85,7 @@ def client(endpoint: S3Endpoint) -> S3Client:
         aws_secret_access_key=endpoint.secret_access_key,
         region_name=endpoint.region,
         config=Config(
+            signature_version="s3v4",  # presigned addresses have an older one by default
             connect_timeout=CONNECT_TIMEOUT_S,
             read_timeout=READ_TIMEOUT_S,
             retries={"mode": "standard", "total_max_attempts": ATTEMPTS},

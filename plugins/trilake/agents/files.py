@@ -28,7 +28,7 @@ MAX_LISTED = 500
 MAX_PUT_BYTES = 5 << 30
 _PREFIX = "agents"
 _AGENT = re.compile(r"[a-z][a-z0-9-]{0,29}")
-_PART = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9][A-Za-z0-9._=+-]{0,199}|_SUCCESS|_manifest\.json")
+_PART = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9][A-Za-z0-9._=+-]{0,199}")
 _MAX_NAME = 500
 
 

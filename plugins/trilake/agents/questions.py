@@ -150,22 +150,8 @@ class Questions:
             self._client = httpx.AsyncClient(trust_env=False, verify=self.endpoint.verify)
         last: Exception | None = None
         for host in _hosts(self.endpoint):
-            request = self._client.build_request(
-                "POST",
-                f"{'https' if self.endpoint.secure else 'http'}://{host.host}:{host.port}/",
-                params={
-                    **{name: str(value) for name, value in settings.items()},
-                    "database": self.endpoint.database,
-                    "default_format": _FORMAT,
-                    "query_id": query_id,
-                },
-                content=sql.encode(),
-                headers={
-                    "X-ClickHouse-User": self.endpoint.user,
-                    "X-ClickHouse-Key": self.endpoint.password,
-                    "X-ClickHouse-Quota": agent,
-                },
-                timeout=httpx.Timeout(seconds + 10, connect=CONNECT_TIMEOUT_S),
+            request = request_of(
+                self._client, self.endpoint, host, sql, settings, agent, _FORMAT, seconds, query_id=query_id
             )
             try:
                 response = await self._client.send(request, stream=True)
@@ -182,6 +168,44 @@ class Questions:
                 await response.aclose()
             return
         raise _unanswered(self.endpoint.shards[0], last)
+
+
+def request_of(
+    client: httpx.AsyncClient | httpx.Client,
+    endpoint: ClickHouseEndpoint,
+    host: ClickHouseShard,
+    sql: str,
+    settings: Mapping[str, Any],
+    agent: str,
+    answer: str,
+    seconds: int,
+    *,
+    query_id: str = "",
+) -> httpx.Request:
+    """A request with a query. User and password are in headers, and the quota is kept by the agent's name.
+
+    :param answer: ClickHouse's format of the answer.
+    :param seconds: how long the server may take.
+    """
+    import httpx
+
+    return client.build_request(
+        "POST",
+        f"{'https' if endpoint.secure else 'http'}://{host.host}:{host.port}/",
+        params={
+            **{name: str(value) for name, value in settings.items()},
+            "database": endpoint.database,
+            "default_format": answer,
+            **({"query_id": query_id} if query_id else {}),
+        },
+        content=sql.encode(),
+        headers={
+            "X-ClickHouse-User": endpoint.user,
+            "X-ClickHouse-Key": endpoint.password,
+            "X-ClickHouse-Quota": agent,
+        },
+        timeout=httpx.Timeout(seconds + 10, connect=CONNECT_TIMEOUT_S),
+    )
 
 
 def _hosts(endpoint: ClickHouseEndpoint) -> list[ClickHouseShard]:

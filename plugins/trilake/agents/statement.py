@@ -15,7 +15,7 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trilake.agents.refusals import CallError
 from trilake.clickhouse.sql import tokens
@@ -124,7 +124,7 @@ def _parse(text: str) -> exp.Expr:
     try:
         parsed = sqlglot.parse(text, dialect="clickhouse")
     except (SqlglotError, RecursionError) as e:
-        place = next(iter(getattr(e, "errors", ())), {})
+        place: dict[str, Any] = next(iter(getattr(e, "errors", ())), {})
         where = f" at line {place['line']}, column {place['col']}" if place.get("line") else ""
         raise CallError(
             "not_parsed",

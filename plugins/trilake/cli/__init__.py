@@ -14,6 +14,7 @@ except ModuleNotFoundError:  # `pip install trilake` without extras installs onl
     sys.exit("trilake: the command line is not installed. Run `pip install 'trilake[airflow]'`.")
 
 from trilake.cli import (
+    agents,
     backup,
     data,
     hosts,
@@ -39,7 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for group in (local, backup, query, init, data, publications, types, hosts):
+for group in (local, backup, query, init, data, publications, agents, types, hosts):
     app.add_typer(group.app)
 app.add_typer(new.app, name="new")
 app.add_typer(jobs.app, name="jobs")

@@ -208,8 +208,6 @@ def parse_request(method: str, pairs: Iterable[tuple[str, str]], headers: Mappin
     for name in sorted((_REFUSED_PARAMETERS | _REFUSED_SETTINGS) & values.keys()):
         if values[name].lower() not in _OFF:
             raise QueryError(48, f"{name} is not implemented by this gateway.")
-    if headers.get("x-clickhouse-quota"):
-        raise QueryError(48, "Quotas are not implemented by this gateway.")
     if values.get("role"):
         raise QueryError(511, "Roles are not implemented by this gateway.")
     settings = {n: v for n, v in values.items() if n not in _NOT_SETTINGS and not n.startswith("param_")}
