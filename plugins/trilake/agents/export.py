@@ -26,7 +26,7 @@ from trilake.errors import CountMismatchError, UnreachableError
 from trilake.lake.data_set import EXPORTS_BUCKET
 
 if TYPE_CHECKING:
-    pass
+    import httpx
 
 log = logging.getLogger(__name__)
 
