@@ -29,8 +29,8 @@ settings.load_profile("quick")
 os.environ["AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT"] = "600"
 
 _CHOSEN = pytest.StashKey[str]()
-# One session of Spark for all of them: a second one would cost more than it saves.
-_TOGETHER = ("tests/spark/",)
+# One session of Spark, one platform with the demo's year for all of them: a second one would cost more than it saves.
+_TOGETHER = ("tests/spark/", "tests/product/cli/test_demo")
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:

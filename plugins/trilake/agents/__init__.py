@@ -4,3 +4,6 @@
 the other modules: `statement` (which SQL is answered), `questions` (how it is sent, and how much comes back), `calls`
 (the record of every call), `runs` (DAG runs), `files` (objects), `trace` and `health`.
 """
+
+# What Airflow's users need the permission `can read` on, to use the door.
+RESOURCE = "Trilake agents"

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI, HTTPException
 from mcp.server.transport_security import TransportSecuritySettings
 
+from trilake.agents import RESOURCE
 from trilake.agents.calls import Calls
 from trilake.agents.files import Files, is_agent_name
 from trilake.agents.health import ServiceHealth
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PREFIX = "/agents"
-RESOURCE = "Trilake agents"
 MAX_BODY_BYTES = 256 << 10
 # Where a request's agent is kept, in its ASGI scope.
 _AGENT = "trilake.agent"

@@ -74,10 +74,10 @@ class AgentExportOperator(BaseOperator):
         )
         try:
             statement = check_statement(self.sql, knowledge.tables(), database=clickhouse.database)
-            done = asdict(core.export(clickhouse, exchange, statement, agent, key))
+            done = core.export(clickhouse, exchange, statement, agent, key)
         except CallError as e:
             if e.retry:
                 raise
             raise AirflowFailException(str(e)) from None
-        done.pop("sql")
-        return done
+        columns = [list(column) for column in done.columns]  # XCom shows tuples with their Python type
+        return {**{name: value for name, value in asdict(done).items() if name != "sql"}, "columns": columns}

@@ -11,13 +11,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from trilake.agents import RESOURCE as AGENTS
+
 Permission = tuple[str, str]  # an action and a resource, by Flask-AppBuilder's names
 
 ADMIN = "admin"
 ADMIN_ROLE = "Admin"
 AGENT = "Agent"
-# A resource of Trilake's own. A plugin asks for it with `is_authorized_custom_view`.
-AGENTS = "Trilake agents"
 
 # A DAG names this role in its `access_control`, or an agent does not see it. Nothing here starts or changes a run.
 _AGENT: frozenset[Permission] = frozenset(

