@@ -8,6 +8,7 @@ import platform
 from datetime import UTC, datetime
 from pathlib import Path
 
+import agents
 import imports
 import inserts
 import load
@@ -30,6 +31,7 @@ def main() -> None:
         (inserts.TITLE, "inserts", lambda: inserts.table(1_000_000, 2_000, rounds=3)),
         (spark_io.TITLE, "spark_io", lambda: spark_io.table(1_000_000, rounds=3)),
         (load.TITLE, "load", lambda: load.table([1, 3, 10], 16, 100)),
+        (agents.TITLE, "agents", agents.table),
         (imports.TITLE, "imports", lambda: imports.table(rounds=5)),
     ]
     text = [INTRODUCTION]
