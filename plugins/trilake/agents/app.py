@@ -25,7 +25,7 @@ from trilake.agents.health import ServiceHealth
 from trilake.agents.knowledge import Knowledge
 from trilake.agents.questions import Questions
 from trilake.agents.runs import Runs, ensure_pool
-from trilake.agents.server import Door, build
+from trilake.agents.server import Caller, Door, build
 from trilake.endpoints import (
     AGENTS_CLICKHOUSE_CONNECTION,
     AGENTS_S3_CONNECTION,
@@ -42,8 +42,10 @@ log = logging.getLogger(__name__)
 
 PREFIX = "/agents"
 MAX_BODY_BYTES = 256 << 10
-# Where a request's agent is kept, in its ASGI scope.
+# The name of a request's agent, in its ASGI scope.
 _AGENT = "trilake.agent"
+# The tasks that do something for a request, in its ASGI scope.
+_DOING = "trilake.doing"
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -55,7 +57,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 def create_app() -> FastAPI:
     """The application, to be mounted at `PREFIX`. It opens no connection before it is started."""
     made: list[Door] = []
-    server = build(lambda: made[0], _agent_of)
+    server = build(lambda: made[0], _caller_of)
     mcp = server.streamable_http_app(
         streamable_http_path="/mcp",
         json_response=True,
@@ -116,7 +118,31 @@ class _Entrance:
             log.info("A request for %s was refused: %s %s", scope.get("path"), e.status_code, e.detail)
             await _refuse(send, e)
             return
-        await self._app(scope, receive, send)
+        await _run_until_left(self._app, scope, receive, send)
+
+
+async def _run_until_left(app: App, scope: Scope, receive: Receive, send: Send) -> None:
+    """Run the application. If its client leaves before the end, what is being done for it is cancelled."""
+    doing: set[asyncio.Task[Any]] = set()
+    scope[_DOING] = doing
+    # `receive` may have one caller only, and the application does not call it while a tool works
+    messages: asyncio.Queue[Message] = asyncio.Queue(maxsize=4)
+
+    async def watch() -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                for task in doing:
+                    task.cancel()
+            await messages.put(message)
+            if message["type"] == "http.disconnect":
+                return
+
+    watching = asyncio.create_task(watch())
+    try:
+        await app(scope, messages.get, send)
+    finally:
+        watching.cancel()
 
 
 async def _agent(authorization: str) -> str:
@@ -145,9 +171,9 @@ async def _agent(authorization: str) -> str:
     return name
 
 
-def _agent_of(context: Context[Any, Any]) -> str:
+def _caller_of(context: Context[Any, Any]) -> Caller:
     request: Any = context.request_context.request
-    return str(request.scope[_AGENT])
+    return Caller(str(request.scope[_AGENT]), request.scope[_DOING])
 
 
 def _airflow_health() -> list[ServiceHealth]:

@@ -76,19 +76,17 @@ def check_reachable(login: Login) -> None:
 class TokenAuth(httpx2.Auth):
     """Gets a token with the first request, and a new one when Airflow refuses it."""
 
-    requires_response_body = True
-
     def __init__(self, login: Login) -> None:
         self._login = login
         self._token = ""
 
     async def async_auth_flow(self, request: httpx2.Request) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
         if not self._token:
-            self._keep((yield self._asked()))
+            await self._keep((yield self._asked()))
         request.headers["Authorization"] = f"Bearer {self._token}"
         answer = yield request
         if answer.status_code == 401:  # a token is valid for a day
-            self._keep((yield self._asked()))
+            await self._keep((yield self._asked()))
             request.headers["Authorization"] = f"Bearer {self._token}"
             yield request
 
@@ -96,7 +94,8 @@ class TokenAuth(httpx2.Auth):
         body = {"username": self._login.user, "password": self._login.password}
         return httpx2.Request("POST", f"{self._login.url}/auth/token", json=body)
 
-    def _keep(self, answer: httpx2.Response) -> None:
+    async def _keep(self, answer: httpx2.Response) -> None:
+        await answer.aread()
         if answer.status_code not in (200, 201):
             raise RefusedError(
                 f"Airflow ({self._login.url}) refuses the login of {self._login.user} ({answer.status_code}).",

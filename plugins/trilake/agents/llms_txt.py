@@ -11,15 +11,14 @@ TEXT = """\
 > A data platform: files in S3, Spark jobs, ClickHouse tables, runs in Airflow. AI agents use it through one MCP server,
 > with limits, and every call is recorded.
 
-An administrator gives you a file NAME.access (`trilake access add NAME --role agent`). On the hosts it has a VPN profile,
-too: connect it first. Then there are two ways:
+An administrator gives you a file NAME.access (`trilake access add NAME --role agent`). On the hosts it also has a VPN
+profile: connect it first. Then there are two ways:
 
 - A program that starts MCP servers as commands (Claude Code, IDEs): the command `trilake connect NAME.access`.
 - HTTP: POST /auth/token with {"username": ..., "password": ...} gives a token. The MCP server is at /agents/mcp
   (streamable HTTP). Send the token as `Authorization: Bearer ...` with each request.
 
-Begin with the tool find(), then describe(name), then query(sql) in ClickHouse's SQL. query answers with up to 1,000 rows.
-For a larger result: submit("agent_export", {"sql": ...}, key), status(run, wait_seconds=20), then file_url(name).
+Begin with the tool find(), then describe(name), then query(sql) in ClickHouse's SQL, for up to 1,000 rows. result: submit("agent_export", {"sql": ...}, key), status(run, wait_seconds=20), then file_url(name).
 A refusal is JSON: error (a short name), says, do (what to do instead), retry (whether the same call can succeed later).
 """
 

@@ -50,6 +50,14 @@ _START = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempoten
 _END = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False)
 
 
+@dataclass(frozen=True)
+class Caller:
+    """Who calls. :ivar doing: what is being done for the request. It is cancelled if the client leaves."""
+
+    agent: str
+    doing: set[asyncio.Future[Any]]
+
+
 @dataclass
 class Door:
     """What the tools use. One for a process, in one event loop."""
@@ -68,7 +76,7 @@ class Door:
         await asyncio.to_thread(self.calls.close)
 
     async def done(
-        self, agent: str, tool: str, arguments: Mapping[str, Any], act: Callable[[Outcome], Awaitable[T]]
+        self, caller: Caller, tool: str, arguments: Mapping[str, Any], act: Callable[[Outcome], Awaitable[T]]
     ) -> T:
         """Do a call and record it.
 
@@ -76,20 +84,25 @@ class Door:
         """
         outcome, error = Outcome(), None
         try:
-            call = await asyncio.to_thread(self.calls.begin, agent, tool, arguments)
+            call = await asyncio.to_thread(self.calls.begin, caller.agent, tool, arguments)
+            doing = asyncio.ensure_future(act(outcome))
+            caller.doing.add(doing)
             try:
-                return await act(outcome)
+                return await doing
             except CallError as e:
                 error = e
             except TrilakeError as e:
                 error = CallError.of(e)
             except asyncio.CancelledError:
                 error = CallError("left", "The client left before the end.")
-                raise
+                if not doing.cancelled():  # the server ends
+                    doing.cancel()
+                    raise
             except Exception:
-                log.exception("%s of agent %s failed", tool, agent)
+                log.exception("%s of agent %s failed", tool, caller.agent)
                 error = CallError("internal", "The tool failed.", hint="Its operator finds the reason in the log.")
             finally:
+                caller.doing.discard(doing)
                 # also if the client left: its record must not stay open
                 await asyncio.shield(asyncio.to_thread(self.calls.end, call, outcome, error=error))
         except CallError as e:  # the call could not be recorded
@@ -101,12 +114,12 @@ class Tools:
     """The tools. A method's name, docstring and parameters are what an agent is told about it.
 
     :param door: what the tools use, once the event loop runs.
-    :param agent_of: the name of the agent whose request is in the context.
+    :param caller_of: the agent whose request is in the context.
     """
 
-    def __init__(self, door: Callable[[], Door], agent_of: Callable[[Context[Any, Any]], str]) -> None:
+    def __init__(self, door: Callable[[], Door], caller_of: Callable[[Context[Any, Any]], Caller]) -> None:
         self._door = door
-        self._agent_of = agent_of
+        self._caller_of = caller_of
 
     async def find(
         self,
@@ -131,7 +144,7 @@ class Tools:
 
     async def describe(self, ctx: Context[Any, Any], name: Annotated[str, Field(description="From find()")]) -> str:
         """Describe a table (columns, partitions, checks, example queries) or a run (JSON Schema of its parameters)."""
-        agent = self._agent_of(ctx)
+        agent = self._caller_of(ctx).agent
 
         async def look(outcome: Outcome) -> dict[str, Any]:
             for item in await asyncio.to_thread(self._door().runs.startable):
@@ -160,7 +173,7 @@ class Tools:
         max_seconds: Annotated[int, Field(ge=1, le=MAX_SECONDS)] = 30,
     ) -> str:
         """Query the tables. `more` says that the answer was cut: by max_rows, or at 64 KiB."""
-        agent = self._agent_of(ctx)
+        agent = self._caller_of(ctx).agent
 
         async def ask(outcome: Outcome) -> dict[str, Any]:
             tables = await asyncio.to_thread(self._door().knowledge.tables)
@@ -201,7 +214,7 @@ class Tools:
         key: Annotated[str, Field(description="Your name for this run: a-z, 0-9, -. The same key is the same run")],
     ) -> str:
         """Start a run, once for each key. At most 2 at once and 20 an hour."""
-        agent = self._agent_of(ctx)
+        agent = self._caller_of(ctx).agent
 
         def start(outcome: Outcome) -> dict[str, Any]:
             state = self._door().runs.submit(agent, what, parameters, key)
@@ -218,7 +231,7 @@ class Tools:
         log_lines: Annotated[int, Field(ge=0, le=MAX_LOG_LINES, description="Of the failed task")] = 0,
     ) -> str:
         """Say how far a run is, what it returned, or why it failed."""
-        agent = self._agent_of(ctx)
+        agent = self._caller_of(ctx).agent
 
         async def look(outcome: Outcome) -> dict[str, Any]:
             outcome.run_id = run
@@ -234,7 +247,7 @@ class Tools:
 
     async def cancel(self, ctx: Context[Any, Any], run: Annotated[str, Field(description="From submit()")]) -> str:
         """End a run of yours."""
-        agent = self._agent_of(ctx)
+        agent = self._caller_of(ctx).agent
 
         def end(outcome: Outcome) -> dict[str, Any]:
             outcome.run_id = run
@@ -248,7 +261,7 @@ class Tools:
         below: Annotated[str, Field(description="Beginning of the names; shared/: files that agents share")] = "",
     ) -> str:
         """List files: your own, and those that agents share."""
-        agent = self._agent_of(ctx)
+        agent = self._caller_of(ctx).agent
 
         def look(outcome: Outcome) -> dict[str, Any]:
             found, more = self._door().files.listed(agent, below)
@@ -265,7 +278,7 @@ class Tools:
         bytes: Annotated[int, Field(ge=0, description="Exact size of the file to put")] = 0,
     ) -> str:
         """Make an address to get or put a file, valid for 15 minutes."""
-        agent = self._agent_of(ctx)
+        agent = self._caller_of(ctx).agent
 
         def make(outcome: Outcome) -> dict[str, Any]:
             outcome.bytes = bytes or None
@@ -276,7 +289,7 @@ class Tools:
 
     async def health(self, ctx: Context[Any, Any]) -> str:
         """Say which services are well, and what is left of your limits."""
-        agent = self._agent_of(ctx)
+        agent = self._caller_of(ctx).agent
 
         def look(_: Outcome) -> dict[str, Any]:
             services = [*check_services(self._door().endpoints), *self._door().airflow_health()]
@@ -299,14 +312,14 @@ class Tools:
         arguments: Mapping[str, Any],
         act: Callable[[Outcome], Awaitable[dict[str, Any]]],
     ) -> str:
-        answer = await self._door().done(self._agent_of(ctx), tool, arguments, act)
+        answer = await self._door().done(self._caller_of(ctx), tool, arguments, act)
         return json.dumps(answer, ensure_ascii=False, separators=(",", ":"), default=str)
 
 
-def build(door: Callable[[], Door], agent_of: Callable[[Context[Any, Any]], str]) -> MCPServer[Any]:
+def build(door: Callable[[], Door], caller_of: Callable[[Context[Any, Any]], Caller]) -> MCPServer[Any]:
     """The server; for the parameters see `Tools`."""
     server: MCPServer[Any] = MCPServer("trilake", title="Trilake", instructions=INSTRUCTIONS)
-    tools = Tools(door, agent_of)
+    tools = Tools(door, caller_of)
     for tool, hints in (
         (tools.find, _READ),
         (tools.describe, _READ),

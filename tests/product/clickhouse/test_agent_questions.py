@@ -16,7 +16,7 @@ from support.clickhouse_gateway import PASSWORD, USER, RunningGateway
 from trilake.agents.calls import Calls, Outcome
 from trilake.agents.questions import Answer, Questions
 from trilake.agents.refusals import CallError
-from trilake.agents.server import Door
+from trilake.agents.server import Caller, Door
 from trilake.agents.statement import Statement, check_statement
 from trilake.endpoints import ClickHouseEndpoint, ClickHouseShard, PostgresEndpoint
 from trilake.platform.embedded.home import LOOPBACK, free_port
@@ -168,7 +168,7 @@ def test_a_call_that_cannot_be_recorded_is_not_done() -> None:
         return {}
 
     with pytest.raises(ToolError) as refused:
-        asyncio.run(door.done("ada", "query", {"sql": "SELECT 1"}, act))
+        asyncio.run(door.done(Caller("ada", set()), "query", {"sql": "SELECT 1"}, act))
     assert '"not_recorded"' in str(refused.value)
     assert "secret-of-lake" not in str(refused.value)
     assert done == []
