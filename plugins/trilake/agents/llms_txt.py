@@ -18,7 +18,8 @@ profile: connect it first. Then there are two ways:
 - HTTP: POST /auth/token with {"username": ..., "password": ...} gives a token. The MCP server is at /agents/mcp
   (streamable HTTP). Send the token as `Authorization: Bearer ...` with each request.
 
-Begin with the tool find(), then describe(name), then query(sql) in ClickHouse's SQL, for up to 1,000 rows. result: submit("agent_export", {"sql": ...}, key), status(run, wait_seconds=20), then file_url(name).
+Begin with the tool find(), then describe(name), then query(sql) in ClickHouse's SQL, for up to 1,000 rows. For a larger
+result: submit("agent_export", {"sql": ...}, key), status(run, wait_seconds=20), then file_url(name).
 A refusal is JSON: error (a short name), says, do (what to do instead), retry (whether the same call can succeed later).
 """
 
