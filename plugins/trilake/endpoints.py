@@ -250,6 +250,11 @@ class ClickHouseShard:
     port: int
     database: str
 
+    @property
+    def staging_database(self) -> str:
+        """The database with the shard's staging tables. Readers have no right to it."""
+        return f"{self.database}_staging"
+
     def __str__(self) -> str:
         return f"shard {self.number} ({self.host}:{self.port}, database {self.database})"
 

@@ -130,7 +130,19 @@ def test_the_writer_may_make_the_tables_over_all_shards_anew_and_no_row_gets_in_
     # database, tables: with a third it would have one to write to
     assert by_engine["Merge"].count(",") == 1
     into = {g.rsplit(" ", 1)[1] for g in grants if re.search(r"\bINSERT\b", g)}
-    assert into == {"shard_1.*", "shard_2.*", "analytics.*"}
+    assert into == {"shard_1.*", "shard_2.*", "shard_1_staging.*", "shard_2_staging.*", "analytics.*"}
+
+
+def test_the_writer_may_make_and_switch_staging_tables_of_every_shard() -> None:
+    grants = [g.text or "" for g in ElementTree.fromstring(USERS).findall("users/etl_writer/grants/query")]
+    for shard in SHARDS:
+        of_both = {
+            g.partition(" ON ")[0]
+            for g in grants
+            if g.endswith((f" {shard.database}.*", f" {shard.staging_database}.*"))
+        }
+        assert of_both == {"GRANT CREATE DATABASE, CREATE TABLE, DROP TABLE, ALTER TABLE, SELECT, INSERT"}
+        assert sum(g.endswith(f" ON {shard.staging_database}.*") for g in grants) == 1
 
 
 def test_a_statement_can_change_neither_address_nor_key_of_a_collection() -> None:
