@@ -21,6 +21,9 @@ LAKE_CONNECTION = "postgres_lake"
 OLTP_CONNECTION = "postgres_oltp"
 CLICKHOUSE_CONNECTION = "clickhouse_cluster_default"
 KUBERNETES_CONNECTION = "kubernetes_default"
+# What an agent asks is asked with these: they can read published tables, and use one prefix of bucket exports.
+AGENTS_CLICKHOUSE_CONNECTION = "clickhouse_agents"
+AGENTS_S3_CONNECTION = "aws_agents"
 
 # For requests that look up or kill a query. A server that runs answers them in milliseconds.
 QUESTION_TIMEOUT_S = 30.0
