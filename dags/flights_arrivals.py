@@ -14,6 +14,7 @@ has the refused rows of the other files.
 from datetime import datetime, timedelta
 
 from airflow.sdk import DAG, Param
+from nyc.access import READ_BY_AGENTS
 from nyc.chain import curate_and_publish
 from nyc.data_sets import FLIGHTS
 from nyc.tags import Tag
@@ -33,6 +34,7 @@ with DAG(
     },
     default_args={"retries": 3, "retry_delay": timedelta(seconds=20)},
     tags=[Tag.FLIGHTS],
+    access_control=READ_BY_AGENTS,
     doc_md=__doc__,
 ):
     take = TakeArrivalsOperator(task_id="take", data_set=FLIGHTS)

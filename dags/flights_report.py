@@ -12,6 +12,7 @@ To add a chart, add a query to that folder. The query's comments say how the cha
 from datetime import datetime, timedelta
 
 from airflow.sdk import DAG, Param, PartitionedAssetTimetable, StartOfYearMapper
+from nyc.access import READ_BY_AGENTS
 from nyc.data_sets import FLIGHTS
 from nyc.tags import Tag
 
@@ -29,6 +30,7 @@ with DAG(
     params={"year": Param(2013, type="integer", description="only used when triggered by hand")},
     default_args={"retries": 3, "retry_delay": timedelta(seconds=20)},
     tags=[Tag.FLIGHTS, Tag.REPORT],
+    access_control=READ_BY_AGENTS,
     doc_md=__doc__,
 ):
     YEAR = "{{ (partition_key | string)[:4] if partition_key else params.year }}"

@@ -11,6 +11,7 @@ the DAG again; both are safe at any time.
 from datetime import datetime, timedelta
 
 from airflow.sdk import DAG
+from nyc.access import READ_BY_AGENTS
 from nyc.data_sets import AIRLINES, AIRPORTS, PLANES
 from nyc.tags import Tag
 
@@ -25,6 +26,7 @@ with DAG(
     max_active_runs=1,
     default_args={"retries": 3, "retry_delay": timedelta(seconds=20)},
     tags=[Tag.REFERENCE, Tag.FLIGHTS],
+    access_control=READ_BY_AGENTS,
     doc_md=__doc__,
 ):
     for data_set in (AIRLINES, AIRPORTS, PLANES):

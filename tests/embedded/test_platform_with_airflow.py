@@ -11,10 +11,17 @@ from pathlib import Path
 import psutil
 import pytest
 
+from support import airflow_access
+from support.airflow_access import Browser, dags_of, log_in, status_with, wait_for
 from support.platform_state import Kept, pids, states
 from support.running_platform import Platform
-from trilake.platform.embedded import processes
+from trilake.platform import airflow_users
+from trilake.platform.airflow_api import AirflowApi
+from trilake.platform.airflow_users import AirflowUserError
+from trilake.platform.embedded import postgres, processes
+from trilake.platform.embedded.airflow import administrator
 from trilake.platform.embedded.home import SERVICES
+from trilake.postgres.connection import connect
 
 pytestmark = pytest.mark.slow
 AIRFLOW = [service for service in SERVICES if service.startswith("airflow")]
@@ -97,3 +104,116 @@ def test_the_services_environment_is_not_the_callers(platform: Platform) -> None
         assert (password in environment) == (service in AIRFLOW), service
         checked.add(service)
     assert checked >= set(AIRFLOW)
+
+
+# --- users and roles
+
+OF_ROLE = """
+SELECT p.name, v.name FROM ab_role r JOIN ab_permission_view_role pvr ON pvr.role_id = r.id
+JOIN ab_permission_view pv ON pv.id = pvr.permission_view_id JOIN ab_permission p ON p.id = pv.permission_id
+JOIN ab_view_menu v ON v.id = pv.view_menu_id WHERE r.name = %s AND v.name NOT LIKE 'DAG:%%'
+"""
+
+
+def permissions(platform: Platform, role: str, *changes: str) -> set[tuple[str, str]]:
+    """What Airflow's database says that a role may do, after these statements."""
+    home = platform.home
+    with (
+        connect(postgres.endpoint(home.ports()["postgres"], home.secrets(), "airflow")) as connection,
+        connection.cursor() as cursor,
+    ):
+        for change in changes:
+            cursor.execute(change)
+        cursor.execute(OF_ROLE, (role,))
+        return set(cursor.fetchall())
+
+
+@pytest.fixture
+def two_dags(platform: Platform) -> Iterator[None]:
+    file = platform.home.project / "dags" / "access_of_roles.py"
+    file.write_text(airflow_access.DAGS)
+    yield
+    file.unlink()
+
+
+@pytest.mark.usefixtures("two_dags")
+def test_each_role_may_do_what_the_documents_say_and_no_more(platform: Platform) -> None:
+    url, admin, password = administrator(platform.home)
+    tokens = {}
+    for role in ("Agent", "Viewer", "User", "Op"):
+        name = f"one-{role.lower()}"
+        made = airflow_users.ask(platform.env, ["set", name, role, f"password of {role}"])
+        assert made == {"name": name, "roles": [role], "active": True, "last_login": None}
+        tokens[role] = log_in(url, name, f"password of {role}")
+    tokens["Admin"] = log_in(url, admin, password)
+    with AirflowApi(url, admin, password) as api:
+        run = airflow_access.finished_run(api)
+    assert airflow_access.SEEN in dags_of(url, tokens["Agent"])
+    assert airflow_access.HIDDEN not in dags_of(url, tokens["Agent"])
+    assert airflow_access.wrong_answers(url, tokens, run) == []
+    agents = {("can_read", "Trilake agents"), ("can_create", "Trilake agents")}
+    assert permissions(platform, "Agent") >= agents
+    assert all(("can_read", "Trilake agents") in permissions(platform, role) for role in airflow_access.PEOPLE)
+    assert ("can_create", "Trilake agents") not in permissions(platform, "Op")
+
+
+def test_a_user_who_is_deactivated_is_refused_with_old_tokens_and_sessions_also_after_coming_back(
+    platform: Platform,
+) -> None:
+    url, *_ = administrator(platform.home)
+    airflow_users.ask(platform.env, ["set", "leaver", "Viewer", "first"])
+    token, browser = log_in(url, "leaver", "first"), Browser(url, "leaver", "first")
+    assert status_with(url, token) == 200
+    assert browser.is_logged_in()
+    assert airflow_users.ask(platform.env, ["deactivate", "leaver"])["active"] is False
+    assert not browser.is_logged_in()
+    assert not log_in(url, "leaver", "first")
+    wait_for(lambda: status_with(url, token) == airflow_access.REFUSED, "the end of the token", 60)
+    back = airflow_users.ask(platform.env, ["set", "leaver", "Agent", None])
+    assert (back["roles"], back["active"]) == (["Agent"], True)
+    assert log_in(url, "leaver", "first")  # null kept the password
+    assert status_with(url, token) == airflow_access.REFUSED
+    assert not browser.is_logged_in()
+    listed = {user["name"]: user for user in airflow_users.ask(platform.env, ["list"])}
+    assert listed["leaver"]["last_login"]
+    assert listed["admin"]["roles"] == ["Admin"]
+
+
+def test_a_request_about_a_user_that_cannot_be_right_is_refused_by_name(platform: Platform) -> None:
+    for request, says in (
+        (["set", "admin", "Viewer", "x"], "admin is the administrator"),
+        (["set", "new", "Nobody", "x"], "no role 'Nobody'"),
+        (["set", "new-and-without", "Viewer", None], "no password"),
+        (["deactivate", "no-such-user"], "no user 'no-such-user'"),
+    ):
+        with pytest.raises(AirflowUserError, match=says) as refused:
+            airflow_users.ask(platform.env, request)
+        assert refused.value.hint
+
+
+def test_the_set_up_repairs_roles_and_the_administrator_and_keeps_what_operators_added(platform: Platform) -> None:
+    url, admin, password = administrator(platform.home)
+    before = {role: permissions(platform, role) for role in ("Agent", "Viewer", "User", "Op")}
+    give = (
+        "INSERT INTO ab_permission_view_role (id, permission_view_id, role_id) "
+        "SELECT nextval('ab_permission_view_role_id_seq'), pv.id, r.id FROM ab_role r, ab_permission_view pv "
+        "JOIN ab_permission p ON p.id = pv.permission_id JOIN ab_view_menu v ON v.id = pv.view_menu_id "
+        "WHERE r.name = '{0}' AND p.name = '{1}' AND v.name = '{2}'"
+    )
+    changed = permissions(
+        platform,
+        "Viewer",
+        "DELETE FROM ab_permission_view_role USING ab_role r WHERE role_id = r.id AND r.name = 'Viewer'",
+        give.format("User", "can_create", "Assets"),
+        give.format("Agent", "can_create", "DAG Runs"),
+        give.format("Viewer", "can_read", "Providers"),
+        "UPDATE ab_user SET password = 'another', active = false WHERE username = 'admin'",
+    )
+    assert changed == {("can_read", "Providers")}
+    assert ("can_create", "Assets") in permissions(platform, "User")
+    platform.up()
+    assert permissions(platform, "Viewer") == before["Viewer"] | {("can_read", "Providers")}
+    assert {role: permissions(platform, role) for role in ("Agent", "User", "Op")} == {
+        role: before[role] for role in ("Agent", "User", "Op")
+    }
+    assert log_in(url, admin, password)

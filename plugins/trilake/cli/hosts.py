@@ -116,8 +116,9 @@ def setup_s3() -> None:
 
 @setup_app.command("airflow")
 def setup_airflow() -> None:
-    """Migrate Airflow's database, and set the password of its user admin."""
+    """Migrate Airflow's database, write its roles, and set the password of its user admin."""
+    from trilake.platform.airflow_roles import ADMIN
     from trilake.platform.hosts import airflow
 
     airflow.set_up(os.environ)
-    print(f"Airflow's database is up to date. The password of user {airflow.ADMIN} is the one in .env.")
+    print(f"Airflow's database is up to date. The password of user {ADMIN} is the one in .env.")

@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 
 from trilake.errors import ConfigurationError
-from trilake.platform.embedded.airflow import MIGRATION
+from trilake.platform.embedded.airflow import SET_UP
 from trilake.platform.embedded.home import SERVICES, Home
 from trilake.platform.embedded.processes import last_lines
 
 # Logs that do not belong to a service: the process supervisor, and the migration of Airflow's database.
-OTHER_LOGS = ("supervisord", MIGRATION)
+OTHER_LOGS = ("supervisord", SET_UP)
 _POLL_S = 0.2
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 Settings = Mapping[str, Mapping[str, object]]
 
 # Section -> name -> value. They suit one machine with two cores, which tasks and servers share.
 COMMON: Settings = {
     "core": {
+        "auth_manager": "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManager",
         "load_examples": False,
         "executor": "LocalExecutor",
         # each task is a process of 150 MB, and Spark and ClickHouse also need the two cores
@@ -22,6 +24,7 @@ COMMON: Settings = {
     "database": {"sql_alchemy_pool_size": 3},
     "api": {"workers": 1},
     "api_auth": {"jwt_issuer": "trilake"},
+    "fab": {"config_file": Path(__file__).with_name("webserver_config.py")},  # it has Trilake's roles
     "logging": {
         "remote_logging": True,
         "remote_base_log_folder": "s3://logs/airflow",

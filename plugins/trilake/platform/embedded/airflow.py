@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from importlib.metadata import version
 
 from trilake.endpoints import PostgresEndpoint
 from trilake.errors import TrilakeError
-from trilake.platform import airflow_settings
+from trilake.platform import airflow_roles, airflow_set_up, airflow_settings
+from trilake.platform.airflow_roles import ADMIN
 from trilake.platform.embedded.home import LOOPBACK, Home
 from trilake.platform.embedded.processes import Program, last_lines
 from trilake.platform.private_files import write_private
 
-ADMIN = "admin"
 API_SERVER = "airflow-api-server"
 # Service -> its command line. The API server reads logs from their folder or from S3, so no process serves logs.
 COMMANDS: Mapping[str, tuple[str, ...]] = {
@@ -31,13 +29,14 @@ HEALTH_NAMES = {
     "airflow-dag-processor": "dag_processor",
     "airflow-triggerer": "triggerer",
 }
-MIGRATION = "airflow-migrate"
-_PASSWORDS = "airflow-passwords.json"
-_MIGRATE_TIMEOUT_S = 300
+SET_UP = "airflow-setup"
+# The password file of an earlier version. The password is in the database now.
+_OLD_PASSWORDS = "airflow-passwords.json"
+_SET_UP_TIMEOUT_S = 300
 
 
 class AirflowSetupError(TrilakeError):
-    """Airflow's database could not be migrated to the installed version."""
+    """Airflow's database could not be migrated to the installed version, or its administrator not be set up."""
 
 
 def url(port: int) -> str:
@@ -51,8 +50,6 @@ def settings(home: Home, port: int, secrets: Mapping[str, str], database: Postgr
             "dags_folder": home.project / "dags",
             "plugins_folder": home.project / "plugins",
             "fernet_key": secrets["airflow_fernet_key"],
-            "simple_auth_manager_users": f"{ADMIN}:admin",
-            "simple_auth_manager_passwords_file": home.config(_PASSWORDS),
             "execution_api_server_url": f"{url(port)}/execution/",
         },
         "database": {"sql_alchemy_conn": database.uri},
@@ -76,10 +73,10 @@ def settings(home: Home, port: int, secrets: Mapping[str, str], database: Postgr
     }
 
 
-def write_configuration(home: Home, secrets: Mapping[str, str]) -> None:
-    """Create Airflow's folder and the password file of its only user."""
+def prepare(home: Home) -> None:
+    """Create Airflow's folder."""
     home.data("airflow").mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_private(home.config(_PASSWORDS), json.dumps({ADMIN: secrets["airflow_admin"]}))
+    home.config(_OLD_PASSWORDS).unlink(missing_ok=True)
 
 
 def programs(home: Home) -> list[Program]:
@@ -96,39 +93,38 @@ def programs(home: Home) -> list[Program]:
     ]
 
 
-def migrate(home: Home, environment: Mapping[str, str], database: PostgresEndpoint) -> bool:
-    """Migrate Airflow's database to the installed version. False if it had that version already.
+def set_up(home: Home, environment: Mapping[str, str], database: PostgresEndpoint, password: str) -> bool:
+    """Migrate Airflow's database to the installed version, write the roles, and set admin's password.
 
-    :raises AirflowSetupError: `airflow db migrate` failed.
+    False if nothing was to do.
+
+    :raises AirflowSetupError: the set-up failed.
     """
-    installed = version("apache-airflow")
+    versions = f"{version('apache-airflow')} {version('apache-airflow-providers-fab')} {airflow_roles.digest()}"
     stamp = home.data("airflow") / "migrated"
-    if stamp.exists() and stamp.read_text() == installed and _has_tables(database):
+    if stamp.exists() and stamp.read_text() == versions and _admin_has(database, password):
         return False
-    log = home.log(MIGRATION)
+    log = home.log(SET_UP)
     with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        migration = subprocess.run(
-            [sys.executable, "-m", "airflow", "db", "migrate"],
-            env=dict(environment),
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            timeout=_MIGRATE_TIMEOUT_S,
-            check=False,
-        )
-    if migration.returncode:
+        done = airflow_set_up.run(environment, password, output=file, timeout_s=_SET_UP_TIMEOUT_S)
+    if not done:
         last_line = next((line for line in reversed(last_lines(log, 20)) if line.strip()), "")
-        raise AirflowSetupError(f"`airflow db migrate` failed: {last_line.strip()}", hint=f"See {log}.")
-    write_private(stamp, installed)
+        raise AirflowSetupError(f"The set-up of Airflow's database failed: {last_line.strip()}", hint=f"See {log}.")
+    write_private(stamp, versions)
     return True
 
 
-def _has_tables(database: PostgresEndpoint) -> bool:
+def _admin_has(database: PostgresEndpoint, password: str) -> bool:
+    """Whether the database has tables, and the administrator in them with this password."""
     from trilake.postgres.connection import connect
 
     with connect(database) as connection, connection.cursor() as cursor:
-        cursor.execute("SELECT to_regclass('public.alembic_version') IS NOT NULL")
+        cursor.execute("SELECT to_regclass('public.ab_user') IS NOT NULL")
+        if cursor.fetchone() != (True,):
+            return False
+        cursor.execute("SELECT password FROM ab_user WHERE username = %s AND active", (ADMIN,))
         row = cursor.fetchone()
-    return bool(row and row[0])
+    return row is not None and airflow_set_up.has_password(row[0], password)
 
 
 def administrator(home: Home) -> tuple[str, str, str]:

@@ -202,7 +202,7 @@ def write(home: Home, java: Java, spark_jars: Path) -> dict[str, str]:
         home.data(name).mkdir(mode=0o700, parents=True, exist_ok=True)
         write_private(home.config(f"{name}.json"), json.dumps(document, indent=2) + "\n")
     s3.write_configuration(home, ports["s3"], secrets)
-    airflow.write_configuration(home, secrets)
+    airflow.prepare(home)
     metadata = postgres.endpoint(client_ports["postgres"], secrets, "airflow")
     environment = {
         "TRILAKE_HOME": str(home.path),

@@ -183,7 +183,7 @@ class _Start:
             "jobs": (self._push_jobs, ("s3",)),
         }
         if self._wanted >= set(airflow.COMMANDS):
-            steps["airflow-database"] = (self._migrate_airflow, ("postgres",))
+            steps["airflow-database"] = (self._set_up_airflow, ("postgres",))
             steps["airflow"] = (self._start_airflow, ("airflow-database",))
         self._missing = set(services)
         futures: dict[str, Future[None]] = {}
@@ -220,10 +220,10 @@ class _Start:
             s3.remove_unfinished(self._home)
         self._bring_up("s3", self._s3_answers)
 
-    def _migrate_airflow(self) -> None:
+    def _set_up_airflow(self) -> None:
         database = postgres.endpoint(self._ports["postgres"], self._secrets, "airflow")
         self._progress("airflow-database", "starting")
-        airflow.migrate(self._home, self._environment, database)
+        airflow.set_up(self._home, self._environment, database, self._secrets["airflow_admin"])
         self._progress("airflow-database", "ready")
 
     def _start_airflow(self) -> None:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Mapping
 
 from trilake.endpoints import PostgresEndpoint
 from trilake.errors import TrilakeError
-from trilake.platform import airflow_settings
+from trilake.platform import airflow_set_up, airflow_settings
+from trilake.platform.airflow_roles import ADMIN
 from trilake.platform.hosts.connections import AIRFLOW_PORT, METADATA_PORT, required
 from trilake.postgres.connection import connect
 
-ADMIN = "admin"
 BUNDLE = "trilake"
 LOGS = "/opt/trilake/logs"
 # The DAGs' Git repository. In `_BUNDLES` Airflow keeps the versions that runs need. Both are volumes of vps_1.
@@ -49,7 +47,6 @@ def settings(env: Mapping[str, str]) -> dict[str, str]:
         arguments = {"repo_url": REPOSITORY, "tracking_ref": LIVE, "subdir": "dags"}
     own: airflow_settings.Settings = {
         "core": {
-            "auth_manager": "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManager",
             "fernet_key": required(env, "AIRFLOW_FERNET_KEY"),
             "execution_api_server_url": f"http://vps-1:{AIRFLOW_PORT}/execution/",
             # The provider is an installed package. This folder has no plugins, so nothing is loaded twice.
@@ -82,32 +79,17 @@ def settings(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def set_up(env: Mapping[str, str]) -> None:
-    """Migrate Airflow's database to this version and set the UI admin's password from ``.env``. It can be repeated.
+    """Migrate Airflow's database to this version, write its roles and set the admin's password from ``.env``.
 
-    :raises AirflowSetupError: the migration failed, or Airflow refused the admin.
+    It can be repeated. Its own permissions come back to each role, and those that an operator added stay.
+
+    :raises AirflowSetupError: a part of it failed.
     :raises UnreachableError: the database does not answer, or refuses the password.
     """
     password = required(env, "AIRFLOW_ADMIN_PASSWORD")
     with connect(metadata(env)):  # gives an error of one line; Airflow's own has a hundred lines
         pass
-    done = subprocess.run([sys.executable, "-m", "airflow", "db", "migrate"], check=False)
-    if done.returncode:
-        raise AirflowSetupError("`airflow db migrate` failed. Its output is above.")
-    # This uses Airflow's Python interface: a command line would show the password in the list of processes.
-    from airflow.providers.fab.auth_manager.cli_commands.utils import get_application_builder
-
-    with get_application_builder() as builder:
-        manager = builder.sm
-        user = manager.find_user(username=ADMIN)
-        if user is None:
-            role = manager.find_role("Admin")
-            if not manager.add_user(ADMIN, ADMIN, ADMIN, f"{ADMIN}@localhost", role, password=password):
-                raise AirflowSetupError(f"Airflow refused to create the user {ADMIN}. Its log is above.")
-        elif not _has_password(user, password) and not manager.reset_password(user.id, password):
-            raise AirflowSetupError(f"Airflow refused {ADMIN}'s new password. Its log is above.")
-
-
-def _has_password(user: object, password: str) -> bool:
-    from werkzeug.security import check_password_hash
-
-    return check_password_hash(str(getattr(user, "password", "")), password)
+    if not airflow_set_up.run(env, password):
+        raise AirflowSetupError(
+            f"Airflow's database could not be migrated, or the user {ADMIN} not be set up. The output above says why."
+        )
