@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from support.running_platform import Platform
+from trilake.cli.access import sync_after
 from trilake.endpoints import Endpoints, PostgresEndpoint
 from trilake.errors import UnreachableError
 from trilake.platform import access as module
@@ -388,3 +389,26 @@ def test_a_reader_that_is_dropped_loses_its_session_and_its_password(
     with pytest.raises(UnreachableError):
         rows_of(reader, "SELECT 1")
     assert not drop_reader(superuser, name)
+
+
+# --- after a rebuild or a reshard
+
+
+@pytest.mark.parametrize("password", ["", "x" * 48])
+def test_a_command_that_may_have_found_an_empty_shard_makes_peoples_users_or_says_how(
+    access: Access, endpoints: Endpoints, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], password: str,
+) -> None:  # fmt: skip
+    synced: list[Table] = []
+    monkeypatch.setenv("CLICKHOUSE_ACCESS_PASSWORD", password)
+    monkeypatch.setattr(
+        "trilake.platform.hosts.access.sync_clickhouse", lambda _, table: synced.append(table) or [name]
+    )
+    sync_after(endpoints, "`trilake rebuild`")
+    assert (capsys.readouterr().err, synced) == ("", []), "nobody has a user there"
+    access.add(name, "engineer", tmp_path / "a")
+    sync_after(endpoints, "`trilake rebuild`")
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert (f"users in ClickHouse: {name}." if password else "run `trilake access sync`") in told
+    assert len(synced) == bool(password)
