@@ -5,8 +5,8 @@ password must not be an argument, and prints one answer:
 
 - ``["list"]`` gives ``[{name, roles, active, last_login}]``, sorted by name.
 - ``["set", name, role, password]`` creates the user, or changes it and activates it. null keeps the password.
-- ``["deactivate", name]`` ends all access of a user. Airflow refuses the user's tokens within half a minute, and the
-  sessions of its browsers at once.
+- ``["deactivate", name]`` ends all access of a user: Airflow gives it no new token, and refuses those that it has, also
+  in browsers, within half a minute.
 
 The last two give the user as it is then. A request that is refused gives ``{"error": ..., "hint": ...}``.
 """
