@@ -166,9 +166,10 @@ class Measure:
         return max(rows[0][0] for rows in found.values()) / 2**20
 
     def drop(self) -> None:
-        tables = self.every_shard("SHOW TABLES FROM {shard}")
-        for name in {row[0] for rows in tables.values() for row in rows if row[0].startswith(self.data_set.name)}:
-            self.every_shard(f"DROP TABLE IF EXISTS {{shard}}.{name} SYNC")
+        for database in ("{shard}", "{staging}"):
+            tables = self.every_shard(f"SHOW TABLES FROM {database}")
+            for name in {row[0] for rows in tables.values() for row in rows if row[0].startswith(self.data_set.name)}:
+                self.every_shard(f"DROP TABLE IF EXISTS {database}.{name} SYNC")
         for files in self.files.values():
             for file in files:
                 self.s3.delete_object(Bucket="lake", Key=file.key)

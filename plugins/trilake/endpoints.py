@@ -24,6 +24,9 @@ CLICKHOUSE_CONNECTION = "clickhouse_cluster_default"
 AGENTS_CLICKHOUSE_CONNECTION = "clickhouse_agents"
 AGENTS_S3_CONNECTION = "aws_agents"
 KUBERNETES_CONNECTION = "kubernetes_default"
+# What an agent asks is asked with these: they can read published tables, and use one prefix of bucket exports.
+AGENTS_CLICKHOUSE_CONNECTION = "clickhouse_agents"
+AGENTS_S3_CONNECTION = "aws_agents"
 
 # For requests that look up or kill a query. A server that runs answers them in milliseconds.
 QUESTION_TIMEOUT_S = 30.0
@@ -252,6 +255,11 @@ class ClickHouseShard:
     host: str
     port: int
     database: str
+
+    @property
+    def staging_database(self) -> str:
+        """The database with the shard's staging tables. Readers have no right to it."""
+        return f"{self.database}_staging"
 
     def __str__(self) -> str:
         return f"shard {self.number} ({self.host}:{self.port}, database {self.database})"

@@ -139,12 +139,13 @@ def two_dags(platform: Platform) -> Iterator[None]:
 @pytest.mark.usefixtures("two_dags")
 def test_each_role_may_do_what_the_documents_say_and_no_more(platform: Platform) -> None:
     url, admin, password = administrator(platform.home)
-    tokens = {}
-    for role in ("Agent", "Viewer", "User", "Op"):
-        name = f"one-{role.lower()}"
-        made = airflow_users.ask(platform.env, ["set", name, role, f"password of {role}"])
-        assert made == {"name": name, "roles": [role], "active": True, "last_login": None}
-        tokens[role] = log_in(url, name, f"password of {role}")
+    names = {role: f"one-{role.lower()}" for role in ("Agent", "Viewer", "User", "Op")}
+    requests = [["set", name, role, f"password of {role}"] for role, name in names.items()]
+    made = airflow_access.ask_all(platform.env, requests)
+    assert [(user["name"], user["roles"], user["active"]) for user in made] == [
+        (name, [role], True) for role, name in names.items()
+    ]
+    tokens = {role: log_in(url, name, f"password of {role}") for role, name in names.items()}
     tokens["Admin"] = log_in(url, admin, password)
     with AirflowApi(url, admin, password) as api:
         run = airflow_access.finished_run(api)
@@ -180,15 +181,20 @@ def test_a_user_who_is_deactivated_is_refused_with_old_tokens_and_sessions_also_
 
 
 def test_a_request_about_a_user_that_cannot_be_right_is_refused_by_name(platform: Platform) -> None:
-    for request, says in (
-        (["set", "admin", "Viewer", "x"], "admin is the administrator"),
-        (["set", "new", "Nobody", "x"], "no role 'Nobody'"),
-        (["set", "new-and-without", "Viewer", None], "no password"),
-        (["deactivate", "no-such-user"], "no user 'no-such-user'"),
-    ):
-        with pytest.raises(AirflowUserError, match=says) as refused:
-            airflow_users.ask(platform.env, request)
-        assert refused.value.hint
+    requests = {
+        ("set", "admin", "Viewer", "x"): "admin is the administrator",
+        ("set", "a b", "Viewer", "x"): "'a b' is not a valid name",
+        ("set", "new", "Nobody", "x"): "no role 'Nobody' for users. Roles: Admin, Agent, ",
+        ("set", "new", "Public", "x"): "no role 'Public'",
+        ("set", "new-and-without", "Viewer", None): "no password",
+        ("set", "new", "Viewer", ""): "is empty",
+        ("deactivate", "no-such-user"): "no user 'no-such-user'",
+    }
+    answers = airflow_access.ask_all(platform.env, list(requests))
+    assert [says for says, answer in zip(requests.values(), answers, strict=True) if says not in answer] == []
+    with pytest.raises(AirflowUserError, match="admin is the administrator of Airflow") as refused:
+        airflow_users.ask(platform.env, ["deactivate", "admin"])
+    assert refused.value.hint
 
 
 def test_the_set_up_repairs_roles_and_the_administrator_and_keeps_what_operators_added(platform: Platform) -> None:

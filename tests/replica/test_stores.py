@@ -16,7 +16,7 @@ from whole_replica import INSIDE, Replica
 
 from support.network_flows import PROJECT
 from trilake.platform.hosts.producers import ProducerError, Producers
-from trilake.platform.hosts.s3_admin import RIGHTS
+from trilake.platform.hosts.s3_admin import RIGHTS, Below
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,15 @@ def run_as(stores: Replica, job: str, program: str, **known: str) -> Any:
 @pytest.mark.rotates(2)
 def test_each_identity_of_s3_may_in_each_bucket_what_the_table_says_and_nothing_beside_it(stores: Replica) -> None:
     found = run_as(stores, "setup-s3", "s3_rights")
-    assert found["rights"] == {bucket: dict(rights) for bucket, rights in RIGHTS.items()}
+    whole = {bucket: {who: r for who, r in by.items() if isinstance(r, str)} for bucket, by in RIGHTS.items()}
+    assert found["rights"] == whole
+    assert found["below"] == {
+        f"{who} {bucket}/{r.prefix}": r.rights
+        for bucket, by in RIGHTS.items()
+        for who, r in by.items()
+        if isinstance(r, Below)
+    }
+    assert found["beside"] == []
     assert found["beyond"] == []
     assert not found["wrong_secret"]
     assert not found["nobody"]
@@ -146,7 +154,8 @@ def test_each_user_of_postgresql_enters_its_own_database_with_its_password_and_n
 
 def test_the_documents_table_of_rights_is_the_one_that_is_set_up() -> None:
     text = (PROJECT / "docs" / "operations" / "hosts.md").read_text()
-    rows = re.findall(r"^\| ([a-z-]+) \| (\w*) ?\| (\w*) ?\| (\w*) ?\| (\w*) ?\|$", text, re.MULTILINE)
+    rows = re.findall(r"^\| ([a-z-]+) \| (\w*) ?\| (\w*) ?\| (\w*) ?\| ([^|]*?) ?\|$", text, re.MULTILINE)
     identities = ("airflow", "spark", "clickhouse", "agents")
     found = {row[0]: {who: may for who, may in zip(identities, row[1:], strict=True) if may} for row in rows}
-    assert {bucket: rights for bucket, rights in found.items() if bucket in RIGHTS} == RIGHTS
+    expected = {bucket: {who: str(may) for who, may in rights.items()} for bucket, rights in RIGHTS.items()}
+    assert {bucket: rights for bucket, rights in found.items() if bucket in RIGHTS} == expected

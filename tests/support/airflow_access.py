@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import httpx
 
 from trilake.platform.airflow_api import FINAL_STATES, AirflowApi
+from trilake.platform.airflow_users import Request
 
 SEEN, HIDDEN = "access_of_agents", "access_of_people"
 DAGS = f'''
@@ -59,6 +64,32 @@ REQUESTS: dict[tuple[str, str], tuple[object, set[str]]] = {
     ("POST", "/api/v2/assets/0/materialize"): (None, {"Op", "Admin"}),
     ("DELETE", f"/api/v2/dags/{SEEN}"): (None, {"Op", "Admin"}),
 }
+
+
+# One process for many requests: each would import Airflow.
+_ASK_ALL = """
+import json, sys
+from trilake.errors import TrilakeError
+from trilake.platform.airflow_users import answer
+for request in json.load(sys.stdin):
+    try:
+        print("answer:" + json.dumps(answer(request)))
+    except TrilakeError as e:
+        print("answer:" + json.dumps(str(e)))
+"""
+
+
+def ask_all(environment: Mapping[str, str], requests: Sequence[Request]) -> list[Any]:
+    """The answers of `airflow_users`; of a refused request the error's text."""
+    done = subprocess.run(
+        [sys.executable, "-c", _ASK_ALL],
+        env=dict(environment),
+        input=json.dumps(requests),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [json.loads(line.removeprefix("answer:")) for line in done.stdout.splitlines() if line.startswith("answer:")]
 
 
 def finished_run(api: AirflowApi) -> str:

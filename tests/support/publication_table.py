@@ -11,17 +11,34 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trilake import s3
-from trilake.clickhouse.cluster import Cluster, Statement
+from trilake.clickhouse.cluster import Cluster, Statement, quote_name, quote_text
 from trilake.clickhouse.publication.checks import Check
 from trilake.clickhouse.publication.ledger import Ledger
 from trilake.clickhouse.publication.publisher import Publisher
-from trilake.endpoints import Endpoints
+from trilake.endpoints import ClickHouseShard, Endpoints
 from trilake.lake import DataSet
 from trilake.lake.plan import DataFile, LoadPlan, PartitionPlan
 from trilake.postgres.connection import connect
 
 MONTH = "2013-01"
 DAY = date(2013, 1, 5)
+
+
+def tables_of(client: Any, shard: ClickHouseShard) -> list[tuple[str, str]]:
+    """Database and name of each table of a shard: published ones, and staging tables of this and earlier versions."""
+    databases = f"({quote_text(shard.database)}, {quote_text(shard.staging_database)})"
+    return list(client.query(f"SELECT database, name FROM system.tables WHERE database IN {databases}").result_rows)
+
+
+def drop_tables(cluster: Cluster, prefix: str) -> None:
+    """Drop the tables of every shard whose names begin like this."""
+
+    def drop(client: Any, shard: ClickHouseShard) -> None:
+        for database, name in tables_of(client, shard):
+            if name.startswith(prefix):
+                client.command(f"DROP TABLE IF EXISTS {quote_name(database)}.{quote_name(name)} SYNC")
+
+    cluster.every_shard(drop)
 
 
 def forget(connection: Any, data_set: DataSet) -> None:
@@ -50,10 +67,7 @@ class Table:
             )
 
     def drop(self) -> None:
-        for shard in self.cluster.shards:
-            for (name,) in self.cluster.on_shard(shard, Statement("SHOW TABLES FROM {shard}")):
-                if name.startswith(self.data_set.name):
-                    self.cluster.on_shard(shard, Statement(f"DROP TABLE {{shard}}.{name} SYNC"))
+        drop_tables(self.cluster, self.data_set.name)
         with connect(self.endpoints.lake) as connection:
             self.forget(connection)
 
@@ -85,10 +99,9 @@ class Table:
         return [(number, *row) for number, found in sorted(rows.items()) for row in found]
 
     def staging(self) -> list[str]:
-        tables = self.cluster.every_shard(Statement("SHOW TABLES FROM {shard}"))
-        return [
-            name for found in tables.values() for (name,) in found if name.startswith(f"{self.data_set.name}_staging")
-        ]
+        tables = self.cluster.every_shard(tables_of)
+        prefix = f"{self.data_set.name}_staging"
+        return [name for found in tables.values() for _, name in found if name.startswith(prefix)]
 
 
 def die(*_: object, **__: object) -> None:

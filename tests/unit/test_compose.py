@@ -107,6 +107,17 @@ def test_a_hosts_part_of_the_environment_is_what_its_file_requires(host: str) ->
     assert {v.name for v in VARIABLES if host in v.hosts and v.kind != "address"} <= required
 
 
+def test_agents_credentials_are_in_two_services_and_the_access_administrators_in_none() -> None:
+    services = read((PROJECT / "docker" / "vps_1" / "compose.yml").read_text())["services"]
+
+    def having(name: str) -> set[str]:
+        return {service for service, document in services.items() if name in (document.get("environment") or {})}
+
+    assert having("CLICKHOUSE_AGENTS_PASSWORD") == {"airflow-api-server", "airflow-scheduler"}
+    assert having("S3_AGENTS_SECRET") == {"airflow-api-server", "airflow-scheduler", "setup-s3"}
+    assert having("CLICKHOUSE_ACCESS_PASSWORD") == set()
+
+
 def test_every_variable_that_a_file_uses_is_written_or_has_a_default() -> None:
     written = {v.name for v in VARIABLES} | set(replica_settings())
     for file in FILES:

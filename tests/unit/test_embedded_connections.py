@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from trilake.endpoints import as_environment
 from trilake.errors import ConfigurationError
-from trilake.platform.embedded.connections import KUBECONFIG_VARIABLE, connections
+from trilake.platform.embedded.connections import _NOT_FOR_JOBS, KUBECONFIG_VARIABLE, connections
 
 WHOLE = """
 clusters: [{name: c, cluster: {server: "https://vps-2:6443", certificate-authority-data: Q0E=}}]
@@ -58,3 +59,12 @@ def test_one_that_is_not_whole_by_itself_is_refused_and_not_shown(tmp_path: Path
         kubernetes({KUBECONFIG_VARIABLE: str(file)})
     assert "open-sesame" not in str(refused.value)
     assert str(file) in str(refused.value)
+
+
+def test_agents_questions_have_connections_of_their_own_which_no_job_gets() -> None:
+    made = connections(defaultdict(lambda: 1), defaultdict(lambda: "generated"), {})
+    assert made["clickhouse_agents"] == made["clickhouse_cluster_default"]
+    assert made["aws_agents"] == made["aws_default"]
+    given = {name for name in as_environment(made) if name not in _NOT_FOR_JOBS}
+    names = ("aws_default", "clickhouse_cluster_default", "postgres_lake", "postgres_oltp")
+    assert given == {f"AIRFLOW_CONN_{name.upper()}" for name in names}

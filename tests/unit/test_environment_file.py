@@ -71,7 +71,7 @@ def test_a_variable_that_is_missing_is_named_in_one_line(values: dict[str, str],
         ("OLTP_PASSWORD", "hunter2", "is shorter than 16"),
         ("OLTP_PASSWORD", "with@a:strange/character", "letters, digits"),
         ("CLICKHOUSE_ETL_PASSWORD", "another-password-than-before", "CLICKHOUSE_ETL_PASSWORD_SHA256 is not the digest"),
-        ("CLICKHOUSE_AGENT_PASSWORD_SHA256", "no digest", "is not a SHA-256 digest"),
+        ("CLICKHOUSE_AGENTS_PASSWORD_SHA256", "no digest", "is not a SHA-256 digest"),
     ],
 )
 def test_a_wrong_value_is_refused_and_not_shown(values: dict[str, str], name: str, value: str, told: str) -> None:
@@ -133,6 +133,20 @@ def test_a_process_is_given_settings_and_connections_only_where_its_container_ha
     del values["AIRFLOW_DB_PASSWORD"]
     with pytest.raises(TrilakeError, match="AIRFLOW_DB_PASSWORD is not set"):
         entrypoint.environment(values)
+
+
+def test_only_a_process_with_the_secrets_of_agents_gets_the_connections_that_ask_for_them(
+    values: dict[str, str],
+) -> None:
+    """Compose gives them to the api-server and the scheduler (tests/unit/test_compose.py)."""
+    with_them = connections(values, "airflow")
+    assert with_them["clickhouse_agents"]["login"] == with_them["aws_agents"]["login"] == "agents"
+    assert with_them["clickhouse_agents"]["password"] == values["CLICKHOUSE_AGENTS_PASSWORD"]
+    assert with_them["aws_agents"]["password"] == values["S3_AGENTS_SECRET"]
+    assert not {"clickhouse_agents", "aws_agents"} & set(connections(values, "spark"))
+    for name in ("CLICKHOUSE_AGENTS_PASSWORD", "S3_AGENTS_SECRET"):
+        del values[name]
+    assert not {"clickhouse_agents", "aws_agents"} & set(connections(values, "airflow"))
 
 
 @pytest.mark.parametrize(

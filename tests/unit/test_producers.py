@@ -133,6 +133,5 @@ def test_a_job_whose_container_was_cleared_away_is_no_error(monkeypatch: pytest.
         return "[]"
 
     monkeypatch.setattr("trilake.platform.hosts.containers.docker", docker)
-    monkeypatch.setattr("trilake.platform.hosts.producers.docker", docker)
     assert Producers("p", "root").list() == []
     assert "sha256:of-airflow" in ran[0]

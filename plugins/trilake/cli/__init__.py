@@ -14,6 +14,7 @@ except ModuleNotFoundError:  # `pip install trilake` without extras installs onl
     sys.exit("trilake: the command line is not installed. Run `pip install 'trilake[airflow]'`.")
 
 from trilake.cli import (
+    access,
     agents,
     backup,
     data,
@@ -44,6 +45,7 @@ for group in (local, backup, query, init, data, publications, agents, types, hos
     app.add_typer(group.app)
 app.add_typer(new.app, name="new")
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(access.app, name="access")
 app.add_typer(vpn.app, name="vpn")
 app.add_typer(producer.app, name="producer")
 app.add_typer(hosts.setup_app, name="setup")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trilake.cli import options
+from trilake.cli.access import sync_after
 
 if TYPE_CHECKING:
     from trilake.clickhouse.publication.comparison import Comparison
@@ -206,6 +207,7 @@ def rebuild(
     results |= {(p.table, p.partition): "replaced meanwhile" for p in report.overtaken}
     results |= {(p.table, p.partition): "failed" for p, _ in report.failed}
     _print(report.before, {**results, **dict.fromkeys(dropped, "dropped")}, report.unfinished, as_json=json)
+    sync_after(endpoints, "`trilake rebuild`")
     report.raise_failed()
 
 
@@ -234,6 +236,7 @@ def reshard(
             for name in tables
         ]
     _create_tables(endpoints)  # also dimension tables that nobody could read on a new server
+    sync_after(endpoints, "`trilake reshard`")
     options.print_table(("table", "before", "after", "partitions"), [asdict(r) for r in reports], as_json=json)
 
 

@@ -35,6 +35,7 @@ STATEMENT_TIMEOUT_S = 3_600
 STATEMENTS_PER_SHARD = 2
 
 UNKNOWN_TABLE = 60
+UNKNOWN_DATABASE = 81
 INCOMPATIBLE_COLUMNS = 122
 
 _POLL_S = 1.0
@@ -118,7 +119,8 @@ def quote_text(text: str) -> str:
 class Statement:
     """One statement, as an operation for a method of `Cluster`.
 
-    :param sql: `{shard}` in it is replaced by the shard's database, quoted.
+    :param sql: `{shard}` in it is replaced by the shard's database, and `{staging}` by the database of its staging
+        tables, both quoted.
     :param settings: server settings for this statement only.
     """
 
@@ -127,6 +129,7 @@ class Statement:
 
     def __call__(self, client: Client, shard: ClickHouseShard) -> list[tuple[Any, ...]]:
         sql = self.sql.replace("{shard}", quote_name(shard.database))
+        sql = sql.replace("{staging}", quote_name(shard.staging_database))
         result = client.query(sql, settings=dict(self.settings))
         return [tuple(row) for row in result.result_rows]
 

@@ -113,7 +113,7 @@ class DataSet:
         return f"{self.name}_local"
 
     def staging_table(self, attempt: str, partition: str) -> str:
-        """The table of one publication attempt for one partition, in the shard's database."""
+        """The table of one publication attempt for one partition, in the shard's database of staging tables."""
         return f"{self.name}_staging_{attempt}_{self.partition_id(partition)}"
 
     def partition_id(self, partition: str) -> str:

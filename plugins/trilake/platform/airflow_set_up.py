@@ -13,18 +13,16 @@ from typing import IO, Any
 
 from trilake.platform import airflow_roles
 
-TIMEOUT_S = 600
-
 
 def run(
-    environment: Mapping[str, str], password: str, *, output: IO[Any] | None = None, timeout_s: float = 600
+    environment: Mapping[str, str], password: str, *, output: IO[Any] | None = None, timeout_s: float | None = None
 ) -> bool:
     """Run the set-up in a process of its own. False if it failed; its output says why.
 
     :param environment: has Airflow's settings.
     :param password: of the user admin.
     :param output: where to write what the process prints; None: where this process prints.
-    :raises subprocess.TimeoutExpired: it takes longer than `timeout_s`.
+    :raises subprocess.TimeoutExpired: it takes longer than `timeout_s`; None waits for ever.
     """
     done = subprocess.run(
         [sys.executable, "-m", __name__],

@@ -24,7 +24,10 @@ COMMON: Settings = {
     "database": {"sql_alchemy_pool_size": 3},
     "api": {"workers": 1},
     "api_auth": {"jwt_issuer": "trilake"},
-    "fab": {"config_file": Path(__file__).with_name("webserver_config.py")},  # it has Trilake's roles
+    "fab": {
+        "config_file": Path(__file__).with_name("webserver_config.py"),  # it has Trilake's roles
+        "cache_ttl": 30,  # so many seconds after it was deactivated, a user is refused
+    },
     "logging": {
         "remote_logging": True,
         "remote_base_log_folder": "s3://logs/airflow",

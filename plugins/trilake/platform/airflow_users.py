@@ -5,8 +5,8 @@ password must not be an argument, and prints one answer:
 
 - ``["list"]`` gives ``[{name, roles, active, last_login}]``, sorted by name.
 - ``["set", name, role, password]`` creates the user, or changes it and activates it. null keeps the password.
-- ``["deactivate", name]`` ends all access of a user. Airflow refuses the user's tokens within half a minute, and the
-  sessions of its browsers at once.
+- ``["deactivate", name]`` ends all access of a user: Airflow gives it no new token, and refuses those that it has, also
+  in browsers, within half a minute.
 
 The last two give the user as it is then. A request that is refused gives ``{"error": ..., "hint": ...}``.
 """
@@ -186,16 +186,30 @@ def _document(user: Any) -> dict[str, Any]:
 
 
 def answer(request: Request) -> Any:
-    """:raises AirflowUserError: the request is refused."""
+    """:raises AirflowUserError: the request is refused, or the database does not answer."""
+    from airflow.providers.fab.auth_manager.security_manager.override import FabException
     from airflow.utils.session import create_session
+    from sqlalchemy.exc import DBAPIError
 
     from trilake.platform.airflow_security import UsersAndRoles
 
-    with create_session() as session:
-        users = Users(UsersAndRoles(session=session))
-        verbs: dict[str, Callable[..., Any]] = {"list": users.list, "set": users.set, "deactivate": users.deactivate}
-        verb, *arguments = request
-        return verbs[str(verb)](*arguments)
+    try:
+        with create_session() as session:
+            return _answer(Users(UsersAndRoles(session=session)), request)
+    except (DBAPIError, FabException) as e:
+        cause = e if isinstance(e, DBAPIError) else e.__cause__
+        # of a failed statement only what the database says: the statement's parameters may be secrets
+        says = cause.orig if isinstance(cause, DBAPIError) else type(cause).__name__
+        raise AirflowUserError(
+            f"Airflow's database refused the request: {' '.join(str(says).split())}.",
+            hint="See whether the database runs, and run this again.",
+        ) from None
+
+
+def _answer(users: Users, request: Request) -> Any:
+    verb, *arguments = request
+    verbs: dict[str, Callable[..., Any]] = {"list": users.list, "set": users.set, "deactivate": users.deactivate}
+    return verbs[str(verb)](*arguments)
 
 
 def main() -> int:

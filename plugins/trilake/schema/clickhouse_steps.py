@@ -43,6 +43,7 @@ def migrate_clickhouse(
     if not dry_run:
         cluster.every_host(Statement(f"CREATE DATABASE IF NOT EXISTS {quote_name(cluster.endpoint.database)}"))
         cluster.every_shard(Statement("CREATE DATABASE IF NOT EXISTS {shard}"))
+        cluster.every_shard(Statement("CREATE DATABASE IF NOT EXISTS {staging}"))
         cluster.every_shard(
             Statement(
                 f"CREATE TABLE IF NOT EXISTS {{shard}}.{record} (path String, checksum String, "

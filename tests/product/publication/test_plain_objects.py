@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from airflow.sdk import DAG
 
+from support.publication_table import drop_tables, tables_of
 from trilake import s3
 from trilake.clickhouse.cluster import ClickHouseError, Cluster, Statement
 from trilake.clickhouse.publication.ledger import Ledger, SourceChangedError
@@ -51,10 +52,7 @@ class Table:
             cluster.on_shard(shard, Statement(f"{ddl} ENGINE = MergeTree {layout} ORDER BY k"))
 
     def drop(self) -> None:
-        for shard in self.cluster.shards:
-            for (name,) in self.cluster.on_shard(shard, Statement("SHOW TABLES FROM {shard}")):
-                if name.startswith(self.data_set.name):
-                    self.cluster.on_shard(shard, Statement(f"DROP TABLE {{shard}}.{name} SYNC"))
+        drop_tables(self.cluster, self.data_set.name)
         with connect(self.endpoints.lake) as connection, connection.cursor() as cursor:
             for table in ("publications", "publication_attempts"):
                 cursor.execute(f"DELETE FROM {table} WHERE table_name = %s", (self.data_set.table,))
@@ -102,8 +100,7 @@ class Table:
         return {number: [(row[0], row[1], row[2]) for row in rows] for number, rows in found.items()}
 
     def nothing_is_left(self) -> bool:
-        names = [name for found in self.cluster.every_shard(Statement("SHOW TABLES FROM {shard}")).values()
-                 for (name,) in found]  # fmt: skip
+        names = [name for found in self.cluster.every_shard(tables_of).values() for _, name in found]
         return not [n for n in names if "staging" in n and n.startswith(self.data_set.name)] and not (
             self.ledger.attempts(self.data_set.table)
         )

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from support.publication_table import DAY, MONTH, Table, die
+from support.publication_table import DAY, MONTH, Table, die, tables_of
 from support.running_platform import Platform
 from trilake.clickhouse.cluster import Statement
 from trilake.clickhouse.publication import publisher, staging
@@ -21,6 +21,7 @@ from trilake.clickhouse.publication.staging import Staging
 from trilake.clickhouse.publication.switch import Switch
 from trilake.endpoints import ClickHouseShard
 from trilake.errors import UnreachableError
+from trilake.lake.plan import LoadPlan, PartitionPlan
 from trilake.operators.publications import FinishPublicationsOperator
 from trilake.postgres.connection import connect
 from trilake.postgres.locks import LockSpace, lock_key
@@ -53,7 +54,7 @@ def test_what_died_between_two_shards_is_finished_by_a_clean_up(table: Table, mo
             table.cluster.shards[0],
             Statement(
                 f"ALTER TABLE {{shard}}.{data_set.local_table} REPLACE PARTITION ID '201301' "
-                f"FROM {{shard}}.{data_set.staging_table(publication.attempt, MONTH)}"
+                f"FROM {{staging}}.{data_set.staging_table(publication.attempt, MONTH)}"
             ),
         )
         die()
@@ -67,6 +68,65 @@ def test_what_died_between_two_shards_is_finished_by_a_clean_up(table: Table, mo
     assert len(table.publisher().clean(table.data_set.table)) == 1
     assert table.seen() == [(1, 1, "a"), (2, 2, "b")]
     assert not table.staging()
+
+
+def die_in_the_previous_version(
+    table: Table, plan: LoadPlan, monkeypatch: pytest.MonkeyPatch, *, at: tuple[type, str]
+) -> None:
+    """Publish as the version did that made staging tables in the shard's database, and die there."""
+
+    def beside_the_local_table(self: Staging, partition: PartitionPlan, shard: ClickHouseShard) -> str:
+        return f"{shard.database}.{self.plan.data_set.staging_table(self.attempt, partition.partition)}"
+
+    with monkeypatch.context() as previous:
+        previous.setattr(Staging, "_quoted", beside_the_local_table)
+        previous.setattr(Publisher, "_sweep", lambda *_: None)
+        previous.setattr(*at, die)
+        with pytest.raises(KeyboardInterrupt):
+            table.publisher().publish(plan, run_id="previous")
+    found = table.cluster.every_shard(tables_of)
+    databases = {db for rows in found.values() for db, name in rows if name.startswith(f"{table.data_set.name}_stag")}
+    assert databases == {shard.database for shard in table.cluster.shards}
+
+
+@pytest.mark.parametrize("verb", ["finish", "clean"])
+def test_a_publication_that_the_previous_version_decided_is_finished_from_its_old_place(
+    table: Table, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    plan = table.plan(table.file(0, (1, DAY, "a")), table.file(1, (2, DAY, "b")))
+    die_in_the_previous_version(table, plan, monkeypatch, at=(Switch, "one"))
+    assert [p.state for p in table.ledger.publications(table.data_set.table)] == ["switching"]
+    getattr(table.publisher(), verb)(table.data_set.table)
+    assert table.seen() == [(1, 1, "a"), (2, 2, "b")]
+    assert [p.state for p in table.ledger.publications(table.data_set.table)] == ["done"]
+    assert not table.staging()
+
+
+def test_what_the_previous_version_did_not_decide_is_dropped_from_its_old_place(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = table.plan(table.file(0, (1, DAY, "a")))
+    die_in_the_previous_version(table, plan, monkeypatch, at=(Ledger, "claim"))
+    assert table.publisher().clean(table.data_set.table)
+    assert not table.staging()
+    assert table.seen() == []
+    assert not table.ledger.attempts(table.data_set.table)
+
+
+def test_staging_tables_are_never_in_the_database_that_readers_may_read(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places: list[str] = []
+
+    def look(*_: object) -> list[str]:
+        found = table.cluster.every_shard(tables_of)
+        places.extend(db for rows in found.values() for db, name in rows if name.startswith(table.data_set.name))
+        return []
+
+    monkeypatch.setattr(Staging, "run_checks", look)
+    table.publisher().publish(table.plan(table.file(0, (1, DAY, "a"))), run_id="r")
+    expected = [db for shard in table.cluster.shards for db in (shard.database, f"{shard.database}_staging")]
+    assert sorted(places) == sorted(expected)
 
 
 def add_a_column(table: Table) -> None:
@@ -197,7 +257,7 @@ def test_a_decided_publication_whose_staging_is_lost_says_so_and_is_published_ag
             table.publisher().publish(plan, run_id="r")
     for shard in table.cluster.shards:
         for name in set(table.staging()):
-            table.cluster.on_shard(shard, Statement(f"DROP TABLE {{shard}}.{name} SYNC"))
+            table.cluster.on_shard(shard, Statement(f"DROP TABLE {{staging}}.{name} SYNC"))
     with pytest.raises(SwitchIncompleteError, match=r"`trilake rebuild --table .* publishes the rows again"):
         table.publisher().finish(table.data_set.table)
     assert table.publisher().publish(plan, run_id="r").published == (MONTH,)
@@ -265,7 +325,7 @@ def test_a_publication_that_cannot_be_completed_does_not_hold_up_the_others(
                 table.publisher().publish(plan, run_id="r")
     assert len(table.ledger.attempts(table.data_set.table)) == attempts
     for name in {name for name in table.staging() if name.endswith("_201301")}:
-        table.cluster.every_shard(Statement(f"DROP TABLE {{shard}}.{name} SYNC"))
+        table.cluster.every_shard(Statement(f"DROP TABLE {{staging}}.{name} SYNC"))
     with pytest.raises(SwitchIncompleteError, match=MONTH):
         getattr(table.publisher(), verb)(table.data_set.table)
     assert table.seen() == [(2, 2, "b")]
@@ -315,7 +375,7 @@ def test_the_housekeeping_task_cleans_up_though_a_publication_is_stuck_and_then_
         with pytest.raises(KeyboardInterrupt):
             table.publisher().publish(table.plan(table.file(0, (1, DAY, "a"))), run_id="r")
         for name in set(table.staging()):
-            table.cluster.every_shard(Statement(f"DROP TABLE {{shard}}.{name} SYNC"))
+            table.cluster.every_shard(Statement(f"DROP TABLE {{staging}}.{name} SYNC"))
         dying.setattr(Ledger, "claim", die)
         plan = table.plan(table.file(1, (2, date(2013, 2, 1), "b")), partition="2013-02")
         with pytest.raises(KeyboardInterrupt):

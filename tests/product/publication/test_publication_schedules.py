@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from support.publication_schedules import Actor, Fate, Stage, Step
-from support.publication_table import Table
+from support.publication_table import Table, drop_tables
 from trilake.clickhouse.publication.ledger import _COLUMNS, Publication, _publication
 from trilake.clickhouse.publication.publisher import Publisher
 from trilake.endpoints import Endpoints
@@ -233,9 +233,7 @@ class ScheduledTable(Table):
         client = self.cluster.client(self.cluster.shards[0])
         for shard in self.cluster.shards:
             client.command(f"TRUNCATE TABLE {shard.database}.{self.data_set.local_table}")
-        for name in set(self.staging()):
-            for shard in self.cluster.shards:
-                client.command(f"DROP TABLE IF EXISTS {shard.database}.{name} SYNC")
+        drop_tables(self.cluster, f"{self.data_set.name}_staging")
         self.forget(connection)
 
 

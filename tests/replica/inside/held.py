@@ -42,7 +42,13 @@ with Cluster(endpoints.clickhouse) as cluster:
             "(SELECT count() FROM {shard}.planes_local)"
         )
     )
-    tables = cluster.every_shard(Statement("SHOW TABLES FROM {shard}"))
+    tables = cluster.every_shard(
+        lambda client, shard: (
+            client.query(
+                f"SELECT name FROM system.tables WHERE database IN ('{shard.database}', '{shard.staging_database}')"
+            ).result_rows
+        )
+    )
     # as each host tells it to its readers
     over_all = cluster.every_host(
         Statement("SELECT count(), countIf(cancelled), uniqExact(carrier) FROM analytics.flights")

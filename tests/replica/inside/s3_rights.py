@@ -26,12 +26,14 @@ def may(ask: Callable[..., Any], **what: Any) -> bool:
     return not answer.get("Errors")
 
 
-def letters(own: Any, identity: str, bucket: str) -> str:
+def letters(own: Any, identity: str, bucket: str, below: str = "") -> str:
     """The rights it has. Half a right is a question mark, which no table has."""
-    at, mine = {"Bucket": bucket}, f"rights/of-{identity}"
+    at, mine = {"Bucket": bucket}, f"{below}rights/of-{identity}"
     found = {
-        "r": [may(own.get_object, **at, Key=KEY), may(own.list_objects_v2, **at, Prefix="rights/")],
-        "w": [may(own.put_object, **at, Key=mine, Body=b"1"), may(own.list_multipart_uploads, **at)],
+        "r": [may(own.get_object, **at, Key=below + KEY), may(own.list_objects_v2, **at, Prefix=f"{below}rights/")],
+        # the uploads of a bucket are those of every prefix
+        "w": [may(own.put_object, **at, Key=mine, Body=b"1")]
+        + ([] if below else [may(own.list_multipart_uploads, **at)]),
         "d": [
             may(own.delete_object, **at, Key=mine),
             may(own.delete_objects, **at, Delete={"Objects": [{"Key": mine}]}),
@@ -58,16 +60,35 @@ def beyond(own: Any, identity: str) -> list[str]:
 
 
 root = client("root")
+below = {
+    (bucket, who): rights.prefix
+    for bucket, by_who in s3_admin.RIGHTS.items()
+    for who, rights in by_who.items()
+    if isinstance(rights, s3_admin.Below)
+}
 for bucket in s3_admin.BUCKETS:
-    root.put_object(Bucket=bucket, Key=KEY, Body=b"1")
+    for prefix in {"", *below.values()}:
+        root.put_object(Bucket=bucket, Key=prefix + KEY, Body=b"1")
 by_identity = {identity: client(identity) for identity in s3_admin.IDENTITIES}
 tried = {bucket: {who: letters(own, who, bucket) for who, own in by_identity.items()} for bucket in s3_admin.BUCKETS}
 found = {
     "rights": {bucket: {who: text for who, text in rights.items() if text} for bucket, rights in tried.items()},
+    "below": {
+        f"{who} {bucket}/{prefix}": letters(by_identity[who], who, bucket, prefix)
+        for (bucket, who), prefix in below.items()
+    },
+    # a listing without a prefix, or with one that only begins alike, shows the keys of others
+    "beside": [
+        f"{who} {bucket}/{asked}"
+        for (bucket, who), prefix in below.items()
+        for asked in ("", prefix[:1], "rights/")
+        if may(by_identity[who].list_objects_v2, Bucket=bucket, Prefix=asked)
+    ],
     "beyond": [what for who, own in by_identity.items() for what in beyond(own, who)],
     "wrong_secret": may(client("airflow", "x" * 48).list_objects_v2, Bucket="raw"),
     "nobody": may(client("nobody", "x" * 48).list_objects_v2, Bucket="raw"),
 }
 for bucket in s3_admin.BUCKETS:
-    s3.remove(root, bucket, s3.list_keys(root, bucket, "rights/"))
+    for prefix in {"", *below.values()}:
+        s3.remove(root, bucket, s3.list_keys(root, bucket, f"{prefix}rights/"))
 print(json.dumps(found))

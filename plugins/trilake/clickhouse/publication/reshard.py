@@ -215,7 +215,7 @@ def _copy(tables: _Tables, publication: Publication, shards: int, plan: LoadPlan
         partition_id = quote_text(tables.data_set.partition_id(claim.partition))
         move = (
             f"ALTER TABLE {{shard}}.{tables.copies} REPLACE PARTITION ID {partition_id} "
-            f"FROM {{shard}}.{quote_name(name)}"
+            f"FROM {{staging}}.{quote_name(name)}"
         )
         target.every_shard(Statement(move, REPLACE_SETTINGS))
         copy = Copy(claim.partition, publication.fence, claim.rows, contents.checksums, contents.columns)
@@ -369,7 +369,7 @@ class _Tables:
             age = time.monotonic() - began
             sql = (
                 "SELECT query_id FROM system.processes WHERE query_kind IN ('Select', 'Insert') "
-                f"AND elapsed > {age:.3f} AND position(query, '_staging_') = 0 "
+                f"AND elapsed > {age:.3f} AND NOT match(query, '_staging_[0-9a-f]+_') "
                 "AND position(query, 'system.processes') = 0"
             )
             return [row[0] for row in client.query(sql).result_rows]

@@ -1,4 +1,9 @@
-"""Staging tables: one for each attempt, partition and shard, filled from a plan's files and audited against them."""
+"""Staging tables: one for each attempt, partition and shard, filled from a plan's files and audited against them.
+
+They are in a database of their own on each shard, so that a grant on the shard's database gives published rows only.
+Earlier versions made them in the shard's database, under the same names. `staging_tables` and `drop_staging` look
+there, too: such a version may have died before the upgrade.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from trilake.clickhouse.cluster import Cluster, quote_name, quote_text
+from trilake.clickhouse.cluster import Cluster, Statement, quote_name, quote_text
 from trilake.clickhouse.publication.checks import Check, CheckFailedError
 from trilake.clickhouse.publication.column_sums import compare, table_sums
 from trilake.clickhouse.publication.columns import AuditError
@@ -80,6 +85,8 @@ class Staging:
         :raises AuditError: a table does not hold the rows of its files.
         """
         self.pull.check_before(self.cluster, partitions)
+        # the migrations made it, but a version that knows it may publish before they have run
+        self.cluster.every_shard(Statement("CREATE DATABASE IF NOT EXISTS {staging}"))
         at = [(shard, partition) for partition in partitions for shard in self.cluster.shards]
         cells = self.cluster.on_shards([(shard, partial(self._write_cell, partition)) for shard, partition in at])
         claims: list[Claim] = []
@@ -138,7 +145,7 @@ class Staging:
 
     def _quoted(self, partition: PartitionPlan, shard: ClickHouseShard) -> str:
         name = self.plan.data_set.staging_table(self.attempt, partition.partition)
-        return f"{quote_name(shard.database)}.{quote_name(name)}"
+        return f"{quote_name(shard.staging_database)}.{quote_name(name)}"
 
     def _write_cell(self, partition: PartitionPlan, client: Client, shard: ClickHouseShard) -> _Cell:
         data_set, columns = self.plan.data_set, self.pull.columns
@@ -201,7 +208,8 @@ def staging_tables(cluster: Cluster) -> list[StagingTable]:
 
     def names(client: Client, shard: ClickHouseShard) -> list[tuple[ClickHouseShard, str]]:
         rows = client.query(
-            f"SELECT name FROM system.tables WHERE database = {quote_text(shard.database)} AND name LIKE '%staging%'"
+            f"SELECT name FROM system.tables WHERE database IN ({quote_text(shard.staging_database)}, "
+            f"{quote_text(shard.database)}) AND name LIKE '%staging%'"
         ).result_rows
         return [(shard, row[0]) for row in rows]
 
@@ -219,5 +227,5 @@ def drop_staging(name: str, client: Client, shard: ClickHouseShard) -> None:
     # a KILL or DROP of another shard on this server also names such a table and must not be killed.
     client.command(f"KILL QUERY WHERE query LIKE {quote_text(f'%{name}%')} AND query_kind IN ('Insert', 'Alter') SYNC")
     # without the setting, the server refuses to drop a table of more than 50 GB
-    table = f"{quote_name(shard.database)}.{quote_name(name)}"
-    client.command(f"DROP TABLE IF EXISTS {table} SYNC", settings={"max_table_size_to_drop": 0})
+    places = [f"{quote_name(database)}.{quote_name(name)}" for database in (shard.staging_database, shard.database)]
+    client.command(f"DROP TABLE IF EXISTS {', '.join(places)} SYNC", settings={"max_table_size_to_drop": 0})

@@ -9,13 +9,16 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import TYPE_CHECKING
 
 from trilake.clickhouse.cluster import (
     INCOMPATIBLE_COLUMNS,
+    UNKNOWN_DATABASE,
     UNKNOWN_TABLE,
     ClickHouseError,
     Cluster,
     Statement,
+    error_of,
     quote_name,
     quote_text,
 )
@@ -24,6 +27,11 @@ from trilake.clickhouse.publication.partitions import ttl_of
 from trilake.clickhouse.publication.staging import drop_staging
 from trilake.errors import CountMismatchError, TrilakeError
 from trilake.lake.data_set import WHOLE, DataSet
+
+if TYPE_CHECKING:
+    from clickhouse_connect.driver.client import Client
+
+    from trilake.endpoints import ClickHouseShard
 
 log = logging.getLogger(__name__)
 
@@ -90,12 +98,8 @@ class Switch:
         try:
             for attempt in self.ledger.lower_fences(publication):
                 self._drop(publication, attempt)
-            cluster.every_shard(
-                Statement(
-                    f"ALTER TABLE {{shard}}.{local} REPLACE PARTITION ID {partition_id} FROM {{shard}}.{staging}",
-                    REPLACE_SETTINGS,
-                )
-            )
+            move = f"ALTER TABLE {{shard}}.{local} REPLACE PARTITION ID {partition_id} FROM "
+            cluster.every_shard(partial(_replace, move, staging))
             self._empty_other_shards(publication)
             counted = cluster.every_shard(
                 Statement(f"SELECT count() FROM {{shard}}.{local} WHERE _partition_id = {partition_id}")
@@ -140,9 +144,13 @@ class Switch:
         if current and (current.fence > publication.fence or current.state == "done"):
             log.info("%s of %s was completed by another process", publication.partition, publication.table)
             return
+        lost = (
+            f"Its staging table does not exist any more. `trilake rebuild --table {publication.table}` publishes the "
+            "rows again."
+        )
         hints = {
-            UNKNOWN_TABLE: "Its staging table does not exist any more. `trilake rebuild --table "
-            f"{publication.table}` publishes the rows again.",
+            UNKNOWN_TABLE: lost,
+            UNKNOWN_DATABASE: lost,
             INCOMPATIBLE_COLUMNS: "The table's columns were changed during the publication. Publish a snapshot that "
             f"has the new columns: `trilake publish {publication.table} --partition {publication.partition} --force`.",
         }
@@ -151,8 +159,30 @@ class Switch:
             f"Partition {publication.partition} of {publication.table} is decided (fence {publication.fence}), but not "
             f"every shard shows it: {error.message}",
             hint=hints.get(code, "Run the task again, or `trilake publications --finish`."),
-            staging_lost=code == UNKNOWN_TABLE,
+            staging_lost=code in (UNKNOWN_TABLE, UNKNOWN_DATABASE),
         ) from error
+
+
+def _replace(move: str, staging: str, client: Client, shard: ClickHouseShard) -> None:
+    """Replace a partition from a staging table.
+
+    :param move: the statement up to the table.
+    """
+    try:
+        Statement(f"{move}{{staging}}.{staging}", REPLACE_SETTINGS)(client, shard)
+    except Exception as e:
+        if not _is_missing(e):
+            raise
+        try:  # an earlier version made the table in the shard's database, and died
+            Statement(f"{move}{{shard}}.{staging}", REPLACE_SETTINGS)(client, shard)
+        except Exception as earlier:
+            raise (e if _is_missing(earlier) else earlier) from None
+
+
+def _is_missing(error: Exception) -> bool:
+    """Whether a table or its database does not exist."""
+    told = error_of(None, error)
+    return isinstance(told, ClickHouseError) and told.code in (UNKNOWN_TABLE, UNKNOWN_DATABASE)
 
 
 def raise_all(errors: Sequence[TrilakeError]) -> None:

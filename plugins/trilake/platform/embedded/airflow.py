@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -106,7 +107,13 @@ def set_up(home: Home, environment: Mapping[str, str], database: PostgresEndpoin
         return False
     log = home.log(SET_UP)
     with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        done = airflow_set_up.run(environment, password, output=file, timeout_s=_SET_UP_TIMEOUT_S)
+        try:
+            done = airflow_set_up.run(environment, password, output=file, timeout_s=_SET_UP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            raise AirflowSetupError(
+                f"The set-up of Airflow's database took more than {_SET_UP_TIMEOUT_S} s.",
+                hint=f"See {log}, and run `trilake up` again.",
+            ) from None
     if not done:
         last_line = next((line for line in reversed(last_lines(log, 20)) if line.strip()), "")
         raise AirflowSetupError(f"The set-up of Airflow's database failed: {last_line.strip()}", hint=f"See {log}.")

@@ -42,6 +42,11 @@ JOBS_SECRET = "trilake-jobs"  # noqa: S105  the Secret's name
 KUBECONFIG_VARIABLE = "TRILAKE_KUBECONFIG"
 # Fields of a kubeconfig that may refer to other files. A connection is one string, so it cannot carry them.
 _IN_FILES = ("certificate-authority", "client-certificate", "client-key", "tokenFile", "exec", "auth-provider")
+# A driver starts no other job, and asks nothing for an agent.
+_NOT_FOR_JOBS = {
+    f"AIRFLOW_CONN_{name.upper()}"
+    for name in (KUBERNETES_CONNECTION, AGENTS_CLICKHOUSE_CONNECTION, AGENTS_S3_CONNECTION)
+}
 _COLLECTIONS = ("lake", "raw", "artifacts", "exports")
 _CLICKHOUSE_MEMORY_BYTES = 1 << 30
 # Two drivers of this size and the services stay below 4 GiB.
@@ -100,9 +105,9 @@ def connections(
         LAKE_CONNECTION: postgres.endpoint(ports["postgres"], secrets, "lake").connection(),
         OLTP_CONNECTION: postgres.endpoint(ports["postgres"], secrets, "oltp").connection(),
         CLICKHOUSE_CONNECTION: clickhouse.connection(),
-        # the stores of this platform have one user each
-        AGENTS_S3_CONNECTION: s3_endpoint.connection(),
+        # the same servers and users: neither has rights of its own for each user
         AGENTS_CLICKHOUSE_CONNECTION: clickhouse.connection(),
+        AGENTS_S3_CONNECTION: s3_endpoint.connection(),
         KUBERNETES_CONNECTION: {
             "conn_type": "kubernetes",
             "extra": {"kube_config": json.dumps(cluster), "namespace": namespace},
@@ -188,9 +193,7 @@ def write(home: Home, java: Java, spark_jars: Path) -> dict[str, str]:
         "python": sys.executable,
         "image_files": {"/opt/trilake/run_job.py": str(package_file("spark", "image", "run_job.py"))},
         "secrets": {
-            JOBS_SECRET: {
-                name: text for name, text in connection_variables.items() if not name.endswith("KUBERNETES_DEFAULT")
-            }
+            JOBS_SECRET: {name: text for name, text in connection_variables.items() if name not in _NOT_FOR_JOBS}
         },
         "max_running": _DRIVERS,
         "driver_memory_cap": _DRIVER_MEMORY,

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from trilake.endpoints import (
+    AGENTS_CLICKHOUSE_CONNECTION,
+    AGENTS_S3_CONNECTION,
     CLICKHOUSE_CONNECTION,
     KUBERNETES_CONNECTION,
     LAKE_CONNECTION,
@@ -34,6 +36,9 @@ KUBECONFIG = "/opt/trilake/kubernetes/config"
 def connections(env: Mapping[str, str], who: Who) -> dict[str, dict[str, Any]]:
     """Connections by id, with the credentials of `who`: Airflow's processes or Spark's pods.
 
+    The connections for agents' questions are added where the process has their secrets: in Airflow's api-server and
+    scheduler.
+
     :raises EnvironmentFileError: a secret is missing. The message names the variable.
     """
 
@@ -54,6 +59,10 @@ def connections(env: Mapping[str, str], who: Who) -> dict[str, dict[str, Any]]:
             "conn_type": "kubernetes",
             "extra": {"kube_config_path": KUBECONFIG, "namespace": NAMESPACE},
         }
+        if secret := env.get("CLICKHOUSE_AGENTS_PASSWORD"):
+            by_id[AGENTS_CLICKHOUSE_CONNECTION] = ClickHouseEndpoint(SHARDS, "agents", secret).connection()
+        if secret := env.get("S3_AGENTS_SECRET"):
+            by_id[AGENTS_S3_CONNECTION] = S3Endpoint(f"http://vps-1:{S3_PORT}", "agents", secret).connection()
     return by_id
 
 

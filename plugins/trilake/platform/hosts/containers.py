@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,6 +37,30 @@ def find_container(project: str, service: str, *, ended: bool = False) -> str:
             hint=f"Start it (`docker compose up -d {service}`), or set COMPOSE_PROJECT_NAME to another project.",
         )
     return ids[0]
+
+
+def run_in_network_of_vps_1(project: str, module: str, request: str, *, error: type[TrilakeError]) -> str:
+    """Run a module of this package in a container of Airflow's image, and return what it prints.
+
+    The container has the gateway's network, where vps_1's loopback and address are. It is removed afterwards.
+
+    :param project: the compose project's name.
+    :param request: goes to its standard input: it may have secrets.
+    :raises UnreachableError: the gateway does not run here.
+    """
+    network = json.loads(docker("inspect", find_container(project, "s3"), error=error))[0]["HostConfig"]["NetworkMode"]
+    image = json.loads(docker("inspect", _container_of_airflow_image(project), error=error))[0]["Image"]
+    limits = ("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--log-driver=none")
+    command = ("--entrypoint=python", image, "-m", module)
+    return docker("run", "--rm", "-i", f"--network={network}", *limits, *command, stdin=request, error=error)
+
+
+def _container_of_airflow_image(project: str) -> str:
+    """A container of Airflow's image. That of setup-s3 has stopped, and a prune may have removed it."""
+    try:
+        return find_container(project, "setup-s3", ended=True)
+    except UnreachableError:
+        return find_container(project, "airflow-api-server", ended=True)
 
 
 def docker(*arguments: str, stdin: str | None = None, error: type[TrilakeError] = TrilakeError) -> str:

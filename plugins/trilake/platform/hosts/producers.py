@@ -14,11 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trilake.errors import TrilakeError, UnreachableError
+from trilake.errors import TrilakeError
 from trilake.lake.data_set import RAW_BUCKET
 from trilake.platform.hosts import s3_admin
 from trilake.platform.hosts.connections import S3_PORT
-from trilake.platform.hosts.containers import docker, find_container
+from trilake.platform.hosts.containers import run_in_network_of_vps_1
 from trilake.platform.private_files import write_once
 
 _SECRET = re.compile(r"^AWS_SECRET_ACCESS_KEY=([0-9a-f]+)$", re.MULTILINE)
@@ -105,23 +105,8 @@ class Producers:
         return {"key": key, **_parts(key)}
 
     def _ask(self, verb: str, *arguments: str) -> Any:
-        inspected = docker("inspect", find_container(self.project, "s3"), error=ProducerError)
-        network = json.loads(inspected)[0]["HostConfig"]["NetworkMode"]
-        setup = docker("inspect", self._container_of_airflow_image(), error=ProducerError)
-        limits = ("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--log-driver=none")
-        command = ("--entrypoint=python", json.loads(setup)[0]["Image"], "-m", __name__)
         request = json.dumps([self._root_secret, verb, *arguments])
-        answer = docker(
-            "run", "--rm", "-i", f"--network={network}", *limits, *command, stdin=request, error=ProducerError
-        )
-        return json.loads(answer)
-
-    def _container_of_airflow_image(self) -> str:
-        """A container of Airflow's image. That of setup-s3 has stopped, and a prune may have removed it."""
-        try:
-            return find_container(self.project, "setup-s3", ended=True)
-        except UnreachableError:
-            return find_container(self.project, "airflow-api-server", ended=True)
+        return json.loads(run_in_network_of_vps_1(self.project, __name__, request, error=ProducerError))
 
 
 def _parts(key: str) -> dict[str, str]:

@@ -2,8 +2,9 @@
 
 The gateway (versitygw) knows users and bucket policies. A user without a policy has no rights. `RIGHTS` has all rights
 of each identity, and docs/operations/hosts.md shows them. A producer can only put objects below one data set's prefix
-of bucket raw. The gateway's list of users is also the list of producers. Identities are made through the gateway's
-administration interface, which listens on loopback only.
+of bucket raw. A person's key (`trilake access`) has the rights of its role. The gateway's list of users is also the
+list of producers and of people's keys. Identities are made through the gateway's administration interface, which
+listens on loopback only.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import http.client
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 from xml.etree import ElementTree
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 ROOT = "root"
 # A producer's key is <data set>.<name>. No other key has a dot, and the name of a data set has none either.
 PRODUCER = re.compile(r"(?P<data_set>[a-z][a-z0-9_]{0,39})\.(?P<name>[a-z0-9][a-z0-9-]{0,29})")
+# A person's key is <role>-<name>. No identity below has a dash, and a producer's key has a dot.
+PERSON = re.compile(r"(?P<role>engineer|admin)-(?P<name>[a-z][a-z0-9-]{0,29})")
 IDENTITIES = ("airflow", "spark", "clickhouse", "agents")
 ADMINISTRATION_PORT = 7071
 _TIMEOUT_S = 10
@@ -50,20 +54,36 @@ _OF_OBJECTS = {
 _OF_PRODUCERS = ("s3:PutObject", "s3:AbortMultipartUpload")
 _OF_BUCKETS = {"r": ("s3:ListBucket", "s3:GetBucketLocation"), "w": ("s3:ListBucketMultipartUploads",), "d": ()}
 
+
+@dataclass(frozen=True)
+class Below:
+    """Rights to the objects below one prefix of a bucket. A listing must ask for a prefix below it, too."""
+
+    prefix: str
+    rights: str
+
+    def __str__(self) -> str:
+        return f"{self.rights} below {self.prefix}"
+
+
 # Bucket -> identity -> rights. An identity without an entry cannot use the bucket. Only root needs no entry.
-RIGHTS: Mapping[str, Mapping[str, str]] = {
+RIGHTS: Mapping[str, Mapping[str, str | Below]] = {
     # files from the sources: Airflow writes them, the others read them
     RAW_BUCKET: {"airflow": "rwd", "spark": "r", "clickhouse": "r"},
     # Iceberg: Spark and PyIceberg commit, and expiry removes files; ClickHouse pulls files
-    LAKE_BUCKET: {"airflow": "rwd", "spark": "rwd", "clickhouse": "r", "agents": "r"},
+    LAKE_BUCKET: {"airflow": "rwd", "spark": "rwd", "clickhouse": "r"},
     # job code, reports, results of runs
-    ARTIFACTS_BUCKET: {"airflow": "rwd", "spark": "rw", "agents": "r"},
+    ARTIFACTS_BUCKET: {"airflow": "rwd", "spark": "rw"},
     LOGS_BUCKET: {"airflow": "rwd"},
     # Spark renames a log when it ends, which is a copy and a delete
     EVENTS_BUCKET: {"airflow": "r", "spark": "rwd"},
-    # Airflow or a Spark driver starts an export and removes its stale files; each shard writes
-    EXPORTS_BUCKET: {"airflow": "rwd", "spark": "rwd", "clickhouse": "rw", "agents": "r"},
+    # Airflow or a Spark driver starts an export and removes its stale files; each shard writes. Airflow presigns
+    # agents' files with the key `agents`.
+    EXPORTS_BUCKET: {"airflow": "rwd", "spark": "rwd", "clickhouse": "rw", "agents": Below("agents/", "rwd")},
 }
+# Role -> rights of a person's key in each of `OF_PEOPLE`.
+RIGHTS_OF_PEOPLE: Mapping[str, str] = {"engineer": "r", "admin": "rw"}
+OF_PEOPLE = (RAW_BUCKET, LAKE_BUCKET, ARTIFACTS_BUCKET, EXPORTS_BUCKET)
 
 
 class StoreError(TrilakeError):
@@ -75,26 +95,34 @@ def secret(env: Mapping[str, str], identity: str) -> str:
     return required(env, f"S3_{identity.upper()}_SECRET")
 
 
-def policy(bucket: str, producers: Iterable[str] = ()) -> dict[str, Any]:
+def policy(bucket: str, keys: Iterable[str] = ()) -> dict[str, Any]:
     """The bucket's policy, in S3's format.
 
-    :param producers: the producers' keys. They have rights only in bucket raw.
+    :param keys: the keys of producers, which have rights in bucket raw only, and of people. Others are left out.
     """
-    statements = []
-    for identity, rights in RIGHTS[bucket].items():
-        for actions, resource in (
-            ([action for right in rights for action in _OF_BUCKETS[right]], f"arn:aws:s3:::{bucket}"),
-            ([action for right in rights for action in _OF_OBJECTS[right]], f"arn:aws:s3:::{bucket}/*"),
-        ):
-            statements.append(
-                {"Effect": "Allow", "Principal": {"AWS": [identity]}, "Action": actions, "Resource": [resource]}
-            )
-    for key in sorted(producers) if bucket == RAW_BUCKET else ():
-        below = f"arn:aws:s3:::{bucket}/{key.partition('.')[0]}/*"
-        statements.append(
-            {"Effect": "Allow", "Principal": {"AWS": [key]}, "Action": list(_OF_PRODUCERS), "Resource": [below]}
-        )
+    statements: list[dict[str, Any]] = []
+    keys = sorted(keys)
+    of_people = {key: RIGHTS_OF_PEOPLE[match["role"]] for key in keys if (match := PERSON.fullmatch(key))}
+    for identity, rights in {**RIGHTS[bucket], **(of_people if bucket in OF_PEOPLE else {})}.items():
+        statements += _statements(bucket, identity, rights if isinstance(rights, Below) else Below("", rights))
+    for key in filter(PRODUCER.fullmatch, keys) if bucket == RAW_BUCKET else ():
+        statements.append(_allow(key, _OF_PRODUCERS, f"arn:aws:s3:::{bucket}/{key.partition('.')[0]}/*"))
     return {"Version": "2012-10-17", "Statement": statements}
+
+
+def _statements(bucket: str, identity: str, below: Below) -> Iterator[dict[str, Any]]:
+    whole, objects = f"arn:aws:s3:::{bucket}", f"arn:aws:s3:::{bucket}/{below.prefix}*"
+    if not below.prefix:
+        yield _allow(identity, [action for right in below.rights for action in _OF_BUCKETS[right]], whole)
+    elif "r" in below.rights:
+        # not ListBucketMultipartUploads: it would show the keys of other prefixes
+        listed = {"StringLike": {"s3:prefix": [f"{below.prefix}*"]}}
+        yield {**_allow(identity, ["s3:ListBucket"], whole), "Condition": listed}
+    yield _allow(identity, [action for right in below.rights for action in _OF_OBJECTS[right]], objects)
+
+
+def _allow(key: str, actions: Iterable[str], resource: str) -> dict[str, Any]:
+    return {"Effect": "Allow", "Principal": {"AWS": [key]}, "Action": list(actions), "Resource": [resource]}
 
 
 def set_up(env: Mapping[str, str], host: str = "vps-1") -> None:
@@ -112,9 +140,9 @@ def set_up(env: Mapping[str, str], host: str = "vps-1") -> None:
     for bucket in BUCKETS:
         if bucket not in existing_buckets:
             client.create_bucket(Bucket=bucket)
-        if bucket != RAW_BUCKET:
+        if bucket not in OF_PEOPLE:
             _set_policy(client, bucket)
-    _set_policy_of_raw(root)
+    _set_policies(root, OF_PEOPLE)
 
 
 def root_of(secret_key: str, host: str = "vps-1") -> S3Endpoint:
@@ -136,7 +164,7 @@ def add_producer(root: S3Endpoint, key: str, secret_key: str) -> None:
     if key in _identities(root):
         raise StoreError(f"There is a producer {key} already.", hint="Revoke it first, then add it again.")
     _set_identity(root, key, secret_key, known=False)
-    _set_policy_of_raw(root)
+    _set_policies(root)
 
 
 def resume_producer(root: S3Endpoint, key: str, secret_key: str) -> bool:
@@ -150,27 +178,57 @@ def resume_producer(root: S3Endpoint, key: str, secret_key: str) -> bool:
         s3.client(S3Endpoint(root.url, key, secret_key)).list_buckets()
     except RefusedError:
         return False
-    _set_policy_of_raw(root)
+    _set_policies(root)
     return True
 
 
 def revoke_producer(root: S3Endpoint, key: str) -> None:
     """Revoke a producer's key at once. The files that it uploaded are kept."""
-    if key in _identities(root):
-        _administer(root, f"/delete-user?access={quote(key)}")
-    _set_policy_of_raw(root)
+    _delete_identity(root, key)
+    _set_policies(root)
 
 
-def _set_policy_of_raw(root: S3Endpoint) -> None:
-    """Write bucket raw's policy for all producers. Repeat it if another process has added or revoked one meanwhile."""
+def set_person(root: S3Endpoint, name: str, role: str, secret_key: str) -> str:
+    """Make a person's key, or give it this secret. Can be repeated. Returns the key."""
+    key = f"{role}-{name}"
+    if not PERSON.fullmatch(key):
+        raise StoreError(f"{key!r} is not a valid key for a person.", hint="Roles: engineer, admin.")
+    _set_identity(root, key, secret_key, known=key in _identities(root))
+    _set_policies(root, OF_PEOPLE)
+    return key
+
+
+def revoke_person(root: S3Endpoint, name: str) -> list[str]:
+    """Delete a person's keys at once. Can be repeated. Returns those that there were."""
+    keys = sorted(f"{role}-{name}" for role in RIGHTS_OF_PEOPLE)
+    found = [key for key in keys if _delete_identity(root, key)]
+    _set_policies(root, OF_PEOPLE)
+    return found
+
+
+def _delete_identity(root: S3Endpoint, key: str) -> bool:
+    if key not in _identities(root):
+        return False
+    _administer(root, f"/delete-user?access={quote(key)}")
+    return True
+
+
+def _set_policies(root: S3Endpoint, buckets: Iterable[str] = (RAW_BUCKET,)) -> None:
+    """Write the buckets' policies for all keys. Repeat it if another process has added or revoked one meanwhile."""
     client, written = s3.client(root), None
-    while written != (keys := producers(root)):
-        _set_policy(client, RAW_BUCKET, keys)
+    while written != (keys := _keys(root)):
+        for bucket in buckets:
+            _set_policy(client, bucket, keys)
         written = keys
 
 
-def _set_policy(client: S3Client, bucket: str, producers: Iterable[str] = ()) -> None:
-    client.put_bucket_policy(Bucket=bucket, Policy=json.dumps(policy(bucket, producers)))
+def _keys(root: S3Endpoint) -> list[str]:
+    """The keys of producers and people."""
+    return sorted(name for name in _identities(root) if PRODUCER.fullmatch(name) or PERSON.fullmatch(name))
+
+
+def _set_policy(client: S3Client, bucket: str, keys: Iterable[str] = ()) -> None:
+    client.put_bucket_policy(Bucket=bucket, Policy=json.dumps(policy(bucket, keys)))
 
 
 # --- the administration interface: requests are signed like S3's, and bodies are XML

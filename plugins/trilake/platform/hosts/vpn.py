@@ -55,8 +55,15 @@ class Vpn:
             raise VpnError(
                 f"{file.absolute().parent} is not a folder.", hint="Create it, or choose another with --out."
             )
-        person = dict(self._ask("add", name, role, *(["--remote", remote] if remote else [])))
-        _write(file, person.pop("profile"))
+        _write(file, self.profile(name, role, remote))
+        return self.delivered(name)
+
+    def profile(self, name: str, role: str, remote: str = "") -> str:
+        """Make a profile and return its text. Until it is `delivered`, the same call gives the same profile."""
+        return str(self._ask("add", name, role, *(["--remote", remote] if remote else []))["profile"])
+
+    def delivered(self, name: str) -> dict[str, Any]:
+        """The profile is in its file: the container keeps its private key no longer."""
         return dict(self._ask("delivered", name))
 
     def revoke(self, name: str) -> dict[str, Any]:
