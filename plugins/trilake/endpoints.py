@@ -20,9 +20,6 @@ S3_CONNECTION = "aws_default"
 LAKE_CONNECTION = "postgres_lake"
 OLTP_CONNECTION = "postgres_oltp"
 CLICKHOUSE_CONNECTION = "clickhouse_cluster_default"
-# For what is done in the name of an agent: rights to read tables, and to use its prefix of the bucket exports.
-AGENTS_CLICKHOUSE_CONNECTION = "clickhouse_agents"
-AGENTS_S3_CONNECTION = "aws_agents"
 KUBERNETES_CONNECTION = "kubernetes_default"
 # What an agent asks is asked with these: they can read published tables, and use one prefix of bucket exports.
 AGENTS_CLICKHOUSE_CONNECTION = "clickhouse_agents"

@@ -138,21 +138,13 @@ class Runs:
 
         :raises CallError: the agent has no such run.
         """
-        from airflow.api.common.mark_tasks import set_dag_run_state_to_failed
         from airflow.utils.session import create_session
 
         with create_session() as session:
             found = _own(agent, run, session)
             if str(found.state) in _OPEN:
-                dag = _dag(found.dag_id, session)
-                set_dag_run_state_to_failed(dag=dag, run_id=found.run_id, commit=True, session=session)
-                session.commit()
-                session.refresh(found)
+                _cancel(found, session)
             return _state(found, session)
-
-    def cancel_all(self, agent: str) -> list[str]:
-        """End all runs of an agent that are active. Returns their ids."""
-        return [self.cancel(agent, run).run for run in self.active(agent)]
 
     def active(self, agent: str) -> list[str]:
         """The ids of an agent's active runs."""
@@ -183,6 +175,17 @@ class Runs:
         dag = _dag(what, session)
         _check_parameters(dag, parameters)
         return dag
+
+
+def cancel_runs(agent: str) -> list[str]:
+    """End all runs of an agent that are active. Returns their ids."""
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        runs = [run for run in _of_agent(agent, session) if str(run.state) in _OPEN]
+        for run in runs:
+            _cancel(run, session)
+        return [run.run_id for run in runs]
 
 
 def ensure_pool() -> None:
@@ -314,6 +317,14 @@ def _own(agent: str, run: str, session: Session) -> DagRun:
     if found is None:
         raise CallError("no_run", f"{agent} has no run {plain(run, 100)}.", hint="submit() returns a run's id.")
     return found
+
+
+def _cancel(run: DagRun, session: Session) -> None:
+    from airflow.api.common.mark_tasks import set_dag_run_state_to_failed
+
+    set_dag_run_state_to_failed(dag=_dag(run.dag_id, session), run_id=run.run_id, commit=True, session=session)
+    session.commit()
+    session.refresh(run)
 
 
 def _state(run: DagRun, session: Session, *, log_lines: int = 0) -> RunState:

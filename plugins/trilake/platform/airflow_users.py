@@ -8,7 +8,7 @@ password must not be an argument, and prints one answer:
 - ``["deactivate", name]`` ends all access of a user: Airflow gives it no new token, and refuses those that it has, also
   in browsers, within half a minute.
 
-The last two give the user as it is then. A request that is refused gives ``{"error": ..., "hint": ...}``.
+`set` and `deactivate` give the user as it is then. A request that is refused gives ``{"error": ..., "hint": ...}``.
 """
 
 from __future__ import annotations
@@ -207,8 +207,15 @@ def answer(request: Request) -> Any:
 
 
 def _answer(users: Users, request: Request) -> Any:
+    from trilake.agents.runs import cancel_runs
+
     verb, *arguments = request
-    verbs: dict[str, Callable[..., Any]] = {"list": users.list, "set": users.set, "deactivate": users.deactivate}
+    verbs: dict[str, Callable[..., Any]] = {
+        "list": users.list,
+        "set": users.set,
+        "deactivate": users.deactivate,
+        "cancel_runs": cancel_runs,
+    }
     return verbs[str(verb)](*arguments)
 
 
