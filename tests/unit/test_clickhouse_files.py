@@ -39,11 +39,10 @@ _CHANGEABLE = {
     "log_comment",
     "limit",
     "max_execution_time",
-    "max_result_rows",
     "output_format_json_quote_64bit_integers",
     "cancel_http_readonly_queries_on_client_close",
 }
-_LIMITS = {"max_execution_time", "max_memory_usage", "max_rows_to_read", "max_result_rows"}
+_LIMITS = {"max_execution_time", "max_memory_usage", "max_rows_to_read"}
 
 
 def problems(text: str) -> list[str]:
@@ -167,7 +166,7 @@ def test_every_user_is_limited_to_what_it_needs() -> None:
         ("<readonly>1</readonly>", "<readonly>2</readonly>", "agents: readonly is not 1"),
         ("<readonly>2</readonly>", "<readonly>0</readonly>", "engineer: readonly is not 2"),
         ("<max_memory_usage><const/></max_memory_usage>", "", "it may raise max_memory_usage"),
-        ("<max>60</max>", "", "agents: it may raise max_execution_time"),
+        ("<max>3600</max>", "", "agents: it may raise max_execution_time"),
         ("<log_queries_min_type><const/></log_queries_min_type>", "", "admin: it may change log_queries_min_type"),
         ("<read_overflow_mode><const/></read_overflow_mode>", "", "engineer: it may change read_overflow_mode"),
         ("<read_overflow_mode>throw", "<read_overflow_mode>break", "agents: read_overflow_mode is not throw"),
