@@ -22,6 +22,7 @@ import logging
 import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -127,7 +128,7 @@ class Part(Protocol):
 class Access:
     """Who has access to one platform.
 
-    :param parts: in the order in which they are made. They are revoked in the same order.
+    :param parts: in the order in which they are made. They are revoked side by side.
     :param missing: what the place does not have, a line each.
     :param cancel_runs: cancels the agent's DAG runs, whose ids begin with ``agent.<name>.``, and returns them. It is
         called after the agent's user has ended, so that it starts no other run.
@@ -221,14 +222,17 @@ class Access:
         return next(found for found in self.register.people() if found.name == name), cancelled
 
     def _revoke_parts(self, person: Person) -> list[str]:
-        """Revoke every part. Returns a line for each that failed."""
-        failed: list[str] = []
-        for part in self.parts:
+        """Revoke every part, side by side: a slow one does not hold up the others. Returns a line for each failure."""
+
+        def revoke(part: Part) -> str:
             try:
                 part.revoke(person)
             except TrilakeError as e:
-                failed.append(f"{part.name}: {e.message}")
-        return failed
+                return f"{part.name}: {e.message}"
+            return ""
+
+        with ThreadPoolExecutor(max_workers=len(self.parts)) as pool:
+            return [line for line in pool.map(revoke, self.parts) if line]
 
 
 def users_of(people: Iterable[Person]) -> tuple[list[ClickHouseUser], list[str]]:
