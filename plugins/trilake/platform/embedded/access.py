@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from functools import partial
 
 from trilake.endpoints import Endpoints
@@ -19,11 +18,10 @@ MISSING = (
 )
 
 
-def access_of(home: Home, *, cancel_runs: Callable[[str], Sequence[str]] | None = None) -> Access:
-    """:param cancel_runs: see `Access`.
-    :raises ConfigurationError: the platform was never started.
-    """
+def access_of(home: Home) -> Access:
+    """:raises ConfigurationError: the platform was never started."""
     environment = base_environment(home) | home.environment()
-    part = AirflowPart(partial(airflow_users.ask, environment), airflow.url(home.ports()[airflow.API_SERVER]))
+    ask = partial(airflow_users.ask, environment)
+    part = AirflowPart(ask, airflow.url(home.ports()[airflow.API_SERVER]))
     lake = Endpoints.from_environment(environment).lake
-    return Access(Table(lake), [part], missing=MISSING, cancel_runs=cancel_runs)
+    return Access(Table(lake), [part], missing=MISSING, cancel_runs=lambda name: ask(["cancel_runs", name]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -51,7 +51,6 @@ def access_of(
     env: Mapping[str, str],
     *,
     remote: str = "",
-    cancel_runs: Callable[[str], Sequence[str]] | None = None,
 ) -> Access:
     """:param project: the compose project's name.
     :param env: the variables of ``.env``.
@@ -59,8 +58,9 @@ def access_of(
     """
     stores = Stores(project, env)
     vpn = VpnPart(Vpn(project), remote)
-    parts: list[Part] = [vpn, AirflowPart(partial(airflow_users.ask, project), f"http://vps-1:{AIRFLOW_PORT}"), stores]
-    return Access(RemoteTable(stores), parts, cancel_runs=cancel_runs, told=vpn.delivered)
+    ask = partial(airflow_users.ask, project)
+    parts: list[Part] = [vpn, AirflowPart(ask, f"http://vps-1:{AIRFLOW_PORT}"), stores]
+    return Access(RemoteTable(stores), parts, cancel_runs=lambda name: ask(["cancel_runs", name]), told=vpn.delivered)
 
 
 class VpnPart:
