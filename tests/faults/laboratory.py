@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from runs import Runs
-from state import MONTH, Holdings
+from state import EXPORT, EXPORTED, EXPORTER, MONTH, Holdings
 
 from faults import Faults, ProxiedHome, proxies, small_disks
 from support.running_platform import PROJECT, running_platform
@@ -20,17 +21,17 @@ from trilake.endpoints import Endpoints, as_environment
 from trilake.platform.embedded.connections import connections
 
 # What a DAG is triggered with
-CONF = {"flights": {"start": MONTH}}
+CONF = {"flights": {"start": MONTH}, EXPORT: {"sql": EXPORTED}}
 # This one is started by what has arrived
 ARRIVALS = "flights_arrivals"
 # In this order each finds what it reads
 DAGS = (
-    *("reference_snapshot", "flights", ARRIVALS, "flights_report"),
+    *("reference_snapshot", "flights", ARRIVALS, EXPORT, "flights_report"),
     *("publication_housekeeping", "lake_maintenance"),
 )
 
 # They make all that is compared.
-MAKERS = DAGS[:4]
+MAKERS = DAGS[:5]
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,10 @@ class Laboratory:
         """A run that has everything to make; gives its id."""
         before = self.runs.ids(dag)
         self.holdings.empty(dag)
-        return self.runs.appears(dag, before) if dag == ARRIVALS else self.runs.trigger(dag, CONF.get(dag))
+        if dag == ARRIVALS:
+            return self.runs.appears(dag, before)
+        run_id = f"agent.{EXPORTER}.{secrets.token_hex(4)}" if dag == EXPORT else None
+        return self.runs.trigger(dag, CONF.get(dag), run_id=run_id)
 
     def _run(self, dag: str) -> str:
         run_id = self.start(dag)

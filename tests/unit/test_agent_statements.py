@@ -132,7 +132,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("sql", "tables"), ANSWERED.items(), ids=str)
+@pytest.mark.parametrize(("sql", "tables"), ANSWERED.items(), ids=list(ANSWERED))
 def test_a_query_of_declared_tables_is_sent_as_it_is(sql: str, tables: set[str]) -> None:
     statement = check_statement(sql, TABLES)
     assert statement.tables == tables

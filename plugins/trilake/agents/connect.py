@@ -127,6 +127,6 @@ async def bridge(login: Login) -> None:
 
 async def _carry(source: ReadStream[SessionMessage | Exception], target: WriteStream[SessionMessage]) -> None:
     async for message in source:
-        if isinstance(message, Exception):  # a line that is no message
+        if isinstance(message, Exception):  # a line that is not a message
             continue
         await target.send(message)

@@ -59,13 +59,18 @@ def is_agent_name(name: str) -> bool:
     return bool(_AGENT.fullmatch(name)) and name != SHARED
 
 
+def prefix_of(agent: str) -> str:
+    """What the keys of an agent's own files begin with, in bucket ``exports``."""
+    return f"{_PREFIX}/{agent}/"
+
+
 def own_key(agent: str, name: str) -> str:
     """The key of a file of an agent's own.
 
-    :raises CallError: it is no valid name.
+    :raises CallError: the name is not valid.
     """
     _check(name)
-    return f"{_PREFIX}/{agent}/{name}"
+    return prefix_of(agent) + name
 
 
 class Files:
@@ -85,7 +90,7 @@ class Files:
         """The files that an agent can get, by name, and whether there are more of them.
 
         :param below: list only names that begin so.
-        :raises CallError: `below` is no beginning of a name.
+        :raises CallError: no name can begin so.
         """
         if below and not re.fullmatch(r"[A-Za-z0-9._=+/-]*", below):
             raise CallError("bad_name", f"{below!r} begins no file's name.", hint="Leave it out to list all.")
@@ -154,10 +159,10 @@ class Files:
 
 
 def _check(name: str) -> None:
-    """:raises CallError: it is no valid name of a file."""
+    """:raises CallError: the name is not valid."""
     if len(name) > _MAX_NAME or not all(_PART.fullmatch(part) for part in name.split("/")):
         raise CallError(
             "bad_name",
-            f"{name[:100]!r} is no valid name of a file.",
+            f"{name[:100]!r} is not a valid name of a file.",
             hint="Its parts, between slashes, have letters, digits and . _ = + -, and begin with a letter or a digit.",
         )

@@ -49,7 +49,7 @@ _CODES: Mapping[int, tuple[str, str, bool]] = {
     159: ("too_slow", "Read fewer rows, or give it more seconds. A large result: submit agent_export.", False),
     160: ("too_slow", "Read fewer rows. A large result: submit agent_export.", False),
     164: ("readonly", "Only reading is possible.", False),
-    201: ("quota", "The hour's quota is used up. health() says when it begins anew.", True),
+    201: ("quota", "The hour's quota is used up. Ask again within the hour.", True),
     202: ("busy", "Too many questions run at this moment. Ask again in some seconds.", True),
     241: (
         "too_much_memory",
@@ -272,7 +272,7 @@ class _Reader:
     def _line(self, line: bytes) -> bool:
         if not line.strip():  # before totals
             return False
-        # An answer's text may have bytes that are no UTF-8. They are shown as replacement characters.
+        # An answer's text may have bytes that are not UTF-8. They are shown as replacement characters.
         values = json.loads(line.decode(errors="replace"))
         if self._names is None:
             self._names = values

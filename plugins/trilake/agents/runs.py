@@ -71,9 +71,9 @@ class RunState:
 
 
 def run_id(agent: str, key: str) -> str:
-    """:raises CallError: it is no valid key."""
+    """:raises CallError: the key is not valid."""
     if not _KEY.fullmatch(key):
-        raise CallError("bad_key", f"{key[:60]!r} is no valid key.",
+        raise CallError("bad_key", f"{key[:60]!r} is not a valid key.",
                         hint="Choose up to 40 lower-case letters, digits and -, such as delays-2013-02.")  # fmt: skip
     return f"agent.{agent}.{key}"
 

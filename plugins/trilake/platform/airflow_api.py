@@ -87,9 +87,12 @@ class AirflowApi:
             self._call("PATCH", f"/api/v2/dags/{dag_id}", json={"is_paused": False})
         return was_paused
 
-    def trigger(self, dag_id: str, conf: Mapping[str, Any] | None = None) -> str:
-        """Start a run and return its id."""
-        body = {"logical_date": None, "conf": dict(conf or {})}
+    def trigger(self, dag_id: str, conf: Mapping[str, Any] | None = None, *, run_id: str | None = None) -> str:
+        """Start a run and return its id.
+
+        :param run_id: None: Airflow makes one.
+        """
+        body = {"logical_date": None, "conf": dict(conf or {}), **({"dag_run_id": run_id} if run_id else {})}
         return str(self._call("POST", f"/api/v2/dags/{dag_id}/dagRuns", json=body)["dag_run_id"])
 
     def runs(self, dag_id: str, since: datetime) -> list[dict[str, Any]]:
