@@ -14,7 +14,6 @@ Nothing has to be cleaned up. The agent corrects its query and submits it with a
 from datetime import timedelta
 
 from airflow.sdk import DAG, Param
-from nyc.tags import Tag
 
 from trilake.agents.operators import AgentExportOperator
 
@@ -24,7 +23,7 @@ with DAG(
     catchup=False,
     params={"sql": Param(type="string", minLength=1, maxLength=20000, description="one SELECT in ClickHouse's SQL")},
     default_args={"retries": 3, "retry_delay": timedelta(seconds=20), "pool": "agents"},
-    tags=[Tag.AGENTS],
+    tags=["agents"],
     access_control={"Agent": {"DAGs": {"can_read"}}},
     is_paused_upon_creation=False,
     doc_md=__doc__,

@@ -44,6 +44,7 @@ def test_a_new_project_is_whole_and_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "file",
     [
+        "dags/agent_export.py",
         "dags/lake_maintenance.py",
         "dags/publication_housekeeping.py",
         "spark_jobs/lake_maintenance.py",

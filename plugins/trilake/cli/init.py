@@ -86,6 +86,7 @@ def _render(name: str, package: str) -> dict[Path, str]:
         ".github/workflows/ci.yml": "ci.yml.txt",
         "dags/.airflowignore": "dags/airflowignore.jinja",
         f"dags/{package}/__init__.py": "dags/package.py.jinja",
+        "dags/agent_export.py": "dags/agent_export.py.txt",
         "dags/lake_maintenance.py": "dags/lake_maintenance.py.txt",
         "dags/publication_housekeeping.py": "dags/publication_housekeeping.py.txt",
         "spark_jobs/lake_maintenance.py": "spark_jobs/lake_maintenance.py.txt",
