@@ -22,6 +22,7 @@ RECORDED_BY_0_1 = {
     "postgres/publications/001_source.sql": "7be3fba6d92daf421c2f3f7ddbc6a830e0ae19c348ed0c5426f371b7d6369d65",
 }
 SINCE = {
+    "postgres/agent_calls/table.sql": "b511974c1416367b9111ebd0627a882ce35f8d4d1b7840799cbc2d1ef36300ec",
     "postgres/access/table.sql": "76753e901c061286adf653bbedde2e1093d94b1288610a087644018d29456c73",
     "postgres/publications/002_contents.sql": "a59e056f6ee5ea0743065309c67e9b36f90df123abe6c172d4795aab1d49e54d",
     "postgres/shard_sets/table.sql": "94a9e4a284dc78ac42d6a256d9d0a282903ec5105ce02e3162ab37b7faa00428",
