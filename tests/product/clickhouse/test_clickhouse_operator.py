@@ -265,7 +265,8 @@ def test_a_long_statement_is_waited_for_in_the_worker_if_asked(task: Task, table
 
 def test_a_query_ends_with_its_tasks_time(task: Task, table: str) -> None:
     sql = slow_insert(table, 20)
-    trigger = task.defer(sql, settings=SLOW, execution_timeout=timedelta(seconds=2))
+    # on a busy machine it takes seconds until the task is deferred
+    trigger = task.defer(sql, settings=SLOW, execution_timeout=timedelta(seconds=6))
     with pytest.raises(QueryFailedError, match=r"159|160|TIMEOUT"):
         task.complete(trigger, sql)
 
