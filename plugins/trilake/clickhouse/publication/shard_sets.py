@@ -126,7 +126,7 @@ class ShardSets:
         return {table: of.next_shards for table, of in self.all().items() if of.next_shards is not None}
 
     @contextmanager
-    def unmoved(self, statements: Collection[str]) -> Iterator[None]:
+    def no_rows_move(self, statements: Collection[str]) -> Iterator[None]:
         """Check that no rows move to other shards in the block, which reads local tables shard by shard.
 
         :param statements: they name the local tables that are read.
