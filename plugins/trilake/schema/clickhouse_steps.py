@@ -6,9 +6,10 @@ import hashlib
 import logging
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 
 from trilake.clickhouse.cluster import Cluster, Statement, quote_name, quote_text
-from trilake.clickhouse.readers_table import readers_table_ddl
+from trilake.clickhouse.readers_table import readers_table_ddl, readers_table_problem
 from trilake.clickhouse.sql import Token, split_statements, tokens
 from trilake.endpoints import ClickHouseEndpoint, ClickHouseShard
 from trilake.lake import DataSet
@@ -99,15 +100,15 @@ def _derive_overall(cluster: Cluster, steps: list[Step], host: ClickHouseShard) 
     They are recorded separately, because a migration may die after the last step of a local table and before this.
     """
     recorded = _recorded(cluster, host)
-    database = cluster.endpoint.database
-    there = _tables(cluster, host, database)
     for step in steps:
         if step.first:
             ddl = overall_ddl(step, cluster.endpoint, host)
             parts = [ddl, *(other.checksum for other in steps if other.table == step.table)]
             checksum = hashlib.sha256("\n".join(parts).encode()).hexdigest()
             path = f"{step.path} over all shards"
-            if recorded.get(path) != checksum or DataSet(step.table).table not in there:
+            data_set = DataSet(step.table)
+            look = partial(readers_table_problem, cluster.endpoint, data_set.table, data_set.local_table)
+            if recorded.get(path) != checksum or cluster.on_shard(host, look):
                 cluster.on_shard(host, Statement(ddl))
                 _record(cluster, host, path, checksum)
 

@@ -105,6 +105,20 @@ def check_claim(connection: Connection, table: str, began: ShardSet | None, shar
             )
 
 
+def check_forget(connection: Connection, table: str) -> None:
+    """Make claims and reshards wait for the connection's transaction.
+
+    :raises ReshardedError: a reshard of the table is in progress.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock(%s, %s)", _lock(table))
+    if (shards := read_shard_set(connection, table)).next_shards is not None:
+        raise ReshardedError(
+            f"A reshard of {table} to {shards.next_shards} shards is in progress.",
+            hint=f"Finish it: `trilake reshard --table {table} --shards {shards.next_shards}`.",
+        )
+
+
 class ShardSets:
     """The shards of all tables. Each method is a separate transaction."""
 
