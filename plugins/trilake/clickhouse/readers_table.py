@@ -10,6 +10,8 @@ from trilake.endpoints import ClickHouseEndpoint, ClickHouseShard
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
 
+MISSING = "is missing"
+
 
 def readers_table_ddl(
     endpoint: ClickHouseEndpoint, host: ClickHouseShard, table: str, local: str, *, partitioned: bool
@@ -62,7 +64,7 @@ def readers_table_problem(
     if not of_local:
         return ""
     if not of_table:
-        return "is missing"
+        return MISSING
     expected, actual = columns(host.database, local), columns(endpoint.database, table)
     engine, definition = of_table[0][:2]
     if engine == "View":
