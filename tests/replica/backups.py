@@ -41,7 +41,7 @@ SELECT json_build_object(
   'run', (SELECT coalesce(json_agg(json_build_array(dag_id, run_id)), '[]') FROM dag_run),
   'task', (SELECT coalesce(json_agg(json_build_array(dag_id, run_id, task_id)), '[]') FROM task_instance
            WHERE state = 'success'))"""
-_AT_WORK = "SELECT coalesce(json_agg(json_build_array(task_id, state)), '[]') FROM task_instance WHERE run_id = '{run}'"
+_STATES = "SELECT coalesce(json_agg(json_build_array(task_id, state)), '[]') FROM task_instance WHERE run_id = '{run}'"
 
 # kind, and what names it, such as ("publication", "flights", "2013-02", "3")
 Fact = tuple[str, ...]
@@ -110,9 +110,9 @@ class Backups:
         container = f"{self.replica.project}-{server}-1"
         return json.loads(docker("exec", container, "sh", "-c", script, "sh", *where))
 
-    def at_work(self, run: str) -> dict[str, str]:
+    def states_of(self, run: str) -> dict[str, str]:
         """The state of each task of a run that has begun or ended."""
-        return {task: state for task, state in self.ask("metadata", _AT_WORK.format(run=run)) if state}
+        return {task: state for task, state in self.ask("metadata", _STATES.format(run=run)) if state}
 
     def facts(self) -> set[Fact]:
         """What the servers of vps_1 have acknowledged, and the source's objects in its store with their sizes."""

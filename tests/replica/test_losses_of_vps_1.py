@@ -59,7 +59,7 @@ def test_at_any_moment_of_a_run_vps_1_comes_back_with_all_that_the_last_backup_h
         await_true(lambda: timer.made, HEALTHY_S, "a backup")
         run = replica.start(FLIGHTS, {"start": month, "end": month})
         time.sleep(moment)
-        states = backups.at_work(run)
+        states = backups.states_of(run)
         timer.kill()
         lost_at = backups.lose()
     assert not timer.failed

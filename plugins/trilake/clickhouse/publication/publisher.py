@@ -198,7 +198,8 @@ class Publisher:
         check_partition_by(self.cluster, plan.data_set, columns, [p.partition for p in due])
         for filled, partitions in _by_columns(columns, due, lost):
             check_types(plan, filled)
-            staging = Staging(cluster, plan, pull_of(plan, filled, len(cluster.shards)), attempt)
+            known = [p.partition for p in partitions if _is_known(plan, lost.get(p.partition), filled, cluster)]
+            staging = Staging(cluster, plan, pull_of(plan, filled, len(cluster.shards)), attempt, known=known)
             claims, loads = staging.write(partitions)
             written.claims += [
                 _again(plan.data_set.table, c, lost[c.partition]) if c.partition in lost else c for c in claims
@@ -373,6 +374,16 @@ def _by_columns(
         groups.setdefault(filled.names, []).append(partition)
     for names, partitions in groups.items():
         yield columns.only([(name, "") for name in names]), partitions
+
+
+def _is_known(plan: LoadPlan, lost: Publication | None, columns: Columns, cluster: Cluster) -> bool:
+    """Whether the ledger has the checksum of each shard, of exactly these columns. `_again` compares them.
+
+    The objects of a plain load are counted one by one, so they are read again.
+    """
+    contents = lost.contents if lost and not plan.plain else None
+    shards = {shard.number for shard in cluster.shards}
+    return contents is not None and contents.columns == columns.typed and set(contents.checksums) == shards
 
 
 def _again(table: str, claim: Claim, lost: Publication) -> Claim:
