@@ -67,8 +67,9 @@ def test_at_any_moment_of_a_run_vps_1_comes_back_with_all_that_the_last_backup_h
     last = datetime.fromisoformat(timer.made[-1]["until"])
 
     began = time.monotonic()
-    backups.restore()
+    output = backups.restore()
     restored_s = time.monotonic() - began
+    assert "Stopped on vps_2" in output
     assert backups.missing(must_be_there) == set()
     kinds = {fact[0] for fact in must_be_there}
     assert kinds == {"metadata", "publication", "run", "task", "object"}
