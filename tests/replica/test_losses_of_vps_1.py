@@ -10,13 +10,14 @@ import os
 import random
 import shutil
 import time
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from backups import Backups
-from hosts_network import await_true
+from hosts_network import Network, await_true
+from vpn_client import Client, profile_of
 from whole_replica import FLIGHTS, HEALTHY_S, Replica, source_of
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(5400)]
@@ -48,9 +49,23 @@ def seconds_of_a_run(replica: Replica, published: dict[str, Any]) -> float:
     return min(took)
 
 
+@pytest.fixture(scope="module")
+def profiles(replica: Replica, network: Network, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Of a person who may come in through the VPN, and of one who was shut out."""
+    folder, at = tmp_path_factory.mktemp("profiles"), f"{datetime.now(UTC):%H%M%S}"
+    made = profile_of(network, folder, f"welcome-{at}", "admin"), profile_of(network, folder, f"gone-{at}", "admin")
+    network.vpn.revoke(f"gone-{at}")
+    return made
+
+
 @pytest.mark.parametrize("number", range(MOMENTS))
 def test_at_any_moment_of_a_run_vps_1_comes_back_with_all_that_the_last_backup_has(
-    replica: Replica, backups: Backups, seconds_of_a_run: float, number: int, record_property: Any
+    replica: Replica,
+    backups: Backups,
+    seconds_of_a_run: float,
+    profiles: tuple[str, str],
+    client: Client,
+    number: int,
 ) -> None:
     before = replica.held()
     month = next((m for m in MONTHS if m not in before["lake"]), MONTHS[number % 12])
@@ -91,6 +106,10 @@ def test_at_any_moment_of_a_run_vps_1_comes_back_with_all_that_the_last_backup_h
     check_all_counts(found, source.months, source.cancelled, source.carriers)
     assert replica.compose(*TRILAKE, "rebuild", "--check", "--checksums", "--json", seconds=600) == "[]"
     named = backups.check_named_files()
+    welcome, gone = profiles
+    client.connect(welcome)
+    client.disconnect()
+    assert client.is_refused(gone)
     figures = {
         "moment": number, "seed": SEED + number, "after_s": round(moment, 1), "state": states,
         "backups": len(timer.made), "since_last_backup_s": round((lost_at - last).total_seconds(), 1),
