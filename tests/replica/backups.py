@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hosts_network import docker
+from hosts_network import await_true, docker
 from whole_replica import Replica
 
 from support.network_flows import PROJECT
@@ -83,6 +83,7 @@ class Backups:
     def timer(self) -> Iterator[Timer]:
         """Back up again and again until the block ends, or until it is killed."""
         timer = Timer(self)
+        await_true(lambda: timer.last, 120, "what was acknowledged before the first backup")
         timer.thread.start()
         try:
             yield timer
