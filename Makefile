@@ -55,8 +55,9 @@ replica-down: ## Remove the replica's containers; its data is kept
 COMPOSE_VPS_1 = docker compose --env-file .env -f docker/vps_1/compose.yml
 
 .PHONY: restore
-restore: ## Restore PostgreSQL and S3 (AT=time; REPLACE=1 moves data aside), make a new base backup, fill ClickHouse
+restore: ## Restore PostgreSQL and S3 (AT=time; REPLACE=1 moves data aside), stop jobs, back up, fill ClickHouse
 	@docker/host/restore $(if $(AT),--at $(AT)) $(if $(REPLACE),--replace)
+	@$(COMPOSE_VPS_1) run --rm --no-deps airflow-scheduler trilake setup no-jobs || echo "restore: continuing" >&2
 	@$(COMPOSE_VPS_1) up --detach s3 wal-metadata wal-postgres
 	@docker/host/backup --base
 	@$(COMPOSE_VPS_1) run --rm setup-tables trilake rebuild --checksums

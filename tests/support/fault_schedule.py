@@ -14,7 +14,7 @@ from typing import Literal, get_args
 
 ROUND = 40
 FIRST = 8
-Act = Literal["kill", "stall", "cut", "fill", "lose"]
+Act = Literal["kill", "stall", "cut", "fill", "lose", "reshard"]
 
 # What each step needs besides Airflow. lake, oltp and metadata are databases of the one PostgreSQL server.
 _NEEDS: dict[tuple[str, str], set[str]] = {
@@ -64,6 +64,7 @@ KINDS: tuple[tuple[Act, str], ...] = (
     ("fill", "s3"),
     ("fill", "clickhouse"),
     ("lose", "clickhouse"),
+    ("reshard", "clickhouse"),
 )
 
 
@@ -73,7 +74,7 @@ class Schedule:
 
     :param moment: when, as a part of the time that the step takes undisturbed.
     :param seconds: how long it lasts; of a service that was killed, until somebody runs `trilake up`; of one whose data
-        was lost, until somebody also runs `trilake rebuild`.
+        was lost, until somebody also runs `trilake rebuild`; of rows that move to one shard, until they move back.
     """
 
     seed: int

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from trilake_backup.machine import SERVERS, BackupError, Machine, run, write
+from trilake_backup.machine import FOLDERS, SERVERS, BackupError, Machine, run, write
 
 BASE_EVERY = timedelta(hours=24)
 # The newest base backup may have been made a minute ago: the one before it serves times before that.
@@ -45,17 +45,25 @@ def back_up(machine: Machine, *, base: bool = False) -> None:
         until = datetime.fromisoformat(facts["at"])
         # PostgreSQL first: the later copy of S3 has every file that its catalog names
         machine.save("postgres", run_name, volume, "--exclude=*.unfinished", until=until)
-        for kind, name in (("pki", "vpn_pki"), ("kubernetes", "kubernetes")):
+        for kind, name in FOLDERS.items():
             try:
                 folder = machine.volume(name)
             except BackupError:  # a host whose VPN or Kubernetes is not set up yet
                 continue
             if any(folder.iterdir()):
+                live = _live(folder)
                 machine.save(kind, run_name, folder)
+                if _live(folder) != live:  # a deployment came in between, so the copy may lack its commit
+                    machine.save(kind, run_name, folder)
         machine.save_text("settings", run_name, machine.settings.read_text())
         machine.save("s3", run_name, machine.volume("s3"), _NOT_OF_S3)
         result |= {"run": run_name, "until": facts["at"]}
         machine.say(f"backup: run {run_name} is in the repository; it can be restored up to {facts['at']}")
+
+
+def _live(folder: Path) -> dict[str, str]:
+    """The branches of the Git repositories in a folder."""
+    return {str(ref): ref.read_text() for ref in folder.glob("*.git/refs/heads/*")}
 
 
 def _base_backup(machine: Machine, server: str, folder: Path, *, now: bool) -> None:

@@ -19,6 +19,8 @@ POSTGRES_IMAGE = "postgres:17"
 AIRFLOW_IMAGE = "trilake/airflow:3.3.2"
 # Server (also its service and its volume) -> its port, and the databases that its facts are counted in.
 SERVERS: Mapping[str, int] = {"metadata": 5433, "postgres": 5432}
+# Other volumes of vps_1 in a backup, by the kind of their snapshot. The moment of a restore does not matter for them.
+FOLDERS: Mapping[str, str] = {"pki": "vpn_pki", "kubernetes": "kubernetes", "bundle": "bundle"}
 # restic: some files could not be read
 _INCOMPLETE = 3
 

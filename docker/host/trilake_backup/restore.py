@@ -12,7 +12,7 @@ import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
-from trilake_backup.machine import SERVERS, BackupError, Machine, Snapshot, run, write
+from trilake_backup.machine import FOLDERS, SERVERS, BackupError, Machine, Snapshot, run, write
 from trilake_backup.recovery import check_files, counts, lay_out, recovered, tables
 
 # `versitygw --iam-dir /data/identities posix /data/buckets`
@@ -25,9 +25,12 @@ def restore(machine: Machine, *, at: datetime | None = None, replace: bool = Fal
         if running := _running(machine):
             raise BackupError(f"{', '.join(running)} runs. Stop all services first: `docker compose down`.")
         chosen, s3 = choose(machine, at)
-        volumes = {name: machine.volume(name, make=True) for name in (*SERVERS, "s3", "vpn_pki", "wal")}
-        for folder in volumes.values():
+        kept = {name: machine.volume(name, make=True) for kind, name in FOLDERS.items() if machine.snapshots(kind)}
+        volumes = {name: machine.volume(name, make=True) for name in (*SERVERS, "s3", "wal")}
+        for folder in (*volumes.values(), *kept.values()):
             folder.mkdir(exist_ok=True)  # an interrupted restore may have moved it aside
+        # What is there is newer than any backup: a profile may have been revoked since.
+        volumes |= {name: folder for name, folder in kept.items() if not any(folder.iterdir())}
         held = [name for name, folder in volumes.items() if any(folder.iterdir())]
         if held and not replace:
             raise BackupError(f"The volumes {', '.join(held)} have data. Give --replace to move it aside.")
@@ -42,7 +45,10 @@ def restore(machine: Machine, *, at: datetime | None = None, replace: bool = Fal
             machine.unpack(chosen, saved)
             machine.say(f"restore: S3 of run {s3.run}")
             machine.unpack(s3, fresh["s3"])
-            _newest_identities(machine, s3, fresh)
+            _newest_identities(machine, s3, fresh["s3"])
+            for kind, name in FOLDERS.items():
+                if name in volumes:
+                    machine.unpack(machine.newest(kind), fresh[name])
             found: dict[str, int] = {}
             named = 0
             for server in SERVERS:
@@ -100,13 +106,11 @@ def _running(machine: Machine) -> list[str]:
     return [name for name in names if machine.container(name)]
 
 
-def _newest_identities(machine: Machine, s3: Snapshot, fresh: dict[str, Path]) -> None:
+def _newest_identities(machine: Machine, s3: Snapshot, store: Path) -> None:
     newest = machine.newest("s3")
     if newest.id != s3.id:
-        shutil.rmtree(fresh["s3"] / _IDENTITIES, ignore_errors=True)
-        machine.unpack(newest, fresh["s3"], f"--include=/{_IDENTITIES}")
-    if machine.snapshots("pki"):
-        machine.unpack(machine.newest("pki"), fresh["vpn_pki"])
+        shutil.rmtree(store / _IDENTITIES, ignore_errors=True)
+        machine.unpack(newest, store, f"--include=/{_IDENTITIES}")
 
 
 def _lost(machine: Machine, chosen: Snapshot, at: datetime | None, found: dict[str, int]) -> dict[str, object]:
@@ -124,13 +128,15 @@ def _exchange(volumes: dict[str, Path], fresh: dict[str, Path]) -> str:
     run("sync")
     aside = []
     for name, folder in volumes.items():
-        owner, mode = os.stat(folder), folder.stat().st_mode & 0o777
+        mode = folder.stat().st_mode & 0o777
+        # A restore does not set the owner of the topmost folder. A new volume belongs to root.
+        owner = os.stat(folder if any(folder.iterdir()) else next(fresh[name].iterdir(), folder))
         if any(folder.iterdir()):
             folder.rename(folder.with_name(f"_data.{suffix}"))
             aside.append(str(folder.with_name(f"_data.{suffix}")))
         else:
             folder.rmdir()
-        if name not in SERVERS:  # a restore does not set the owner of the topmost folder
+        if name not in SERVERS:
             os.chown(fresh[name], owner.st_uid, owner.st_gid)
             fresh[name].chmod(mode)
         fresh[name].rename(folder)

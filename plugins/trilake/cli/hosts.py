@@ -11,9 +11,7 @@ import typer
 from trilake.cli import options
 
 app = typer.Typer()
-setup_app = typer.Typer(
-    help="Set up databases, S3 and Airflow from .env. vps_1 runs these commands at each start.", no_args_is_help=True
-)
+setup_app = typer.Typer(help="What vps_1 runs at each start, from .env, and before a restore.", no_args_is_help=True)
 
 
 @app.command()
@@ -122,3 +120,16 @@ def setup_airflow() -> None:
 
     airflow.set_up(os.environ)
     print(f"Airflow's database is up to date. The password of user {ADMIN} is the one in .env.")
+
+
+@setup_app.command("no-jobs")
+def setup_no_jobs() -> None:
+    """Stop all Spark jobs on vps_2, before a restore starts the stores again. Airflow's next tries run them again."""
+    from trilake.platform.hosts import jobs
+    from trilake.platform.hosts.connections import KUBECONFIG
+
+    if not Path(KUBECONFIG).exists():
+        print("No job can run: this host has no kubeconfig of vps_2.")
+        return
+    stopped = jobs.stop_all(Path(KUBECONFIG))
+    print(f"Stopped on vps_2: {', '.join(stopped) or 'no job was running'}.")

@@ -17,7 +17,7 @@ from trilake.cli.access import sync_after
 
 if TYPE_CHECKING:
     from trilake.clickhouse.publication.comparison import Comparison
-    from trilake.clickhouse.publication.ledger import Publication
+    from trilake.clickhouse.publication.ledger import Ledger, Publication
     from trilake.endpoints import Endpoints
     from trilake.lake import DataSet
     from trilake.lake.plan import LoadPlan
@@ -41,6 +41,16 @@ def publications(
     clean: Annotated[
         bool, typer.Option("--clean", help="Drop the staging tables of publishers that were killed.")
     ] = False,
+    forget: Annotated[
+        str,
+        typer.Option(
+            "--forget",
+            metavar="TABLE",
+            help="Remove a table from the ledger, after its data set was removed from the project. Its rows and files "
+            "stay. Needs --yes.",
+        ),
+    ] = "",
+    yes: Annotated[bool, typer.Option("--yes", help="Confirm --forget.")] = False,
     json: options.Json = False,
 ) -> None:
     """Show which snapshot of each partition is published in ClickHouse."""
@@ -50,6 +60,9 @@ def publications(
 
     endpoints = options.endpoints()
     ledger = Ledger(endpoints.lake)
+    if forget:
+        _forget(ledger, forget, confirmed=yes)
+        return
     if finish or clean:
         with Cluster(endpoints.clickhouse, comment={"by": "trilake publications"}) as cluster:
             publisher = Publisher(cluster, ledger)
@@ -64,6 +77,24 @@ def publications(
         for publication in ledger.publications()
     ]
     options.print_table((*_PUBLICATION, "decided_at"), rows, as_json=json)
+
+
+def _forget(ledger: Ledger, table: str, *, confirmed: bool) -> None:
+    from trilake.errors import ConfigurationError
+
+    number = len(ledger.publications(table))
+    if not number:
+        raise ConfigurationError(
+            f"The ledger has no publication of {table}.", hint="`trilake publications` lists the published tables."
+        )
+    if not confirmed:
+        raise ConfigurationError(
+            f"This would remove {number} published partitions of {table} from the ledger. ClickHouse's tables, the "
+            "Iceberg table and marts stay as they are. But nothing compares these rows any more, and no rebuild brings "
+            "them back.",
+            hint=f"To do it: `trilake publications --forget {table} --yes`.",
+        )
+    print(f"removed {ledger.forget_table(table)} rows of {table} from the ledger", file=sys.stderr)
 
 
 @app.command()
@@ -162,7 +193,11 @@ def rebuild(
     ] = False,
     drop_unknown: Annotated[
         bool,
-        typer.Option("--drop-unknown", help="Drop partitions that ClickHouse holds but that were never published."),
+        typer.Option(
+            "--drop-unknown",
+            help="Drop partitions that ClickHouse holds but that were never published. With --table, also those of a "
+            "table that is not in the ledger at all.",
+        ),
     ] = False,
     json: options.Json = False,
 ) -> None:
@@ -185,8 +220,9 @@ def rebuild(
     with Cluster(endpoints.clickhouse, comment={"by": "trilake rebuild"}) as cluster:
         if check:
             compared = comparison.compare(cluster, ledger, table or None, partition, checksums=checksums)
-            _print(compared, {}, (), as_json=json)
-            raise typer.Exit(1 if compared.differences else 0)
+            problems = comparison.readers_problems(cluster, ledger, table or None)
+            _print(compared, {}, (), problems, as_json=json)
+            raise typer.Exit(1 if compared.differences or problems else 0)
         _create_tables(endpoints)
         report = publish_again(
             endpoints,
@@ -198,17 +234,20 @@ def rebuild(
         )
         if report.rebuilt:
             _create_tables(endpoints)  # also those that nobody may read without their rows
+        problems = comparison.readers_problems(cluster, ledger, table or None)
+        unknown = report.before.unknown + (report.before.unpublished if table else ())
         dropped = {
             (name, partition_id)
-            for name, partition_id, _ in report.before.unknown
+            for name, partition_id, _ in unknown
             if drop_unknown and comparison.drop_unknown(cluster, ledger, name, partition_id)
         }
     results = {(p.table, p.partition): "rebuilt" for p in report.rebuilt}
     results |= {(p.table, p.partition): "replaced meanwhile" for p in report.overtaken}
     results |= {(p.table, p.partition): "failed" for p, _ in report.failed}
-    _print(report.before, {**results, **dict.fromkeys(dropped, "dropped")}, report.unfinished, as_json=json)
+    _print(report.before, {**results, **dict.fromkeys(dropped, "dropped")}, report.unfinished, problems, as_json=json)
     sync_after(endpoints, "`trilake rebuild`")
     report.raise_failed()
+    comparison.raise_readers_problems(problems)
 
 
 @app.command()
@@ -253,6 +292,7 @@ def _print(
     compared: Comparison,
     results: Mapping[tuple[str, str], str],
     unfinished: Sequence[Publication],
+    problems: Sequence[str],
     *,
     as_json: bool,
 ) -> None:
@@ -276,10 +316,14 @@ def _print(
             "shard": "all",
             "ledger": "",
             "clickhouse": held,
-            "problem": "never published",
+            "problem": problem,
             "result": results.get((table, partition_id), ""),
         }
-        for table, partition_id, held in compared.unknown
+        for found, problem in (
+            (compared.unknown, "never published"),
+            (compared.unpublished, "table is not in the ledger"),
+        )
+        for table, partition_id, held in found
     ]
     rows += [
         {
@@ -298,9 +342,11 @@ def _print(
         options.print_table(columns, rows, as_json=as_json)
     print(
         f"{len(compared.compared)} published partitions compared, {len(compared.lost)} differ, "
-        f"{len(compared.unknown)} in ClickHouse were never published",
+        f"{len(compared.unknown) + len(compared.unpublished)} in ClickHouse were never published",
         file=sys.stderr,
     )
+    for problem in problems:
+        print(problem, file=sys.stderr)
     if compared.without_checksum:
         print(
             f"{len(compared.without_checksum)} have no checksum that can be compared (an older version published them, "

@@ -86,11 +86,6 @@ class LoadPlan:
     def rows(self) -> int:
         return sum(partition.rows for partition in self.partitions)
 
-    @property
-    def mixed(self) -> bool:
-        """Whether each file holds rows of every shard."""
-        return self.plain is not None and self.data_set.grain is not None
-
     def state_of(self, partition: PartitionPlan) -> int:
         """Tells apart two states of a partition that have the same sequence number: the snapshot id, or a digest."""
         return self.snapshot_id if partition.digest is None else partition.digest

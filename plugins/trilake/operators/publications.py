@@ -11,7 +11,7 @@ from airflow.sdk import BaseOperator
 
 from trilake.assets import published
 from trilake.clickhouse.publication.checks import read_checks
-from trilake.clickhouse.publication.comparison import compare
+from trilake.clickhouse.publication.comparison import compare, raise_readers_problems, readers_problems
 from trilake.clickhouse.publication.publisher import Publisher
 from trilake.clickhouse.publication.reshard import finish_reshards
 from trilake.clickhouse.publication.switch import raise_all
@@ -89,8 +89,9 @@ class PublishOperator(WindowedOperator, ProjectOperator):
 
 
 class CheckPublicationsOperator(BaseOperator):
-    """Counts the rows of every published partition on every shard, and fails if they are not those of the ledger. It is
-    safe while publishers run: a publication in progress is not counted as a loss.
+    """Counts the rows of every published partition on every shard, and fails if they are not those of the ledger. Then
+    looks at the tables over all shards, which people read: their columns and shards. It is safe while publishers run: a
+    publication in progress is not counted as a loss.
 
     XCom has ``partitions``: how many were compared.
 
@@ -115,16 +116,23 @@ class CheckPublicationsOperator(BaseOperator):
         self.clickhouse_conn_id = clickhouse_conn_id
 
     def execute(self, context: Context) -> dict[str, int]:
-        """:raises RowsLostError: it names table, partition, shard and both numbers of rows of each difference."""
+        """:raises RowsLostError: it names table, partition, shard and both numbers of rows of each difference.
+        :raises ReadersTableError: a table over all shards is missing, or is not what it should be.
+        """
         with ClickHouseHook(clickhouse_conn_id=self.clickhouse_conn_id).cluster(context) as cluster:
-            compared = compare(cluster, LakeHook().ledger(), self.table, checksums=self.checksums)
+            ledger = LakeHook().ledger()
+            compared = compare(cluster, ledger, self.table, checksums=self.checksums)
+            problems = readers_problems(cluster, ledger, self.table)
         self.log.info("%s published partitions were compared with ClickHouse", len(compared.compared))
         for table, partition_id, rows in compared.unknown:
             self.log.warning("Partition %s of %s has %s rows in ClickHouse, but was never published. `trilake rebuild "
                              "--drop-unknown` drops it.", partition_id, table, rows)  # fmt: skip
         for table in compared.moving:
             self.log.warning("%s was not compared: a reshard of it is being finished", table)
+        for problem in problems:
+            self.log.error("%s", problem)
         compared.raise_differences()
+        raise_readers_problems(problems)
         return {"partitions": len(compared.compared)}
 
 

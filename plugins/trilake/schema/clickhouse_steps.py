@@ -6,9 +6,10 @@ import hashlib
 import logging
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 
 from trilake.clickhouse.cluster import Cluster, Statement, quote_name, quote_text
-from trilake.clickhouse.readers_table import readers_table_ddl
+from trilake.clickhouse.readers_table import MISSING, readers_table_ddl, readers_table_problem
 from trilake.clickhouse.sql import Token, split_statements, tokens
 from trilake.endpoints import ClickHouseEndpoint, ClickHouseShard
 from trilake.lake import DataSet
@@ -79,7 +80,7 @@ def migrate_clickhouse(
                             "--table %s` brings them back.", host, table, table)  # fmt: skip
                 name = f"{quote_name(cluster.endpoint.database)}.{quote_name(table)}"
                 cluster.on_shard(host, Statement(f"DROP TABLE IF EXISTS {name} SYNC"))
-            _derive_overall(cluster, [step for step in steps if step.table not in hidden], host)
+            _derive_overall(cluster, [step for step in steps if step.table not in hidden], host, resharding or ())
     return planned
 
 
@@ -94,21 +95,24 @@ def _not_everywhere(cluster: Cluster, steps: list[Step]) -> set[str]:
     return {table for host in cluster.hosts for table in tables - _tables(cluster, host, cluster.endpoint.database)}
 
 
-def _derive_overall(cluster: Cluster, steps: list[Step], host: ClickHouseShard) -> None:
+def _derive_overall(cluster: Cluster, steps: list[Step], host: ClickHouseShard, resharding: Collection[str]) -> None:
     """Create or update the tables over all shards on one host.
 
     They are recorded separately, because a migration may die after the last step of a local table and before this.
     """
     recorded = _recorded(cluster, host)
-    database = cluster.endpoint.database
-    there = _tables(cluster, host, database)
     for step in steps:
         if step.first:
             ddl = overall_ddl(step, cluster.endpoint, host)
             parts = [ddl, *(other.checksum for other in steps if other.table == step.table)]
             checksum = hashlib.sha256("\n".join(parts).encode()).hexdigest()
             path = f"{step.path} over all shards"
-            if recorded.get(path) != checksum or DataSet(step.table).table not in there:
+            data_set = DataSet(step.table)
+            look = partial(readers_table_problem, cluster.endpoint, data_set.table, data_set.local_table)
+            problem = cluster.on_shard(host, look)
+            if step.table in resharding and problem != MISSING:
+                problem = ""  # readers may see the copies now
+            if recorded.get(path) != checksum or problem:
                 cluster.on_shard(host, Statement(ddl))
                 _record(cluster, host, path, checksum)
 

@@ -140,7 +140,7 @@ class ClickHouseReader:
             for column, kind in columns_of(self._cluster, next(iter(sources.values())))
         )
         self._reads += 1
-        with self._shard_sets.unmoved([source.sql for source in sources.values()]):
+        with self._shard_sets.no_rows_move([source.sql for source in sources.values()]):
             done = export(
                 self._cluster, self._s3, f"{PREFIX}/{self.session}/{self._reads}_{name}", sources, run_id=self.run_id
             )

@@ -97,7 +97,7 @@ class ClickHouseToS3Operator(WindowedOperator, ProjectOperator):
         self._attempt = hook.endpoint, f"{prefix}/{attempt}"
         lake, sources = LakeHook(), self._sources(context)
         statements = [source.sql for source in sources.values()]
-        with hook.cluster(context) as cluster, lake.ledger().shard_sets.unmoved(statements):
+        with hook.cluster(context) as cluster, lake.ledger().shard_sets.no_rows_move(statements):
             done = core.export(
                 cluster,
                 lake.s3_client(),

@@ -16,7 +16,7 @@ from trilake import s3
 from trilake.clickhouse.cluster import Statement
 from trilake.clickhouse.publication import comparison
 from trilake.clickhouse.publication import rebuild as rebuilding
-from trilake.clickhouse.publication.comparison import RowsLostError
+from trilake.clickhouse.publication.comparison import ReadersTableError, RowsLostError
 from trilake.clickhouse.publication.publisher import Publisher
 from trilake.clickhouse.publication.staging import Staging
 from trilake.clickhouse.publication.switch import Switch
@@ -24,6 +24,8 @@ from trilake.errors import TrilakeError
 from trilake.lake.objects import plan_objects, read_objects
 from trilake.operators.publications import CheckPublicationsOperator
 from trilake.postgres.connection import connect
+from trilake.schema.clickhouse_steps import migrate_clickhouse
+from trilake.schema.steps import Step
 
 JANUARY, FEBRUARY = "2013-01", "2013-02"
 
@@ -43,6 +45,18 @@ def published(lake: Lake) -> Lake:
     lake.commit(2, *(f"m{n}" for n in range(10)))
     lake.publish(FEBRUARY)
     return lake
+
+
+@pytest.fixture
+def read(published: Lake) -> Iterator[Lake]:
+    """The same, with the table over all shards."""
+    published.show()
+    yield published
+    published.cluster.every_host(Statement(f"DROP TABLE IF EXISTS {readers_table(published)} SYNC"))
+
+
+def readers_table(lake: Lake) -> str:
+    return f"{lake.cluster.endpoint.database}.{lake.name}"
 
 
 def test_a_loss_is_found_by_table_partition_shard_and_both_numbers(published: Lake) -> None:
@@ -250,9 +264,8 @@ def test_rows_that_differ_from_the_published_ones_are_not_published(published: L
         report.raise_failed()
 
 
-def test_the_task_fails_and_names_the_loss(
-    published: Lake, platform: Platform, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_task_fails_and_names_the_loss(read: Lake, platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    published = read
     for name, value in platform.env.items():
         if name.startswith("AIRFLOW_CONN_"):
             monkeypatch.setenv(name, value)
@@ -262,6 +275,10 @@ def test_the_task_fails_and_names_the_loss(
     assert json.loads(json.dumps(task.execute(context))) == {"partitions": 2}
     published.lose(FEBRUARY, shard=2)
     with pytest.raises(RowsLostError, match=f"partition {FEBRUARY}: shard 2 holds 0 rows"):
+        task.execute(context)
+    published.rebuild()
+    published.cluster.any_host(Statement(f"DROP TABLE {readers_table(published)} SYNC"))
+    with pytest.raises(ReadersTableError, match=f"{readers_table(published)} on .* is missing"):
         task.execute(context)
 
 
@@ -275,8 +292,92 @@ def test_a_table_that_was_dropped_is_a_loss_of_its_own(published: Lake) -> None:
     assert "shard 2 has no such table" in str(differences[0])
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("DROP TABLE {readers} SYNC", "is missing"),
+        ("CREATE OR REPLACE TABLE {readers} AS shard_1.{local} ENGINE = Merge('shard_1', '^{local}$')", "instead of"),
+        pytest.param(
+            "CREATE OR REPLACE TABLE {readers} (k Int32) ENGINE = Merge('shard_1', '^{local}$')",
+            "has other columns",
+            marks=pytest.mark.nightly,
+        ),
+    ],
+    ids=["missing", "shards", "columns"],
+)
+def test_a_table_over_all_shards_that_is_not_what_it_should_be_is_named_and_made_again(
+    read: Lake, change: str, told: str
+) -> None:
+    assert not comparison.readers_problems(read.cluster, read.ledger, read.name)
+    local = read.data_set.local_table
+    read.cluster.any_host(Statement(change.format(readers=readers_table(read), local=local)))
+    (problem,) = comparison.readers_problems(read.cluster, read.ledger, read.name)
+    assert problem.startswith(readers_table(read))
+    assert told in problem
+    migrate_clickhouse(read.cluster, [step_of(read)], dry_run=False)
+    assert not comparison.readers_problems(read.cluster, read.ledger, read.name)
+    assert read.cluster.any_host(Statement(f"SELECT count() FROM {readers_table(read)}")) == [(30,)]
+
+
+def test_a_migration_does_not_touch_what_readers_see_while_rows_move_to_other_shards(read: Lake) -> None:
+    migrate_clickhouse(read.cluster, [step_of(read)], dry_run=False)
+    local = read.data_set.local_table
+    change = f"CREATE OR REPLACE TABLE {readers_table(read)} AS shard_1.{local} ENGINE = Merge('shard_1', '^copies$')"
+    read.cluster.any_host(Statement(change))
+    migrate_clickhouse(read.cluster, [step_of(read)], dry_run=False, resharding={read.name: 2})
+    assert comparison.readers_problems(read.cluster, read.ledger, read.name)
+    migrate_clickhouse(read.cluster, [step_of(read)], dry_run=False)
+    assert not comparison.readers_problems(read.cluster, read.ledger, read.name)
+
+
+def step_of(lake: Lake) -> Step:
+    """The step that creates the data set's table."""
+    columns = "(k Int32, d Date, note Nullable(String))"
+    ddl = f"CREATE TABLE {lake.name} {columns} ENGINE = MergeTree PARTITION BY toYYYYMM(d) ORDER BY k"
+    return Step(f"clickhouse/{lake.name}/table.sql", lake.name, "clickhouse", ddl)
+
+
+def test_a_table_of_which_the_ledger_knows_nothing_is_listed_and_dropped_only_by_its_name(published: Lake) -> None:
+    assert not published.compare().unpublished
+    rows = len(published.table.seen())
+    with pytest.raises(TrilakeError, match="is running"), published.ledger.attempt("alive", published.name, "run"):
+        published.ledger.forget_table(published.name)
+    with pytest.raises(TrilakeError, match="was not cleaned up"):
+        published.ledger.forget_table(published.name)
+    published.ledger.forget("alive")
+    assert published.ledger.forget_table(published.name) == 2
+    assert not published.ledger.publications(published.name)
+    assert len(published.table.seen()) == rows
+    found = published.compare().unpublished
+    assert [(name, partition_id) for name, partition_id, _ in found] == [
+        (published.name, "201301"),
+        (published.name, "201302"),
+    ]
+    assert sum(held for _, _, held in found) == rows
+    published.publish(JANUARY)  # a data set that comes back begins again
+    assert not published.compare().unpublished
+    assert published.compare().unknown == ((published.name, "201302", 10),)
+
+
+def test_a_table_whose_publication_is_not_complete_is_not_forgotten(
+    published: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published.commit(1, "later")
+    with monkeypatch.context() as dying:
+        dying.setattr(Switch, "one", die)
+        dying.setattr(Publisher, "_sweep", lambda *_: None)
+        with pytest.raises(KeyboardInterrupt):
+            published.publish(JANUARY)
+    ((attempt, _),) = published.ledger.attempts(published.name)
+    published.ledger.forget(attempt)
+    with pytest.raises(TrilakeError, match=f"the publication of partition {JANUARY} is not complete"):
+        published.ledger.forget_table(published.name)
+    assert len(published.ledger.publications(published.name)) == 2
+
+
 @pytest.mark.slow
-def test_the_commands_tell_a_loss_bring_it_back_and_replace_by_force(published: Lake, platform: Platform) -> None:
+def test_the_commands_tell_a_loss_bring_it_back_and_replace_by_force(read: Lake, platform: Platform) -> None:
+    published = read
     before, here = published.table.seen(), ("--table", published.name)
     published.lose(JANUARY)
     told = platform.trilake("rebuild", "--check", *here, "--json")
@@ -304,3 +405,15 @@ def test_the_commands_tell_a_loss_bring_it_back_and_replace_by_force(published: 
     assert publish("--snapshot", str(first)) == [{JANUARY: "not changed"}]
     assert publish("--snapshot", str(first), "--force") == [{JANUARY: "published"}]
     assert published.table.seen() == before
+    published.cluster.any_host(Statement(f"DROP TABLE {readers_table(published)} SYNC"))
+    told = platform.trilake("rebuild", "--check", *here)
+    assert told.returncode == 1
+    assert f"{readers_table(published)} on 127.0.0.1 is missing" in told.stderr
+    refused = platform.trilake("publications", "--forget", published.name)
+    assert refused.returncode == 1
+    assert "This would remove 2 published partitions" in refused.stderr
+    assert platform.trilake("publications", "--forget", published.name, "--yes").returncode == 0
+    assert not published.ledger.publications(published.name)
+    told = platform.trilake("rebuild", "--check", *here, "--json")
+    assert told.returncode == 0
+    assert {row["problem"] for row in json.loads(told.stdout)} == {"table is not in the ledger"}

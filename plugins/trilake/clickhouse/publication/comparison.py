@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 from trilake.clickhouse.cluster import Cluster, Statement, quote_name, quote_text
 from trilake.clickhouse.publication.ledger import Ledger, Publication
 from trilake.clickhouse.publication.partitions import ttl_of
+from trilake.clickhouse.readers_table import readers_table_problem
 from trilake.errors import TrilakeError
 from trilake.lake.data_set import WHOLE, DataSet
+from trilake.postgres.locks import migration_lock
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
@@ -25,12 +27,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# What the names of local tables end with
+_LOCAL = "_local"
 # An error names at most so many differences.
 _SHOWN = 10
 
 
 class RowsLostError(TrilakeError):
     """ClickHouse does not hold the rows that the ledger says readers see."""
+
+
+class ReadersTableError(TrilakeError):
+    """A table over all shards is missing, or is not what it should be."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,7 @@ class Comparison:
     :param compared: the publications that were compared.
     :param differences: what shards do not hold, by table, partition and shard.
     :param unknown: table, partition id and rows of partitions that ClickHouse holds, but that were never published.
+    :param unpublished: the same of local tables of which nothing was ever published.
     :param moving: tables that were not compared, because a reshard of them is being finished.
     :param without_checksum: publications of which only the rows could be counted: an older version published them, or
         the table's columns were changed since.
@@ -79,6 +88,7 @@ class Comparison:
     unknown: tuple[tuple[str, str, int], ...] = ()
     without_checksum: tuple[Publication, ...] = ()
     moving: tuple[str, ...] = ()
+    unpublished: tuple[tuple[str, str, int], ...] = ()
 
     @property
     def lost(self) -> tuple[Publication, ...]:
@@ -136,6 +146,7 @@ def compare(
         tuple(partition for of_table in found for partition in of_table.unknown),
         tuple(publication for of_table in found for publication in of_table.without_checksum),
         tuple(table for of_table in found for table in of_table.moving),
+        tuple(_unpublished(cluster, ledger, table)) if partitions is None else (),
     )
 
 
@@ -189,6 +200,61 @@ def _unknown(
             if partition_id not in known:
                 found[partition_id] = found.get(partition_id, 0) + of_shard.rows
     return [(data_set.table, partition_id, rows) for partition_id, rows in sorted(found.items())]
+
+
+def _unpublished(cluster: Cluster, ledger: Ledger, table: str | None) -> list[tuple[str, str, int]]:
+    """Table, partition id and rows of what local tables hold that the ledger does not know at all."""
+
+    def of_shard(client: Client, shard: ClickHouseShard) -> list[tuple[str, str, int]]:
+        wanted = "" if table is None else f"AND table = {quote_text(DataSet(table).local_table)}"
+        sql = (
+            f"SELECT table, partition_id, sum(rows) FROM system.parts WHERE active AND database = "
+            f"{quote_text(shard.database)} AND endsWith(table, {quote_text(_LOCAL)}) {wanted} GROUP BY 1, 2"
+        )
+        return [(name, partition_id, int(rows)) for name, partition_id, rows in Statement(sql)(client, shard)]
+
+    held = cluster.every_shard(of_shard)
+    published = {p.table for p in ledger.publications(table)}  # afterwards: a publication may be the first one
+    found: dict[tuple[str, str], int] = {}
+    for local, partition_id, rows in (row for of in held.values() for row in of):
+        name = local.removesuffix(_LOCAL)
+        if name not in published:
+            found[name, partition_id] = found.get((name, partition_id), 0) + rows
+    return [(*key, rows) for key, rows in sorted(found.items()) if rows]
+
+
+def readers_problems(cluster: Cluster, ledger: Ledger, table: str | None = None) -> list[str]:
+    """What is wrong with the tables over all shards, a sentence for each. Empty if nothing is.
+
+    A table whose reshard is being finished is left out.
+    """
+
+    def found() -> list[str]:
+        moving = {name for name, of in ledger.shard_sets.all().items() if of.switching}
+        tables = sorted({p.table for p in ledger.publications(table)} - moving)
+        problems = []
+        for name in tables:
+            look = partial(readers_table_problem, cluster.endpoint, name, DataSet(name).local_table)
+            shards = {shard.number: shard for shard in cluster.shards}
+            for number, problem in sorted(cluster.every_host(look).items()):
+                if problem:
+                    problems.append(f"{cluster.endpoint.database}.{name} on {shards[number].host} {problem}")
+        return problems
+
+    if not found():
+        return []
+    with migration_lock(ledger.endpoint):  # a migration or a reshard may just be changing it
+        return found()
+
+
+def raise_readers_problems(problems: Sequence[str]) -> None:
+    """:raises ReadersTableError: there are problems. It names each."""
+    if problems:
+        raise ReadersTableError(
+            f"Readers do not see the published rows as they should: {'; '.join(problems)}.",
+            hint="`trilake migrate` makes these tables again. If published rows are lost, use `trilake rebuild`. If a "
+            "table is not in the project any more: `trilake publications --forget TABLE`.",
+        )
 
 
 def _expected(publication: Publication, shard: int) -> int:
@@ -299,11 +365,14 @@ def held_of(
 def drop_unknown(cluster: Cluster, ledger: Ledger, table: str, partition_id: str) -> bool:
     """Drop a partition that was never published, on every shard. False: it has been published meanwhile."""
     data_set = DataSet(table)
+    local = quote_name(data_set.local_table)
+    drop = Statement(f"ALTER TABLE {{shard}}.{local} DROP PARTITION ID {quote_text(partition_id)}")
     with ledger.partition_lock(table, _partition_of(partition_id)) as current:
         if current is not None:
             return False
-        local = quote_name(data_set.local_table)
-        cluster.every_shard(Statement(f"ALTER TABLE {{shard}}.{local} DROP PARTITION ID {quote_text(partition_id)}"))
+        for number, columns in cluster.every_shard(partial(_columns, data_set)).items():
+            if columns:  # a table that was never published may be on some shards only
+                cluster.only([number]).every_shard(drop)
     return True
 
 

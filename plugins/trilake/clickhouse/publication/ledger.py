@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-from trilake.clickhouse.publication.shard_sets import ShardSet, ShardSets, check_claim
+from trilake.clickhouse.publication.shard_sets import ShardSet, ShardSets, check_claim, check_forget
 from trilake.endpoints import PostgresEndpoint
 from trilake.errors import TrilakeError
 from trilake.lake.data_set import WHOLE
@@ -34,6 +34,10 @@ State = Literal["switching", "done", "superseded"]
 
 class AttemptLostError(TrilakeError):
     """The attempt lost the connection that holds its lock. From then on any process may clean up after it."""
+
+
+class InUseError(TrilakeError):
+    """The publications of a table cannot be removed now."""
 
 
 class SourceChangedError(TrilakeError):
@@ -202,6 +206,31 @@ class Ledger:
         """Remove an attempt's row. Call it when ClickHouse has no table of the attempt."""
         with connect(self.endpoint) as connection, connection.cursor() as cursor:
             cursor.execute("DELETE FROM publication_attempts WHERE attempt = %s", (attempt,))
+
+    def forget_table(self, table: str) -> int:
+        """Remove all publications of a table. Returns the number of rows. ClickHouse's tables stay as they are.
+
+        :raises InUseError: it is being published or resharded, or an attempt of it was not cleaned up.
+        """
+        for attempt, _ in self.attempts(table):
+            with self.abandoned(attempt) as dead:
+                raise InUseError(
+                    f"{table} cannot be forgotten: its publication attempt {attempt} "
+                    f"{'was not cleaned up' if dead else 'is running'}.",
+                    hint="`trilake publications --clean` cleans up." if dead else "Wait until it ends.",
+                )
+        with connect(self.endpoint) as connection, connection.cursor() as cursor:
+            check_forget(connection, table)  # from here on, nothing is decided until the transaction ends
+            cursor.execute("SELECT partition FROM publications WHERE table_name = %s AND state = 'switching'", (table,))
+            if switching := cursor.fetchone():
+                raise InUseError(
+                    f"{table} cannot be forgotten: the publication of partition {switching[0]} is not complete.",
+                    hint="`trilake publications --finish` completes it.",
+                )
+            cursor.execute("DELETE FROM reshard_copies WHERE table_name = %s", (table,))
+            cursor.execute("DELETE FROM shard_sets WHERE table_name = %s", (table,))
+            cursor.execute("DELETE FROM publications WHERE table_name = %s", (table,))
+            return cursor.rowcount
 
     def claim(
         self, attempt: Attempt, claims: Sequence[Claim], *, force: bool = False

@@ -31,6 +31,7 @@ from trilake.clickhouse.publication.comparison import compare
 from trilake.clickhouse.publication.ledger import Claim, Ledger, Publication, total_rows
 from trilake.clickhouse.publication.partitions import check_partition_by
 from trilake.clickhouse.publication.pulls import pull_of
+from trilake.clickhouse.publication.shard_sets import ShardSet
 from trilake.clickhouse.publication.staging import Staging, drop_staging, staging_tables
 from trilake.clickhouse.publication.switch import Switch, SwitchIncompleteError, raise_all
 from trilake.clickhouse.queries import QueryMetrics
@@ -78,6 +79,18 @@ class PublicationReport:
         return {**document, "total_rows": self.total_rows, **document.pop("metrics")}
 
 
+@dataclass
+class _Written:
+    """What an attempt has in staging.
+
+    :param loads: the metrics of each load, by query id.
+    """
+
+    claims: list[Claim] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    loads: dict[str, QueryMetrics] = field(default_factory=dict)
+
+
 class Publisher:
     """Publishes to one cluster.
 
@@ -118,16 +131,11 @@ class Publisher:
         table = plan.data_set.table
         shard_set = self.ledger.shard_sets.of(table)
         shard_set.check_open(table)
-        cluster = self.cluster
-        if plan.data_set.grain and shard_set.shards:  # every shard has a full copy of a dimension table
-            cluster = cluster.only(range(1, shard_set.shards + 1))
+        cluster = self._shards(plan, shard_set)
         for dead, _ in self.ledger.attempts(table):
             self._try_to_clean(dead, table)
         if lost is None:
-            due, current, lost = self._due(plan, force=force)
-            lost |= self._lost(plan, current)
-            due += [partition for partition in plan.partitions if partition.partition in lost]
-            current = [name for name in current if name not in lost]
+            due, current, lost = self._what_to_write(plan, force=force)
         else:
             due, current = list(plan.partitions), []
         if not due:
@@ -137,24 +145,8 @@ class Publisher:
                  "version" if plan.plain else "snapshot", plan.snapshot_id, attempt)  # fmt: skip
         with self.ledger.attempt(attempt, table, run_id, shard_set) as held:
             try:
-                columns = read_columns(self.cluster, plan.data_set)
-                check_partition_by(self.cluster, plan.data_set, columns, [p.partition for p in due])
-                claims: list[Claim] = []
-                warnings: list[str] = []
-                loads: dict[str, QueryMetrics] = {}
-                for filled, partitions in _by_columns(columns, due, lost):
-                    check_types(plan, filled)
-                    staging = Staging(cluster, plan, pull_of(plan, filled, len(cluster.shards)), attempt)
-                    written, loads_of_these = staging.write(partitions)
-                    claims += [_again(table, c, lost[c.partition]) if c.partition in lost else c for c in written]
-                    loads |= loads_of_these
-                    warnings += staging.run_checks(self.checks, partitions)
-                if read_columns(self.cluster, plan.data_set) != columns:
-                    raise AuditError(
-                        f"The columns of {plan.data_set.local_table} were changed while it was being published.",
-                        hint="Nothing was published. Run the task again.",
-                    )
-                won, kept = self.ledger.claim(held, claims, force=force)
+                written = self._write(cluster, plan, due, lost, attempt)
+                won, kept = self.ledger.claim(held, written.claims, force=force)
                 self._switch.all([*won, *(p for p in kept if p.state == "switching")])
             finally:
                 if held.lost:  # then other processes may clean up too, and the publication may have been decided
@@ -168,10 +160,58 @@ class Publisher:
             current=tuple(sorted([*current, *(p.partition for p in kept)])),
             rows={p.partition: p.rows for p in won},
             unverified=tuple(p.partition for p in won if p.partition not in plan.sums and _has_sums(plan)),
-            warnings=tuple(warnings),
-            metrics=QueryMetrics.of_all(loads.values()),
-            query_ids=tuple(loads),
+            warnings=tuple(written.warnings),
+            metrics=QueryMetrics.of_all(written.loads.values()),
+            query_ids=tuple(written.loads),
         )
+
+    def _shards(self, plan: LoadPlan, shard_set: ShardSet) -> Cluster:
+        """The shards that get rows. Every shard has a full copy of a dimension table."""
+        if plan.data_set.grain and shard_set.shards:
+            return self.cluster.only(range(1, shard_set.shards + 1))
+        return self.cluster
+
+    def _what_to_write(
+        self, plan: LoadPlan, *, force: bool
+    ) -> tuple[list[PartitionPlan], list[str], dict[str, Publication]]:
+        """The partitions to write, those that are current, and the publications whose rows were lost."""
+        due, current, lost = self._due(plan, force=force)
+        lost |= self._lost(plan, current)
+        due += [partition for partition in plan.partitions if partition.partition in lost]
+        return due, [name for name in current if name not in lost], lost
+
+    def _write(
+        self,
+        cluster: Cluster,
+        plan: LoadPlan,
+        due: Sequence[PartitionPlan],
+        lost: Mapping[str, Publication],
+        attempt: str,
+    ) -> _Written:
+        """Write partitions into staging, compare them with the files, and run the table's checks.
+
+        :raises AuditError: staging does not hold the source's rows, or the table's columns were changed meanwhile.
+        :raises CheckFailedError: a blocking check found rows.
+        """
+        written = _Written()
+        columns = read_columns(self.cluster, plan.data_set)
+        check_partition_by(self.cluster, plan.data_set, columns, [p.partition for p in due])
+        for filled, partitions in _by_columns(columns, due, lost):
+            check_types(plan, filled)
+            known = [p.partition for p in partitions if _is_known(plan, lost.get(p.partition), filled, cluster)]
+            staging = Staging(cluster, plan, pull_of(plan, filled, len(cluster.shards)), attempt, known=known)
+            claims, loads = staging.write(partitions)
+            written.claims += [
+                _again(plan.data_set.table, c, lost[c.partition]) if c.partition in lost else c for c in claims
+            ]
+            written.loads |= loads
+            written.warnings += staging.run_checks(self.checks, partitions)
+        if read_columns(self.cluster, plan.data_set) != columns:
+            raise AuditError(
+                f"The columns of {plan.data_set.local_table} were changed while it was being published.",
+                hint="Nothing was published. Run the task again.",
+            )
+        return written
 
     def measured(self, report: PublicationReport, *, since: float) -> PublicationReport:
         """The report with the loads' metrics from the query log, which also records memory. If the log does not have
@@ -334,6 +374,16 @@ def _by_columns(
         groups.setdefault(filled.names, []).append(partition)
     for names, partitions in groups.items():
         yield columns.only([(name, "") for name in names]), partitions
+
+
+def _is_known(plan: LoadPlan, lost: Publication | None, columns: Columns, cluster: Cluster) -> bool:
+    """Whether the ledger has the checksum of each shard, of exactly these columns. `_again` compares them.
+
+    The objects of a plain load are counted one by one, so they are read again.
+    """
+    contents = lost.contents if lost and not plan.plain else None
+    shards = {shard.number for shard in cluster.shards}
+    return contents is not None and contents.columns == columns.typed and set(contents.checksums) == shards
 
 
 def _again(table: str, claim: Claim, lost: Publication) -> Claim:

@@ -119,7 +119,8 @@ def rebuild(
     except TrilakeError as e:  # what cannot be completed is in `failed`
         log.warning("%s", e)
     for name, of_table in groupby(sorted(rebuilt, key=_source), key=lambda p: p.table):
-        compare(cluster, ledger, name, [p.partition for p in of_table], checksums=True).raise_differences()
+        # their checksums were compared before they were shown
+        compare(cluster, ledger, name, [p.partition for p in of_table], checksums=checksums).raise_differences()
     return RebuildReport(before, tuple(stuck), tuple(rebuilt), tuple(overtaken), tuple(failed))
 
 

@@ -105,6 +105,20 @@ def check_claim(connection: Connection, table: str, began: ShardSet | None, shar
             )
 
 
+def check_forget(connection: Connection, table: str) -> None:
+    """Make claims and reshards wait for the connection's transaction.
+
+    :raises ReshardedError: a reshard of the table is in progress.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock(%s, %s)", _lock(table))
+    if (shards := read_shard_set(connection, table)).next_shards is not None:
+        raise ReshardedError(
+            f"A reshard of {table} to {shards.next_shards} shards is in progress.",
+            hint=f"Finish it: `trilake reshard --table {table} --shards {shards.next_shards}`.",
+        )
+
+
 class ShardSets:
     """The shards of all tables. Each method is a separate transaction."""
 
@@ -126,7 +140,7 @@ class ShardSets:
         return {table: of.next_shards for table, of in self.all().items() if of.next_shards is not None}
 
     @contextmanager
-    def unmoved(self, statements: Collection[str]) -> Iterator[None]:
+    def no_rows_move(self, statements: Collection[str]) -> Iterator[None]:
         """Check that no rows move to other shards in the block, which reads local tables shard by shard.
 
         :param statements: they name the local tables that are read.

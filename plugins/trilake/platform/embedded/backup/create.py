@@ -162,7 +162,7 @@ class _Making:
 
     def _check_space(self, staging: Path) -> None:
         """:raises BackupError: a disk has too little free space."""
-        database_bytes = _bytes(self._home.path / POSTGRES)
+        database_bytes = database.folder_bytes(self._home.path / POSTGRES)
         new = sum(path.lstat().st_size for name, path in self._objects() if not self._unchanged(name, path))
         for where, needed, what in (
             (staging.parent, database_bytes, "a copy of PostgreSQL"),
@@ -327,14 +327,3 @@ def _postgres_files(staging: Path) -> Iterator[tuple[str, Path]]:
         for name in names:
             if name not in ("postmaster.pid", "postmaster.opts"):
                 yield str(relative / name), Path(parent, name)
-
-
-def _bytes(folder: Path) -> int:
-    total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            try:
-                total += os.lstat(os.path.join(parent, name)).st_size
-            except OSError:
-                continue
-    return total

@@ -99,7 +99,7 @@ def copy_running(home: Home, target: Path, report: Callable[[str], None]) -> Non
 
         def tell() -> None:
             while not ended.wait(_REPORT_S):
-                report(f"copying, {_folder_bytes(target) >> 20} MB")
+                report(f"copying, {folder_bytes(target) >> 20} MB")
 
         teller = threading.Thread(target=tell, daemon=True)
         teller.start()
@@ -268,7 +268,8 @@ def _ends_with_us(command: list[str]) -> list[str]:
     return [setpriv, "--pdeathsig", "QUIT", "--", *command] if setpriv else command
 
 
-def _folder_bytes(folder: Path) -> int:
+def folder_bytes(folder: Path) -> int:
+    """The size of all files. A file that goes away meanwhile does not count."""
     total = 0
     for parent, _, files in os.walk(folder):
         for name in files:
