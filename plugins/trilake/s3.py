@@ -177,12 +177,15 @@ class ObjectWriter(io.RawIOBase):
     At its start it aborts other incomplete uploads of the same key. So of two writers, the one that began later
     wins, and the parts that a killed writer has sent are removed.
 
+    :param abort_others: False: not so, for an identity that may not list uploads. The parts of a killed writer are
+        removed by `trilake.operators.abandoned`, after days.
     :ivar size: bytes written so far.
     """
 
-    def __init__(self, client: S3Client, bucket: str, key: str) -> None:
+    def __init__(self, client: S3Client, bucket: str, key: str, *, abort_others: bool = True) -> None:
         super().__init__()
-        abort_uploads(client, bucket, key)
+        if abort_others:
+            abort_uploads(client, bucket, key)
         self._client, self._bucket, self._key = client, bucket, key
         # One buffer for all parts: if each part allocated megabytes, the process would not return them to the system.
         self._buffer = bytearray(PART_BYTES)

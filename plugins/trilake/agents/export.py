@@ -81,7 +81,7 @@ def export(
     file, manifest = f"{key}/{_FILE}", f"{key}/{MANIFEST}"
     # from here on no earlier export of this key is complete
     client.delete_object(Bucket=EXPORTS_BUCKET, Key=own_key(agent, manifest))
-    with s3.ObjectWriter(client, EXPORTS_BUCKET, own_key(agent, file)) as target:
+    with s3.ObjectWriter(client, EXPORTS_BUCKET, own_key(agent, file), abort_others=False) as target:
         rows = _write(_batches(clickhouse, statement, agent), target, max_bytes)
         etag = target.commit()
         size = target.size

@@ -81,8 +81,13 @@ def _postgres(endpoint: PostgresEndpoint) -> str:
 
 
 def _s3(endpoints: Endpoints) -> str:
-    there = {bucket.get("Name") for bucket in s3.client(endpoints.s3).list_buckets()["Buckets"]}
-    missing = sorted(set(BUCKETS) - there)
+    client = s3.client(endpoints.s3)
+    missing = []
+    for bucket in BUCKETS:  # the list of buckets has only those that an identity owns
+        try:
+            client.head_bucket(Bucket=bucket)
+        except client.exceptions.ClientError:
+            missing.append(bucket)
     return f"There is no bucket {', '.join(missing)}." if missing else ""
 
 
