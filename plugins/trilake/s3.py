@@ -182,7 +182,9 @@ class ObjectWriter(io.RawIOBase):
 
     def __init__(self, client: S3Client, bucket: str, key: str) -> None:
         super().__init__()
-        abort_uploads(client, bucket, key)
+        # A key that may only use one prefix cannot list uploads. What a killed writer has sent with it then stays.
+        with suppress(RefusedError):
+            abort_uploads(client, bucket, key)
         self._client, self._bucket, self._key = client, bucket, key
         # One buffer for all parts: if each part allocated megabytes, the process would not return them to the system.
         self._buffer = bytearray(PART_BYTES)

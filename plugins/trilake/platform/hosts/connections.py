@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from trilake.endpoints import (
     AGENTS_CLICKHOUSE_CONNECTION,
+    AGENTS_KUBERNETES_CONNECTION,
     AGENTS_S3_CONNECTION,
     CLICKHOUSE_CONNECTION,
     KUBERNETES_CONNECTION,
@@ -19,7 +20,7 @@ from trilake.endpoints import (
     S3Endpoint,
 )
 from trilake.platform.hosts.environment import EnvironmentFileError
-from trilake.spark.application import NAMESPACE
+from trilake.spark.application import AGENTS_NAMESPACE, NAMESPACE
 
 Who = Literal["airflow", "spark"]
 
@@ -55,10 +56,11 @@ def connections(env: Mapping[str, str], who: Who) -> dict[str, dict[str, Any]]:
         CLICKHOUSE_CONNECTION: clickhouse.connection(),
     }
     if who == "airflow":
-        by_id[KUBERNETES_CONNECTION] = {
-            "conn_type": "kubernetes",
-            "extra": {"kube_config_path": KUBECONFIG, "namespace": NAMESPACE},
-        }
+        for name, namespace in ((KUBERNETES_CONNECTION, NAMESPACE), (AGENTS_KUBERNETES_CONNECTION, AGENTS_NAMESPACE)):
+            by_id[name] = {
+                "conn_type": "kubernetes",
+                "extra": {"kube_config_path": KUBECONFIG, "namespace": namespace},
+            }
         if secret := env.get("CLICKHOUSE_AGENTS_PASSWORD"):
             by_id[AGENTS_CLICKHOUSE_CONNECTION] = ClickHouseEndpoint(SHARDS, "agents", secret).connection()
         if secret := env.get("S3_AGENTS_SECRET"):
