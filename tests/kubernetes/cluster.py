@@ -189,11 +189,13 @@ class Cluster:
 
 
 def write_overlay(folder: Path, name: str, hosts: Mapping[str, str], jobs: Iterable[str]) -> Path:
-    """A copy of k8s/ whose overlay `name` has these addresses and the jobs' connections; gives the overlay's folder."""
+    """A copy of k8s/ whose overlay `name` has these addresses and the pods' connections; gives the overlay's folder."""
+    jobs = list(jobs)
     shutil.copytree(K8S, folder, dirs_exist_ok=True)
     overlay = folder / "overlays" / name
     (overlay / "hosts.env").write_text("".join(f"{host}={address}\n" for host, address in hosts.items()))
-    write_private(overlay / "jobs.env", "".join(f"{line}\n" for line in jobs))
+    for file in ("jobs.env", "agents.env"):
+        write_private(overlay / file, "".join(f"{line}\n" for line in jobs))
     return overlay
 
 
