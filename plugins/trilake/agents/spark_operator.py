@@ -18,6 +18,7 @@ from trilake.endpoints import (
     PostgresEndpoint,
     S3Endpoint,
 )
+from trilake.errors import TrilakeError
 from trilake.operators.spark import SparkApplicationError, SparkApplicationOperator
 from trilake.spark import agent_sql
 from trilake.spark.readonly import QueryRefusedError
@@ -56,6 +57,11 @@ class AgentSparkSqlOperator(SparkApplicationOperator):
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         outcome = super().execute_complete(context, event)
+        if "files" not in outcome:
+            raise TrilakeError(
+                f"{self.result_uri(context, '')} is missing, but the application has completed.",
+                hint="Somebody removed it. Submit the query again with another key.",
+            )
         told = {name: value for name, value in outcome.items() if name != "sql"}
         return {**told, "files": [part["file"] for part in outcome["files"]]}
 

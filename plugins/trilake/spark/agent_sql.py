@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 
 MAX_BYTES = 10 * 10**9
 _PART = "part-"
+# Class 22 of SQLSTATE: the query and its data do not fit, such as a division by zero.
+_DATA_ERROR = re.compile(r"\[[A-Z_.]+\] [^\n]* SQLSTATE: 22\w{3}")
 _TOO_LARGE = "QueryRefusedError: The result has more than"
 
 
@@ -142,6 +145,8 @@ def _run(frame: DataFrame, writer: Callable[..., Any], max_bytes: int) -> list[t
     except Exception as e:
         if _TOO_LARGE in str(e):
             raise _too_large(max_bytes) from None
+        if match := _DATA_ERROR.search(str(e)):
+            raise QueryRefusedError(f"Spark cannot run the query: {match[0][:500]}", hint="Correct it.") from None
         raise
     return [tuple(row) for row in told]
 

@@ -179,14 +179,14 @@ def open_query(spark: SparkSession, sql: str, tables: Collection[str]) -> DataFr
 
     :raises QueryRefusedError: see `check_query`; or Spark finds that a column or a type is wrong.
     """
-    from pyspark.errors import AnalysisException
+    from pyspark.errors import AnalysisException, IllegalArgumentException
 
     check_query(spark, sql, tables)
     spark.catalog.setCurrentCatalog(CATALOG)
     spark.catalog.setCurrentDatabase(CURATED_NAMESPACE)
     try:
         return spark.sql(sql)
-    except AnalysisException as e:
+    except (AnalysisException, IllegalArgumentException) as e:  # the second one: there is no such snapshot
         raise QueryRefusedError(f"Spark cannot run the query: {_first_lines(e)}", hint="Correct it.") from None
 
 
