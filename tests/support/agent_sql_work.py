@@ -56,3 +56,21 @@ def ask(spark: SparkSession, sql: str, key: str, max_bytes: str = "0") -> dict[s
                 yield name.removeprefix(below), json.loads(content)["rows"] if name.endswith(".json") else None
 
     return told | {"left": dict(objects())}
+
+
+def read_and_try_to_change(spark: SparkSession) -> dict[str, Any]:
+    """As a user of the catalog that may only read: the rows of a query, and which changes of the lake were refused."""
+    table, refused = f"lake.curated.{TABLE}", []
+    rows = open_query(spark, f"SELECT count(*) FROM {TABLE}", [TABLE]).first()
+    for statement in (
+        f"INSERT INTO {table} VALUES (1, now())",
+        f"DELETE FROM {table} WHERE id = 1",
+        "CREATE TABLE lake.curated.agent_own (id BIGINT) USING iceberg",
+        f"DROP TABLE {table}",
+        "CREATE NAMESPACE lake.agent_own",
+    ):
+        try:
+            spark.sql(statement)
+        except Exception:
+            refused.append(statement.split()[0] + " " + statement.split()[1])
+    return {"rows": rows[0] if rows else None, "refused": refused}

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Any
 
+import psycopg2
 import pytest
 
 from support.agent_sql_work import ROWS, TABLE
 from support.running_platform import Platform
 from support.spark_session import run
+from trilake.endpoints import LAKE_CONNECTION, Endpoints, PostgresEndpoint, as_environment
+from trilake.lake.catalog import grant_catalog
+from trilake.platform.embedded import postgres
+from trilake.postgres.connection import connect
+from trilake.postgres.databases import CATALOG_READER, make_catalog_reader
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -60,3 +67,37 @@ def test_a_refused_query_says_why_and_leaves_no_result(
     assert said["refused"] == "QueryRefusedError"
     assert why in said["says"]
     assert "manifest.json" not in said["left"]
+
+
+def test_the_user_of_the_catalog_that_agents_applications_have_on_the_hosts_reads_the_lake_and_changes_nothing(
+    platform: Platform, endpoints: Endpoints, first_snapshot: int
+) -> None:
+    superuser = postgres.superuser(platform.home.ports()["postgres"], platform.home.secrets())
+    lake, password = endpoints.lake, secrets.token_hex(16)
+    for _ in range(2):  # both can be repeated
+        make_catalog_reader(superuser, password)
+        grant_catalog(lake, endpoints.s3)
+    reader = PostgresEndpoint(lake.host, lake.port, lake.database, CATALOG_READER, password)
+    try:
+        given = as_environment({LAKE_CONNECTION: reader.connection()})
+        found, said = run(platform, "support.agent_sql_work:read_and_try_to_change", **given)
+        assert found["rows"] == 2 * ROWS
+        assert len(found["refused"]) == 5, said[-4000:]
+        with connect(reader) as connection, connection.cursor() as cursor:
+            cursor.execute("SET default_transaction_read_only = off")  # its rights hold without it
+            connection.commit()
+            for statement in ("SELECT 1 FROM publications", "DELETE FROM iceberg_tables", "CREATE TABLE own (x int)"):
+                with pytest.raises(psycopg2.Error, match="permission denied"):
+                    cursor.execute(statement)
+                connection.rollback()
+        other = PostgresEndpoint(lake.host, lake.port, endpoints.oltp.database, CATALOG_READER, password)
+        with pytest.raises(Exception, match="permission denied for database"), connect(other):
+            pass
+    finally:
+        with connect(lake) as connection, connection.cursor() as cursor:
+            cursor.execute(
+                f"REVOKE ALL ON public.iceberg_tables, public.iceberg_namespace_properties FROM {CATALOG_READER}"
+            )
+        with connect(superuser, autocommit=True) as connection, connection.cursor() as cursor:
+            cursor.execute(f"REVOKE ALL ON DATABASE lake FROM {CATALOG_READER}")
+            cursor.execute(f"DROP ROLE {CATALOG_READER}")
