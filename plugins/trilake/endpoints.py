@@ -24,6 +24,8 @@ KUBERNETES_CONNECTION = "kubernetes_default"
 # What an agent asks is asked with these: they can read published tables, and use one prefix of bucket exports.
 AGENTS_CLICKHOUSE_CONNECTION = "clickhouse_agents"
 AGENTS_S3_CONNECTION = "aws_agents"
+# Where agents' Spark applications run: on the hosts, a namespace of its own.
+AGENTS_KUBERNETES_CONNECTION = "kubernetes_agents"
 
 # For requests that look up or kill a query. A server that runs answers them in milliseconds.
 QUESTION_TIMEOUT_S = 30.0

@@ -53,11 +53,18 @@ class Cluster:
     kubeconfig: Path
 
     def kubectl(
-        self, *arguments: str, text: str | None = None, kubeconfig: Path | None = None, seconds: float = 120
+        self,
+        *arguments: str,
+        text: str | None = None,
+        kubeconfig: Path | None = None,
+        seconds: float = 120,
+        namespace: str | None = NAMESPACE,
     ) -> str:
-        """:raises KubectlError: it ended with another code than 0."""
+        """:param namespace: None for an overlay, which has objects of several.
+        :raises KubectlError: it ended with another code than 0.
+        """
         done = subprocess.run(
-            ["kubectl", "--namespace", NAMESPACE, *arguments],
+            ["kubectl", *(["--namespace", namespace] if namespace else []), *arguments],
             input=text,
             env=os.environ | {"KUBECONFIG": str(kubeconfig or self.kubeconfig)},
             capture_output=True,
@@ -147,7 +154,7 @@ class Cluster:
             return str(probe.getsockname()[0])
 
     def apply(self, overlay: Path) -> None:
-        self.kubectl("apply", "--kustomize", str(overlay))
+        self.kubectl("apply", "--kustomize", str(overlay), namespace=None)
 
     def remove(self, overlay: Path) -> None:
         """Take away what `apply` made, but for what others need here."""
@@ -157,7 +164,8 @@ class Cluster:
         ours = [
             d for d in yaml.safe_load_all(rendered) if not _KEPT & {d["kind"], f"{d['kind']}/{d['metadata']['name']}"}
         ]
-        self.kubectl("delete", "--ignore-not-found", "--filename", "-", text=yaml.safe_dump_all(ours))
+        text = yaml.safe_dump_all(ours)
+        self.kubectl("delete", "--ignore-not-found", "--filename", "-", text=text, namespace=None)
 
     def airflow_kubeconfig(self, file: Path) -> Path:
         """The kubeconfig of the account `airflow`: its token, and nothing of the administrator's."""
@@ -189,11 +197,13 @@ class Cluster:
 
 
 def write_overlay(folder: Path, name: str, hosts: Mapping[str, str], jobs: Iterable[str]) -> Path:
-    """A copy of k8s/ whose overlay `name` has these addresses and the jobs' connections; gives the overlay's folder."""
+    """A copy of k8s/ whose overlay `name` has these addresses and the pods' connections; gives the overlay's folder."""
+    jobs = list(jobs)
     shutil.copytree(K8S, folder, dirs_exist_ok=True)
     overlay = folder / "overlays" / name
     (overlay / "hosts.env").write_text("".join(f"{host}={address}\n" for host, address in hosts.items()))
-    write_private(overlay / "jobs.env", "".join(f"{line}\n" for line in jobs))
+    for file in ("jobs.env", "agents.env"):
+        write_private(overlay / file, "".join(f"{line}\n" for line in jobs))
     return overlay
 
 

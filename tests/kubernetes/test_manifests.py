@@ -37,7 +37,7 @@ def test_the_server_takes_every_object_of_an_overlay(
     hosts = dict(line.split("=") for line in (K8S / "overlays" / name / "hosts.env").read_text().split() if "=" in line)
     written = write_overlay(tmp_path / "k8s", name, hosts, ["AIRFLOW_CONN_AWS_DEFAULT={}"])
     rendered = [d for d in yaml.safe_load_all(cluster.kubectl("kustomize", str(written))) if d]
-    told = cluster.kubectl(*DRY_RUN, "--kustomize", str(written)).splitlines()
+    told = cluster.kubectl(*DRY_RUN, "--kustomize", str(written), namespace=None).splitlines()
     assert len(told) == len(rendered)
     addresses = {
         d["metadata"]["name"]: d["endpoints"][0]["addresses"] for d in rendered if d["kind"] == "EndpointSlice"

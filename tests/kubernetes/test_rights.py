@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from cluster import Cluster, KubectlError
 
-from trilake.spark.application import NAMESPACE, SERVICE_ACCOUNT
+from trilake.spark.application import AGENTS_NAMESPACE, NAMESPACE, SERVICE_ACCOUNT
 
 APPLICATION = """
 apiVersion: sparkoperator.k8s.io/v1beta2
@@ -31,7 +31,8 @@ spec:
 
 
 def may(cluster: Cluster, account: str, verb: str, resource: str, *options: str) -> bool:
-    asked = ("auth", "can-i", verb, resource, f"--as=system:serviceaccount:{NAMESPACE}:{account}", *options)
+    own = () if any(o.startswith("--as=") for o in options) else (f"--as=system:serviceaccount:{NAMESPACE}:{account}",)
+    asked = ("auth", "can-i", verb, resource, *own, *options)
     try:
         return cluster.kubectl(*asked).strip() == "yes"
     except KubectlError as e:
@@ -83,6 +84,21 @@ def test_more_is_denied(
 def test_a_driver_may_neither(cluster: Cluster, overlay: Path, verb: str, resource: str) -> None:
     assert not may(cluster, SERVICE_ACCOUNT, verb, resource)
     assert may(cluster, SERVICE_ACCOUNT, "create", "pods")
+
+
+@pytest.mark.rotates(8)
+def test_airflow_manages_agents_applications_and_a_driver_of_agents_has_no_right_in_the_jobs_namespace(
+    cluster: Cluster, overlay: Path
+) -> None:
+    applications, there = "sparkapplications.sparkoperator.k8s.io", f"--namespace={AGENTS_NAMESPACE}"
+    assert may(cluster, "airflow", "create", applications, there)
+    assert not may(cluster, "airflow", "get", "secrets", there)
+    assert not may(cluster, "airflow", "create", "pods", there)
+    driver = f"--as=system:serviceaccount:{AGENTS_NAMESPACE}:{SERVICE_ACCOUNT}"
+    assert may(cluster, SERVICE_ACCOUNT, "create", "pods", driver, there)
+    for namespace in (AGENTS_NAMESPACE, NAMESPACE):
+        assert not may(cluster, SERVICE_ACCOUNT, "get", "secrets", driver, f"--namespace={namespace}")
+    assert not may(cluster, SERVICE_ACCOUNT, "create", "pods", driver, f"--namespace={NAMESPACE}")
 
 
 @pytest.mark.parametrize(

@@ -145,17 +145,17 @@ def test_a_producers_secret_is_in_one_file_of_its_owner_and_adding_goes_on_where
 @pytest.mark.rotates(2)
 def test_each_user_of_postgresql_enters_its_own_database_with_its_password_and_nothing_else(stores: Replica) -> None:
     found = run_as(stores, "setup-databases", "postgres_rights")
-    own = {"airflow@5433/airflow", "oltp@5432/oltp", "lake@5432/lake"}
+    own = {"airflow@5433/airflow", "oltp@5432/oltp", "lake@5432/lake", "lake_ro@5432/lake"}
     superuser = {f"postgres@5433/{name}" for name in ("airflow", "postgres", "template1")}
     superuser |= {f"postgres@5432/{name}" for name in ("oltp", "lake", "postgres", "template1")}
     assert {name for name, entered in found.items() if entered} == own | superuser
-    assert len(found) == 2 * 5 * (5 * 2 + 1)
+    assert len(found) == 2 * 5 * (6 * 2 + 1)
 
 
 def test_the_documents_table_of_rights_is_the_one_that_is_set_up() -> None:
     text = (PROJECT / "docs" / "operations" / "hosts.md").read_text()
-    rows = re.findall(r"^\| ([a-z-]+) \| (\w*) ?\| (\w*) ?\| (\w*) ?\| ([^|]*?) ?\|$", text, re.MULTILINE)
-    identities = ("airflow", "spark", "clickhouse", "agents")
+    rows = re.findall(r"^\| ([a-z-]+) \| (\w*) ?\| (\w*) ?\| (\w*) ?\| ([^|]*?) ?\| ([^|]*?) ?\|$", text, re.MULTILINE)
+    identities = ("airflow", "spark", "clickhouse", "agents", "agents-spark")
     found = {row[0]: {who: may for who, may in zip(identities, row[1:], strict=True) if may} for row in rows}
     expected = {bucket: {who: str(may) for who, may in rights.items()} for bucket, rights in RIGHTS.items()}
     assert {bucket: rights for bucket, rights in found.items() if bucket in RIGHTS} == expected

@@ -115,6 +115,8 @@ def test_agents_credentials_are_in_two_services_and_the_access_administrators_in
 
     assert having("CLICKHOUSE_AGENTS_PASSWORD") == {"airflow-api-server", "airflow-scheduler"}
     assert having("S3_AGENTS_SECRET") == {"airflow-api-server", "airflow-scheduler", "setup-s3"}
+    assert having("S3_AGENTS_SPARK_SECRET") == {"setup-s3"}
+    assert having("LAKE_RO_PASSWORD") == {"setup-databases"}
     assert having("CLICKHOUSE_ACCESS_PASSWORD") == set()
 
 

@@ -65,6 +65,7 @@ def test_agents_questions_have_connections_of_their_own_which_no_job_gets() -> N
     made = connections(defaultdict(lambda: 1), defaultdict(lambda: "generated"), {})
     assert made["clickhouse_agents"] == made["clickhouse_cluster_default"]
     assert made["aws_agents"] == made["aws_default"]
+    assert made["kubernetes_agents"] == made["kubernetes_default"]
     given = {name for name in as_environment(made) if name not in _NOT_FOR_JOBS}
     names = ("aws_default", "clickhouse_cluster_default", "postgres_lake", "postgres_oltp")
     assert given == {f"AIRFLOW_CONN_{name.upper()}" for name in names}

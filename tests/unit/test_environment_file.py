@@ -115,8 +115,10 @@ def test_airflow_and_spark_enter_s3_as_themselves_and_know_the_same_hosts(values
             ("vps-3", 8124, "shard_2"),
         ]
         assert not endpoints.clickhouse.one_server
-    assert "kubernetes_default" in connections(values, "airflow")
-    assert "kubernetes_default" not in connections(values, "spark")
+    namespaces = {"kubernetes_default": "spark", "kubernetes_agents": "agents"}
+    for name, namespace in namespaces.items():
+        assert connections(values, "airflow")[name]["extra"]["namespace"] == namespace
+        assert name not in connections(values, "spark")
 
 
 def test_a_process_is_given_settings_and_connections_only_where_its_container_has_the_secrets(

@@ -52,4 +52,6 @@ def test_every_service_is_killed_and_every_task_of_a_dag_that_moves_rows_is_a_st
 
     assert {victim for act, victim in fault_schedule.KINDS if act == "kill"} == {*SERVICES, "driver", "task"}
     bag = DagBag(Path(__file__).parents[2] / "dags")
-    assert {(dag.dag_id, task_id) for dag in bag.dags.values() for task_id in dag.task_ids} == set(fault_schedule.STEPS)
+    # for Spark it is a step like flights.curate, and it writes only an agent's own files
+    others = [dag for dag in bag.dags.values() if dag.dag_id != "agent_spark_sql"]
+    assert {(dag.dag_id, task_id) for dag in others for task_id in dag.task_ids} == set(fault_schedule.STEPS)

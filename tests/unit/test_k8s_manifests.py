@@ -11,7 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from trilake.spark.application import JOBS_SECRET, NAMESPACE, PROFILES, SERVICE_ACCOUNT, Profile
+from trilake.spark.application import AGENTS_NAMESPACE, JOBS_SECRET, NAMESPACE, PROFILES, SERVICE_ACCOUNT, Profile
 
 K8S = Path(__file__).parents[2] / "k8s"
 VERSIONS = ("1.35", "1.36")  # 1.36 is what k3s on the hosts is
@@ -19,17 +19,19 @@ VERSIONS = ("1.35", "1.36")  # 1.36 is what k3s on the hosts is
 Document = dict[str, Any]
 
 
-def documents() -> list[Document]:
-    return [d for file in sorted((K8S / "base").glob("*.yaml")) for d in yaml.safe_load_all(file.read_text()) if d]
+def objects(folder: str) -> dict[str, Document]:
+    found = [d for file in sorted((K8S / folder).glob("*.yaml")) for d in yaml.safe_load_all(file.read_text()) if d]
+    return {f"{d['kind']}/{d['metadata']['name']}": d for d in found if d["kind"] != "Kustomization"}
 
 
-OBJECTS = {f"{d['kind']}/{d['metadata']['name']}": d for d in documents() if d["kind"] != "Kustomization"}
+OBJECTS = objects("base")
+OF_AGENTS = objects("agents")
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("name", OBJECTS)
-def test_each_object_has_the_fields_of_its_kind_and_no_others(name: str, version: str) -> None:
-    kubernetes_validate.validate(OBJECTS[name], version, strict=True)
+@pytest.mark.parametrize("document", [*OBJECTS.values(), *OF_AGENTS.values()], ids=lambda d: d["metadata"]["name"])
+def test_each_object_has_the_fields_of_its_kind_and_no_others(document: Document, version: str) -> None:
+    kubernetes_validate.validate(document, version, strict=True)
 
 
 def _change(name: str, change: Callable[[Document], Any]) -> Document:
@@ -54,17 +56,39 @@ def test_a_broken_object_is_refused(broken: Document) -> None:
         kubernetes_validate.validate(broken, VERSIONS[0], strict=True)
 
 
-def test_every_file_is_part_of_the_base() -> None:
-    listed = yaml.safe_load((K8S / "base/kustomization.yaml").read_text())["resources"]
-    assert sorted(listed) == sorted(f.name for f in (K8S / "base").glob("*.yaml") if f.name != "kustomization.yaml")
+@pytest.mark.parametrize("folder", ["base", "agents"])
+def test_every_file_is_part_of_its_folders_kustomization(folder: str) -> None:
+    listed = yaml.safe_load((K8S / folder / "kustomization.yaml").read_text())["resources"]
+    assert sorted(listed) == sorted(f.name for f in (K8S / folder).glob("*.yaml") if f.name != "kustomization.yaml")
 
 
 def test_the_application_names_what_is_there() -> None:
     assert f"Namespace/{NAMESPACE}" in OBJECTS
     assert f"ServiceAccount/{SERVICE_ACCOUNT}" in OBJECTS
     for overlay in (K8S / "overlays").iterdir():
-        generated = yaml.safe_load((overlay / "kustomization.yaml").read_text())["secretGenerator"]
-        assert [secret["name"] for secret in generated] == [JOBS_SECRET]
+        document = yaml.safe_load((overlay / "kustomization.yaml").read_text())
+        assert document["resources"] == ["../../base", "../../agents"]
+        assert "namespace" not in document  # it would move all into one
+        generated = {(x["namespace"], x["name"]): x["envs"] for x in document["secretGenerator"]}
+        assert generated == {(NAMESPACE, JOBS_SECRET): ["jobs.env"], (AGENTS_NAMESPACE, JOBS_SECRET): ["agents.env"]}
+
+
+def test_agents_applications_have_the_same_walls_fewer_resources_and_no_way_to_vps_3() -> None:
+    assert set(OBJECTS["Namespace/spark"]["metadata"]["labels"].items()) == set(
+        OF_AGENTS[f"Namespace/{AGENTS_NAMESPACE}"]["metadata"]["labels"].items()
+    )
+    policies = {name for name in OBJECTS if name.startswith("NetworkPolicy")} - {"NetworkPolicy/vps-3"}
+    assert {name for name in OF_AGENTS if name.startswith("NetworkPolicy")} == policies
+    for name in (*policies, "Role/airflow", "Role/spark-driver", f"ServiceAccount/{SERVICE_ACCOUNT}"):
+        assert OF_AGENTS[name] == OBJECTS[name]
+    assert not [name for name in OF_AGENTS if "vps-3" in name or name.startswith("Secret")]
+    assert OF_AGENTS["RoleBinding/airflow"]["subjects"] == [
+        {"kind": "ServiceAccount", "name": "airflow", "namespace": NAMESPACE}
+    ]
+    hard = OF_AGENTS["ResourceQuota/agents"]["spec"]["hard"]
+    assert (hard["requests.cpu"], hard["requests.memory"]) == ("4", "8Gi")
+    watched = yaml.safe_load((K8S / "spark_operator/values.yaml").read_text())["spark"]["jobNamespaces"]
+    assert watched == [NAMESPACE, AGENTS_NAMESPACE]
 
 
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from trilake.endpoints import Endpoints
+from trilake.endpoints import (
+    LAKE_CONNECTION,
+    S3_CONNECTION,
+    Endpoints,
+    EnvironmentConnection,
+    PostgresEndpoint,
+    S3Endpoint,
+)
 from trilake.errors import ConfigurationError
 from trilake.platform.hosts import environment
 from trilake.platform.hosts.environment import EnvironmentFileError
@@ -36,6 +43,19 @@ def test_jobs_enter_everything_as_spark(env: dict[str, str], tmp_path: Path) -> 
     }
     assert not [secret for secret in others if secret in "".join(jobs.values())]
     assert stat.S_IMODE((overlay / "jobs.env").stat().st_mode) == 0o600
+
+
+def test_agents_queries_enter_the_lake_with_keys_of_their_own_and_nothing_else(
+    env: dict[str, str], tmp_path: Path
+) -> None:
+    overlay = write_overlay(K8S, "replica", env, tmp_path / "k8s")
+    given = dict(line.split("=", 1) for line in (overlay / "agents.env").read_text().splitlines())
+    assert set(given) == {"AIRFLOW_CONN_AWS_DEFAULT", "AIRFLOW_CONN_POSTGRES_LAKE"}
+    s3 = S3Endpoint.from_connection(EnvironmentConnection.read(S3_CONNECTION, given))
+    lake = PostgresEndpoint.from_connection(EnvironmentConnection.read(LAKE_CONNECTION, given))
+    assert (s3.access_key_id, s3.secret_access_key) == ("agents-spark", env["S3_AGENTS_SPARK_SECRET"])
+    assert (lake.database, lake.user, lake.password) == ("lake", "lake_ro", env["LAKE_RO_PASSWORD"])
+    assert stat.S_IMODE((overlay / "agents.env").stat().st_mode) == 0o600
 
 
 def test_it_replaces_what_it_wrote_and_nothing_else(env: dict[str, str], tmp_path: Path) -> None:

@@ -68,6 +68,11 @@ class Knowledge:
         self._refresh()
         return {name: item for name, item in self._described.items() if item.table}
 
+    def data_sets(self) -> list[str]:
+        """The names of all declared data sets. Spark can read their curated tables."""
+        self._refresh()
+        return [name for name, item in self._described.items() if item.declared]
+
     def data_set(self, name: str) -> DescribedDataSet:
         """:raises CallError: there is none of this name."""
         self._refresh()
@@ -90,7 +95,7 @@ class Knowledge:
             raise CallError(
                 "not_in_clickhouse",
                 f"{name} is a data set without a table in ClickHouse.",
-                hint=f"Spark can read it as lake.curated.{name}.",
+                hint=f"Spark can read it as lake.curated.{name}: submit agent_spark_sql.",
             )
         fresh = self._fresh.get(name)
         return {

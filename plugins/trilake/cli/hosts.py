@@ -89,7 +89,7 @@ def setup_databases() -> None:
     from trilake.endpoints import PostgresEndpoint
     from trilake.platform.hosts.airflow import metadata
     from trilake.platform.hosts.connections import POSTGRES_PORT, required
-    from trilake.postgres.databases import make_backup_user, make_databases
+    from trilake.postgres.databases import make_backup_user, make_catalog_reader, make_databases
 
     password = required(os.environ, "POSTGRES_SUPERUSER_PASSWORD")
     own = metadata(os.environ)
@@ -98,6 +98,7 @@ def setup_databases() -> None:
     make_databases(servers[0], {"airflow": own.password})
     passwords = {name: required(os.environ, f"{name.upper()}_PASSWORD") for name in ("oltp", "lake")}
     make_databases(servers[1], passwords)
+    make_catalog_reader(servers[1], required(os.environ, "LAKE_RO_PASSWORD"))
     for server in servers:
         make_backup_user(server, required(os.environ, "POSTGRES_BACKUP_PASSWORD"))
     print("Databases airflow, oltp and lake exist. Each belongs to the user with its name.")

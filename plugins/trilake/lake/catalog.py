@@ -21,6 +21,8 @@ from trilake.lake.file_columns import names_in_files, never_changed
 from trilake.lake.nested_nulls import nested_columns, null_rows
 from trilake.lake.plan import ICEBERG_TABLE, DataFile, LoadPlan, PartitionPlan
 from trilake.lake.window import Grain, partition_name
+from trilake.postgres.connection import connect
+from trilake.postgres.databases import CATALOG_READER
 
 if TYPE_CHECKING:
     from pyiceberg.catalog.sql import SqlCatalog
@@ -93,6 +95,21 @@ def _unreachable(lake: PostgresEndpoint, error: BaseException) -> UnreachableErr
     return UnreachableError(
         f"The Iceberg catalog, PostgreSQL database {lake.database} ({lake.host}:{lake.port}): {reason}."
     )
+
+
+def grant_catalog(lake: PostgresEndpoint, s3: S3Endpoint) -> None:
+    """Let the user `CATALOG_READER` read the catalog's tables, and nothing else of the database. Does nothing where
+    there is no such user. Can be repeated.
+    """
+    with connect(lake) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (CATALOG_READER,))
+        if cursor.fetchone() is None:
+            return
+    open_catalog(lake, s3).close()  # the first use creates the tables
+    with connect(lake) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            f"GRANT SELECT ON public.iceberg_tables, public.iceberg_namespace_properties TO {CATALOG_READER}"
+        )
 
 
 def ensure_namespace(catalog: SqlCatalog, namespace: str) -> None:

@@ -212,7 +212,7 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
             self._end(mine, wait=event["outcome"] != "failed")
             self._fail(mine, application, event)
         outcome = {
-            **self._result(mine.name),
+            **self._result(self.result_uri(context, mine.name)),
             "application": mine.name,
             "state": event["state"],
             "seconds": _seconds(application),
@@ -324,7 +324,7 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
             name=submission.name,
             job=self.job,
             version=version,
-            arguments=[*arguments, "--result", _result_uri(submission.name)],
+            arguments=[*arguments, "--result", self.result_uri(context, submission.name)],
             profile=self.profile,
             labels=TaskInstance.of(context).labels(),
             annotations={OWNER: submission.owner, INPUTS: submission.inputs},
@@ -397,17 +397,21 @@ class SparkApplicationOperator(WindowedOperator, SparkKubernetesOperator):
             )
         )
 
-    def _result(self, name: str) -> dict[str, Any]:
+    def result_uri(self, context: Context, name: str) -> str:
+        """Where the job of an application writes its result."""
+        return f"s3://{ARTIFACTS_BUCKET}/runs/{name}/result.json"
+
+    def _result(self, uri: str) -> dict[str, Any]:
         """What the job wrote to ``--result``; empty if it wrote nothing."""
         client = self._s3
-        bucket, key = s3.split_uri(_result_uri(name))
+        bucket, key = s3.split_uri(uri)
         try:
             return dict(json.loads(client.get_object(Bucket=bucket, Key=key)["Body"].read()))
         except client.exceptions.NoSuchKey:
             return {}
         except (TypeError, ValueError):
             raise TrilakeError(
-                f"{_result_uri(name)} is not a JSON object.", hint="The job must write json.dumps of a dictionary."
+                f"{uri} is not a JSON object.", hint="The job must write json.dumps of a dictionary."
             ) from None
 
     def _metrics(self, application_id: str | None) -> dict[str, Any]:
@@ -471,10 +475,6 @@ def _refuse_ignored(job: str, options: Mapping[str, Any]) -> None:
             f"SparkApplicationOperator (job {job}) does not use {', '.join(ignored)} of SparkKubernetesOperator.",
             hint=next((_INSTEAD[name] for name in ignored if name in _INSTEAD), _MANIFEST_HINT),
         )
-
-
-def _result_uri(name: str) -> str:
-    return f"s3://{ARTIFACTS_BUCKET}/runs/{name}/result.json"
 
 
 def _application_id(application: Mapping[str, Any] | None) -> str | None:

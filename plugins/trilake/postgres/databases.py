@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from psycopg2.extensions import cursor as Cursor
 
 BACKUP_USER = "backup"
+# Reads Iceberg's catalog in database `lake`, for agents' Spark applications.
+CATALOG_READER = "lake_ro"
 
 
 def make_databases(superuser: PostgresEndpoint, passwords: Mapping[str, str]) -> None:
@@ -41,6 +43,19 @@ def make_backup_user(superuser: PostgresEndpoint, password: str) -> None:
         cursor.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (BACKUP_USER,))
         known = cursor.fetchone() is not None
         _set_user(cursor, BACKUP_USER, password, "LOGIN REPLICATION", known=known)
+
+
+def make_catalog_reader(superuser: PostgresEndpoint, password: str) -> None:
+    """Create the user that reads Iceberg's catalog. It can connect to database lake alone. Can be repeated.
+
+    Its rights to the catalog's tables come with `trilake migrate` (`trilake.lake.catalog.grant_catalog`).
+    """
+    with connect(superuser, autocommit=True) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (CATALOG_READER,))
+        known = cursor.fetchone() is not None
+        _set_user(cursor, CATALOG_READER, password, "LOGIN CONNECTION LIMIT 40", known=known)
+        cursor.execute(f"ALTER ROLE {CATALOG_READER} SET default_transaction_read_only = on")
+        cursor.execute(f"GRANT CONNECT ON DATABASE lake TO {CATALOG_READER}")
 
 
 def _set_user(cursor: Cursor, name: str, password: str, rights: str, *, known: bool) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from trilake.endpoints import PostgresEndpoint
 from trilake.errors import ConfigurationError
 from trilake.postgres.connection import connect
-from trilake.postgres.databases import BACKUP_USER
+from trilake.postgres.databases import BACKUP_USER, CATALOG_READER
 
 if TYPE_CHECKING:
     from psycopg2.extensions import cursor as Cursor
@@ -22,7 +22,7 @@ _MARTS = "marts"
 # The tables that PyIceberg and Spark read to find a table's metadata.
 _CATALOG = ("iceberg_tables", "iceberg_namespace_properties")
 # Another user's name: a person may not become it.
-_TAKEN = {"postgres", OLTP, LAKE, "airflow", BACKUP_USER, READERS}
+_TAKEN = {"postgres", OLTP, LAKE, "airflow", BACKUP_USER, CATALOG_READER, READERS}
 _CONNECTIONS = 5
 _STATEMENT_TIMEOUT = "10min"
 

@@ -15,6 +15,7 @@ from trilake.clickhouse.cluster import Cluster
 from trilake.clickhouse.publication.comparison import compare
 from trilake.clickhouse.publication.ledger import Ledger
 from trilake.endpoints import Endpoints
+from trilake.lake.catalog import grant_catalog
 from trilake.postgres.connection import connect
 from trilake.postgres.locks import migration_lock
 from trilake.schema.clickhouse_steps import migrate_clickhouse
@@ -39,6 +40,8 @@ def migrate(endpoints: Endpoints, sql_folder: Path, *, dry_run: bool = False) ->
                 planned += migrate_postgres(
                     connection, [step for step in steps if step.database == database], database, dry_run=dry_run
                 )
+        if not dry_run:
+            grant_catalog(endpoints.lake, endpoints.s3)
         with Cluster(endpoints.clickhouse, comment={"migration": True}) as cluster:
             cluster.check_topology()
             ledger = Ledger(endpoints.lake)

@@ -25,6 +25,8 @@ IMAGE = f"trilake/spark:{SPARK_VERSION}"
 MAIN_FILE = "local:///opt/trilake/run_job.py"
 
 NAMESPACE = "spark"
+# Of agents' applications on the hosts. Its Secret `JOBS_SECRET` has other keys, which can only read the lake.
+AGENTS_NAMESPACE = "agents"
 SERVICE_ACCOUNT = "spark"
 # The Secret that holds the jobs' connections (AIRFLOW_CONN_*). The submitter names it and never reads it.
 JOBS_SECRET = "trilake-jobs"  # noqa: S105

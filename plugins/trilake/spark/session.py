@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from trilake.endpoints import Endpoints
+from trilake.endpoints import PostgresEndpoint, S3Endpoint
 from trilake.lake.catalog import CATALOG
 from trilake.spark.application import SPARK_CONF
 
@@ -17,7 +17,16 @@ if TYPE_CHECKING:
 JOBS_ZIP = "TRILAKE_JOBS_ZIP"
 
 
-def endpoint_conf(endpoints: Endpoints) -> dict[str, str]:
+class LakeServices(Protocol):
+    """What a session needs of `trilake.endpoints.Endpoints`. An agent's job has nothing else."""
+
+    @property
+    def s3(self) -> S3Endpoint: ...
+    @property
+    def lake(self) -> PostgresEndpoint: ...
+
+
+def endpoint_conf(endpoints: LakeServices) -> dict[str, str]:
     """Settings with addresses and keys. They are set inside the driver, so no manifest and no command line has them.
     Spark redacts them in its UI and event log because of their names (password, secret, access.key).
     """
@@ -34,7 +43,7 @@ def endpoint_conf(endpoints: Endpoints) -> dict[str, str]:
     }
 
 
-def build_session(endpoints: Endpoints, name: str, conf: Mapping[str, str] | None = None) -> SparkSession:
+def build_session(endpoints: LakeServices, name: str, conf: Mapping[str, str] | None = None) -> SparkSession:
     """The session of a driver. The settings of spark-submit (from the SparkApplication) override the common ones.
 
     :param conf: more settings. They override all others.

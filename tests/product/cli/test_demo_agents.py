@@ -403,3 +403,53 @@ def test_an_agent_whose_user_is_ended_is_refused_with_the_token_that_it_has(
     while status() not in (401, 403):
         assert time.monotonic() < deadline
         time.sleep(0.5)
+
+
+def _ended(agent: Agent, run: str) -> dict[str, Any]:
+    while (state := agent.call("status", run=run, wait_seconds=20, log_lines=50).answer)["state"] in (
+        "queued",
+        "running",
+    ):
+        pass
+    return state
+
+
+def test_spark_sql_reads_the_lake_and_its_rows_are_files_of_the_agent(
+    whole_platform: Platform, ada: Agent, source: Rows
+) -> None:
+    import io
+
+    from pyarrow import parquet
+
+    # Kubernetes would put a variable of the pod in the place of $(NAME), and Spark a setting in that of other forms
+    sql = (
+        "SELECT f.carrier, f.dep_delay, p.seats, '$(AIRFLOW_CONN_AWS_DEFAULT)' AS text FROM flights f "
+        "LEFT JOIN lake.curated.planes p USING (tailnum) WHERE origin = 'JFK'"
+    )
+    run = ada.call("submit", what="agent_spark_sql", parameters={"sql": sql}, key="spark-jfk").answer["run"]
+    forbidden = "SELECT TRANSFORM(carrier) USING 'sh -c id' AS (x) FROM flights"
+    other = ada.call("submit", what="agent_spark_sql", parameters={"sql": forbidden}, key="spark-sh").answer["run"]
+    state = _ended(ada, run)
+    assert state["state"] == "success", state
+    result = state["result"]["query"]
+    expected = sum(x["origin"] == "JFK" for x in source)
+    assert result["rows"] == expected
+    listed = {file["name"] for file in ada.call("files", below="spark-jfk/").answer["files"]}
+    assert listed == {"spark-jfk/manifest.json", *result["files"]}
+    tables = []
+    for name in result["files"]:
+        content = httpx.get(ada.call("file_url", name=name).answer["url"], trust_env=False, timeout=60).content
+        tables.append(parquet.read_table(io.BytesIO(content)))
+    assert sum(table.num_rows for table in tables) == expected
+    assert tables[0].column_names == ["carrier", "dep_delay", "seats", "text"]
+    assert set(tables[0]["text"].to_pylist()) == {"$(AIRFLOW_CONN_AWS_DEFAULT)"}
+    delays = [value for table in tables for value in table["dep_delay"].to_pylist()]
+    assert Counter(delays) == Counter(
+        None if x["dep_delay"] == "NA" else int(x["dep_delay"]) for x in source if x["origin"] == "JFK"
+    )
+    manifest = httpx.get(ada.call("file_url", name=result["manifest"]).answer["url"], trust_env=False).json()
+    assert manifest["rows"] == sum(part["rows"] for part in manifest["files"]) == expected
+    failed = _ended(ada, other)
+    assert failed["state"] == "failed"
+    assert "ScriptTransformation" in str(failed["failed"]["log"])
+    assert ada.call("files", below="spark-sh/").answer["files"] == []

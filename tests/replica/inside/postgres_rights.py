@@ -10,6 +10,7 @@ PASSWORDS = {
     "airflow": os.environ["AIRFLOW_DB_PASSWORD"],
     "oltp": os.environ["OLTP_PASSWORD"],
     "lake": os.environ["LAKE_PASSWORD"],
+    "lake_ro": os.environ["LAKE_RO_PASSWORD"],
     "backup": os.environ["POSTGRES_BACKUP_PASSWORD"],  # it may copy both servers, and enter no database
 }
 found = {}

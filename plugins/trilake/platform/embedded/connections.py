@@ -12,6 +12,7 @@ from typing import Any
 
 from trilake.endpoints import (
     AGENTS_CLICKHOUSE_CONNECTION,
+    AGENTS_KUBERNETES_CONNECTION,
     AGENTS_S3_CONNECTION,
     CLICKHOUSE_CONNECTION,
     KUBERNETES_CONNECTION,
@@ -45,7 +46,12 @@ _IN_FILES = ("certificate-authority", "client-certificate", "client-key", "token
 # A driver starts no other job, and asks nothing for an agent.
 _NOT_FOR_JOBS = {
     f"AIRFLOW_CONN_{name.upper()}"
-    for name in (KUBERNETES_CONNECTION, AGENTS_CLICKHOUSE_CONNECTION, AGENTS_S3_CONNECTION)
+    for name in (
+        KUBERNETES_CONNECTION,
+        AGENTS_CLICKHOUSE_CONNECTION,
+        AGENTS_S3_CONNECTION,
+        AGENTS_KUBERNETES_CONNECTION,
+    )
 }
 _COLLECTIONS = ("lake", "raw", "artifacts", "exports")
 _CLICKHOUSE_MEMORY_BYTES = 1 << 30
@@ -100,18 +106,20 @@ def connections(
         for number, name in enumerate(shard_names(shards), start=1)
     )
     clickhouse = ClickHouseEndpoint(databases, "trilake", secrets["clickhouse_trilake"], CLUSTER, ANALYTICS)
+    kubernetes = {
+        "conn_type": "kubernetes",
+        "extra": {"kube_config": json.dumps(cluster), "namespace": namespace},
+    }
     return {
         S3_CONNECTION: s3_endpoint.connection(),
         LAKE_CONNECTION: postgres.endpoint(ports["postgres"], secrets, "lake").connection(),
         OLTP_CONNECTION: postgres.endpoint(ports["postgres"], secrets, "oltp").connection(),
         CLICKHOUSE_CONNECTION: clickhouse.connection(),
-        # the same servers and users: neither has rights of its own for each user
+        # the same servers, users and namespace: none of them has rights of its own for each user
         AGENTS_CLICKHOUSE_CONNECTION: clickhouse.connection(),
         AGENTS_S3_CONNECTION: s3_endpoint.connection(),
-        KUBERNETES_CONNECTION: {
-            "conn_type": "kubernetes",
-            "extra": {"kube_config": json.dumps(cluster), "namespace": namespace},
-        },
+        AGENTS_KUBERNETES_CONNECTION: kubernetes,
+        KUBERNETES_CONNECTION: kubernetes,
     }
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from trilake.endpoints import (
     AGENTS_CLICKHOUSE_CONNECTION,
+    AGENTS_KUBERNETES_CONNECTION,
     AGENTS_S3_CONNECTION,
     CLICKHOUSE_CONNECTION,
     KUBERNETES_CONNECTION,
@@ -19,9 +20,10 @@ from trilake.endpoints import (
     S3Endpoint,
 )
 from trilake.platform.hosts.environment import EnvironmentFileError
-from trilake.spark.application import NAMESPACE
+from trilake.postgres.databases import CATALOG_READER
+from trilake.spark.application import AGENTS_NAMESPACE, NAMESPACE
 
-Who = Literal["airflow", "spark"]
+Who = Literal["airflow", "spark", "agents_spark"]
 
 S3_PORT = 7070
 POSTGRES_PORT = 5432
@@ -34,7 +36,7 @@ KUBECONFIG = "/opt/trilake/kubernetes/config"
 
 
 def connections(env: Mapping[str, str], who: Who) -> dict[str, dict[str, Any]]:
-    """Connections by id, with the credentials of `who`: Airflow's processes or Spark's pods.
+    """Connections by id, with the credentials of `who`: Airflow's processes, Spark's pods, or those of agents' queries.
 
     The connections for agents' questions are added where the process has their secrets: in Airflow's api-server and
     scheduler.
@@ -42,11 +44,14 @@ def connections(env: Mapping[str, str], who: Who) -> dict[str, dict[str, Any]]:
     :raises EnvironmentFileError: a secret is missing. The message names the variable.
     """
 
-    def database(name: str) -> dict[str, Any]:
-        password = required(env, f"{name.upper()}_PASSWORD")
-        return PostgresEndpoint("vps-1", POSTGRES_PORT, database=name, user=name, password=password).connection()
+    def database(name: str, user: str = "") -> dict[str, Any]:
+        user = user or name
+        password = required(env, f"{user.upper()}_PASSWORD")
+        return PostgresEndpoint("vps-1", POSTGRES_PORT, database=name, user=user, password=password).connection()
 
-    s3 = S3Endpoint(f"http://vps-1:{S3_PORT}", who, required(env, f"S3_{who.upper()}_SECRET"))
+    s3 = S3Endpoint(f"http://vps-1:{S3_PORT}", who.replace("_", "-"), required(env, f"S3_{who.upper()}_SECRET"))
+    if who == "agents_spark":
+        return {S3_CONNECTION: s3.connection(), LAKE_CONNECTION: database("lake", CATALOG_READER)}
     clickhouse = ClickHouseEndpoint(SHARDS, "etl_writer", required(env, "CLICKHOUSE_ETL_PASSWORD"))
     by_id = {
         S3_CONNECTION: s3.connection(),
@@ -55,10 +60,11 @@ def connections(env: Mapping[str, str], who: Who) -> dict[str, dict[str, Any]]:
         CLICKHOUSE_CONNECTION: clickhouse.connection(),
     }
     if who == "airflow":
-        by_id[KUBERNETES_CONNECTION] = {
-            "conn_type": "kubernetes",
-            "extra": {"kube_config_path": KUBECONFIG, "namespace": NAMESPACE},
-        }
+        for name, namespace in ((KUBERNETES_CONNECTION, NAMESPACE), (AGENTS_KUBERNETES_CONNECTION, AGENTS_NAMESPACE)):
+            by_id[name] = {
+                "conn_type": "kubernetes",
+                "extra": {"kube_config_path": KUBECONFIG, "namespace": namespace},
+            }
         if secret := env.get("CLICKHOUSE_AGENTS_PASSWORD"):
             by_id[AGENTS_CLICKHOUSE_CONNECTION] = ClickHouseEndpoint(SHARDS, "agents", secret).connection()
         if secret := env.get("S3_AGENTS_SECRET"):

@@ -61,6 +61,10 @@ VARIABLES = (
     Variable("S3_SPARK_SECRET", "S3: key spark"),
     Variable("S3_CLICKHOUSE_SECRET", "S3: key clickhouse", ("vps_1", "vps_3")),
     Variable("S3_AGENTS_SECRET", "S3: key agents (Airflow's api-server and scheduler)"),
+    Variable("S3_AGENTS_SPARK_SECRET", "S3: key agents-spark (agents' Spark applications)"),
+    Variable(
+        "LAKE_RO_PASSWORD", "PostgreSQL: user lake_ro, which reads Iceberg's catalog (agents' Spark applications)"
+    ),
     Variable("CLICKHOUSE_ETL_PASSWORD", "ClickHouse: user etl_writer (Airflow, Spark)"),
     Variable("CLICKHOUSE_AGENTS_PASSWORD", "ClickHouse: user agents (Airflow's api-server and scheduler)"),
     Variable("CLICKHOUSE_ACCESS_PASSWORD", "ClickHouse: user access_admin (only `trilake access`; no service has it)"),

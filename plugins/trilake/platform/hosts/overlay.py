@@ -1,4 +1,4 @@
-"""A copy of k8s/ for one deployment, with the hosts' addresses and the jobs' connections, for ``kubectl apply -k``."""
+"""A copy of k8s/ for one deployment, with the hosts' addresses and its pods' connections, for ``kubectl apply -k``."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from trilake.platform.private_files import create_private
 
 
 def write_overlay(k8s: Path, name: str, env: Mapping[str, str], into: Path) -> Path:
-    """Copy `k8s` to `into`, and write ``hosts.env`` and ``jobs.env`` of the overlay `name` from `env`.
+    """Copy `k8s` to `into`, and write ``hosts.env``, ``jobs.env`` and ``agents.env`` of the overlay `name`.
 
-    An old `into` is replaced when the new copy is complete. ``jobs.env`` holds passwords, so its mode is 600.
+    An old `into` is replaced when the new copy is complete. The last two hold passwords, so their mode is 600.
 
     :return: the overlay's folder.
     :raises ConfigurationError: there is no such overlay, or `into` is not empty and not such a copy.
@@ -30,13 +30,17 @@ def write_overlay(k8s: Path, name: str, env: Mapping[str, str], into: Path) -> P
             f"{into} is not empty and is not a copy of k8s/.", hint="Choose a new or empty folder."
         )
     addresses = {host: required(env, f"{host.upper()}_ADDRESS") for host in HOSTS}
-    jobs = as_environment(connections(env, "spark"))
+    pods = {
+        "jobs.env": as_environment(connections(env, "spark")),
+        "agents.env": as_environment(connections(env, "agents_spark")),
+    }
     fresh = into.with_name(f".{into.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
-    shutil.copytree(k8s, fresh, ignore=shutil.ignore_patterns("jobs.env"))
+    shutil.copytree(k8s, fresh, ignore=shutil.ignore_patterns(*pods))
     overlay = fresh / "overlays" / name
     (overlay / "hosts.env").write_text("".join(f"{host}={address}\n" for host, address in addresses.items()))
-    create_private(overlay / "jobs.env", "".join(f"{variable}={value}\n" for variable, value in jobs.items()))
+    for file, variables in pods.items():
+        create_private(overlay / file, "".join(f"{variable}={value}\n" for variable, value in variables.items()))
     if into.exists():
         shutil.rmtree(into)
     fresh.rename(into)

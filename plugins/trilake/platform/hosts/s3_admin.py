@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 ROOT = "root"
 # A producer's key is <data set>.<name>. No other key has a dot, and the name of a data set has none either.
 PRODUCER = re.compile(r"(?P<data_set>[a-z][a-z0-9_]{0,39})\.(?P<name>[a-z0-9][a-z0-9-]{0,29})")
-# A person's key is <role>-<name>. No identity below has a dash, and a producer's key has a dot.
+# A person's key is <role>-<name>. No identity below begins with such a role, and a producer's key has a dot.
 PERSON = re.compile(r"(?P<role>engineer|admin)-(?P<name>[a-z][a-z0-9-]{0,29})")
-IDENTITIES = ("airflow", "spark", "clickhouse", "agents")
+IDENTITIES = ("airflow", "spark", "clickhouse", "agents", "agents-spark")
 ADMINISTRATION_PORT = 7071
 _TIMEOUT_S = 10
 
@@ -71,15 +71,21 @@ RIGHTS: Mapping[str, Mapping[str, str | Below]] = {
     # files from the sources: Airflow writes them, the others read them
     RAW_BUCKET: {"airflow": "rwd", "spark": "r", "clickhouse": "r"},
     # Iceberg: Spark and PyIceberg commit, and expiry removes files; ClickHouse pulls files
-    LAKE_BUCKET: {"airflow": "rwd", "spark": "rwd", "clickhouse": "r"},
+    LAKE_BUCKET: {"airflow": "rwd", "spark": "rwd", "clickhouse": "r", "agents-spark": "r"},
     # job code, reports, results of runs
-    ARTIFACTS_BUCKET: {"airflow": "rwd", "spark": "rw"},
+    ARTIFACTS_BUCKET: {"airflow": "rwd", "spark": "rw", "agents-spark": Below("jobs/", "r")},
     LOGS_BUCKET: {"airflow": "rwd"},
     # Spark renames a log when it ends, which is a copy and a delete
-    EVENTS_BUCKET: {"airflow": "r", "spark": "rwd"},
+    EVENTS_BUCKET: {"airflow": "r", "spark": "rwd", "agents-spark": "rwd"},
     # Airflow or a Spark driver starts an export and removes its stale files; each shard writes. Airflow presigns
     # agents' files with the key `agents`.
-    EXPORTS_BUCKET: {"airflow": "rwd", "spark": "rwd", "clickhouse": "rw", "agents": Below("agents/", "rwd")},
+    EXPORTS_BUCKET: {
+        "airflow": "rwd",
+        "spark": "rwd",
+        "clickhouse": "rw",
+        "agents": Below("agents/", "rwd"),
+        "agents-spark": Below("agents/", "rwd"),
+    },
 }
 # Role -> rights of a person's key in each of `OF_PEOPLE`.
 RIGHTS_OF_PEOPLE: Mapping[str, str] = {"engineer": "r", "admin": "rw"}
@@ -92,7 +98,7 @@ class StoreError(TrilakeError):
 
 def secret(env: Mapping[str, str], identity: str) -> str:
     """:raises EnvironmentFileError: the secret is not set."""
-    return required(env, f"S3_{identity.upper()}_SECRET")
+    return required(env, f"S3_{identity.upper().replace('-', '_')}_SECRET")
 
 
 def policy(bucket: str, keys: Iterable[str] = ()) -> dict[str, Any]:
