@@ -176,8 +176,8 @@ class _Checked:
                     raise CallError("clause", f"The clause {word} is not allowed.", hint=hint)
         if isinstance(node, exp.Table):
             self._table(node, names)
-        elif isinstance(node, exp.In) and isinstance(node.args.get("field"), exp.Column):
-            self._column_as_table(node.args["field"], names)
+        elif isinstance(node, exp.In) and (column := _table_of(node)):
+            self._column_as_table(column, names)
         elif isinstance(node, exp.Placeholder | exp.Parameter):
             raise CallError("parameter", "The statement has a parameter.", hint="Write its value instead.")
         elif isinstance(node, exp.Func) and not isinstance(node.parent, exp.Table):
@@ -196,7 +196,7 @@ class _Checked:
         self._named(node.catalog, node.db, node.name, names)
 
     def _column_as_table(self, column: exp.Column, names: Collection[str]) -> None:
-        """What follows IN without parentheses is a table, or a name that WITH made, or a column with an array."""
+        """A name alone after IN is a table, or a name that WITH made, or a column with an array."""
         if column.table and column.table not in (self._database,):
             raise CallError(
                 "unknown_table",
@@ -235,6 +235,17 @@ class _Checked:
                     f"The function {name} is not allowed.",
                     hint="It reads something outside of the query's tables, reveals the server, or only waits.",
                 )
+
+
+def _table_of(node: exp.In) -> exp.Column | None:
+    """The name alone that follows IN, with or without parentheses: ClickHouse reads it as a table if there is one."""
+    from sqlglot import exp
+
+    values = node.args.get("expressions") or []
+    value = node.args.get("field") or (values[0] if len(values) == 1 else None)
+    while isinstance(value, exp.Paren):
+        value = value.this
+    return value if isinstance(value, exp.Column) else None
 
 
 def _names_of(node: exp.Func) -> Iterator[str]:

@@ -72,7 +72,9 @@ def queries(depth: int = 3) -> st.SearchStrategy[str]:
     sources = NAMES | inner.map(lambda query: f"({query})")
     conditions = (
         inner.map(lambda query: f"1 IN ({query})")
-        | NAMES.filter(lambda name: "(" not in name).map(lambda name: f"1 IN {name}")
+        | NAMES.filter(lambda name: "(" not in name).flatmap(
+            lambda name: st.sampled_from([f"1 IN {name}", f"1 NOT IN ({name})", f"1 GLOBAL IN (({name}))"])
+        )
         | inner.map(lambda query: f"EXISTS ({query})")
         | sources.map(lambda source: f"(SELECT count() FROM {source}) > 0")
         | st.just("'SELECT * FROM secret' != ''")
