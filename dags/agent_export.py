@@ -24,7 +24,6 @@ with DAG(
     params={"sql": Param(type="string", minLength=1, maxLength=20000, description="one SELECT in ClickHouse's SQL")},
     default_args={"retries": 3, "retry_delay": timedelta(seconds=20), "pool": "agents"},
     tags=["agents"],
-    access_control={"Agent": {"DAGs": {"can_read"}}},
     is_paused_upon_creation=False,
     doc_md=__doc__,
 ):

@@ -241,6 +241,9 @@ def test_what_is_forbidden_is_refused_says_what_to_do_and_is_recorded(
         ("GET", "/api/v2/connections", None),
         ("GET", "/api/v2/variables", None),
         ("GET", "/api/v2/dagSources/agent_export", None),
+        # other agents' queries are in the runs' parameters
+        ("GET", "/api/v2/dags/agent_export/dagRuns", None),
+        ("GET", "/api/v2/dags/agent_export/dagRuns/agent.bob.x/taskInstances/export/logs/1", None),
     ],
 )
 def test_airflow_itself_refuses_what_an_agent_may_not_do(ada: Agent, method: str, path: str, body: Any) -> None:
