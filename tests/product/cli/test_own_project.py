@@ -144,7 +144,7 @@ def test_a_data_set_of_a_team_goes_from_a_file_to_clickhouse(team: Team, tmp_pat
     # Trilake's own tables come first, and nothing is left to apply
     steps = json.loads(team.run("trilake", "migrate", "--plan", "--json"))
     assert {step["state"] for step in steps} == {"applied"}
-    assert steps[0]["step"] == "trilake/schema/sql/postgres/arrivals/table.sql"
+    assert steps[0]["step"].startswith("trilake/schema/sql/postgres/")
     began = time.monotonic()
     team.run("python", "-c", _RUN, DAY, str(RUN_TIMEOUT_S))
     print(f"the DAG's run took {time.monotonic() - began:.0f} s")

@@ -139,6 +139,7 @@ def beside(work: Callable[[], Any]) -> Iterator[list[BaseException]]:
         thread.join()
 
 
+@pytest.mark.slow
 def test_readers_see_all_rows_while_they_move_and_others_publish(lake: Lake) -> None:
     seen, reads, published = read(lake), list[tuple[int, int]](), list[str]()
     planned = plan(lake.iceberg, lake.data_set, [JANUARY], with_columns=True)
