@@ -82,12 +82,9 @@ def revoke(name: Name, embedded: Embedded = False, json: Json = False) -> None:
 @app.command()
 def sync(json: Json = False) -> None:
     """Make the people's users, roles and quotas of ClickHouse again, on every shard: after a loss, or on a new one."""
-    from trilake.errors import ConfigurationError
-
     if (stores := _stores()) is None:
-        raise ConfigurationError(
-            "There is no .env of the hosts here.", hint="This machine's platform has no users in ClickHouse."
-        )
+        print(as_text.dumps([]) if json else "Nothing to do: this machine's platform has no users in ClickHouse.")
+        return
     names = stores.ask("sync")
     print(as_text.dumps(names) if json else f"ClickHouse has the users {', '.join(names) or '(none)'} on every shard.")
 
