@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -262,6 +262,11 @@ class ClickHouseShard:
 
     def __str__(self) -> str:
         return f"shard {self.number} ({self.host}:{self.port}, database {self.database})"
+
+
+def hosts_of(shards: Sequence[ClickHouseShard]) -> tuple[ClickHouseShard, ...]:
+    """The first shard of each server. Several shards may be databases of the same server."""
+    return tuple({(shard.host, shard.port): shard for shard in reversed(shards)}.values())[::-1]
 
 
 @dataclass(frozen=True)

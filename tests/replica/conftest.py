@@ -78,17 +78,22 @@ def another_client(network: Network) -> Iterator[Client]:
 
 
 @pytest.fixture(scope="session")
-def replica() -> Replica:
-    """All of it, as `make replica` leaves it: what it keeps is the tests' from here on."""
+def stores() -> Replica:
+    """A replica of which only the stores have to be up."""
     if why := why_no_docker():
         pytest.skip(why)
     if not REPLICA:
         pytest.skip("TRILAKE_REPLICA names no replica that runs: `make replica`, then its Compose project's name")
-    found = Replica(REPLICA)
-    found.await_healthy()
-    await_true(lambda: known(found), HEALTHY_S, "Airflow to know the DAGs")
-    print(found.run_inside("overall_views"))
-    return found
+    return Replica(REPLICA)
+
+
+@pytest.fixture(scope="session")
+def replica(stores: Replica) -> Replica:
+    """All of it, as `make replica` leaves it: what it keeps is the tests' from here on."""
+    stores.await_healthy()
+    await_true(lambda: known(stores), HEALTHY_S, "Airflow to know the DAGs")
+    print(stores.run_inside("overall_views"))
+    return stores
 
 
 @pytest.fixture(scope="session")

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hosts_network import VPN_PORT, Network, why_no_docker
+from hosts_network import VPN_PORT, Network
 from vpn_client import Client
 from whole_replica import INSIDE, Replica
 
 from trilake.platform.access import Access
 from trilake.platform.hosts.access import access_of
-
-
-@pytest.fixture(scope="module")
-def stores() -> Replica:
-    if why := why_no_docker():
-        pytest.skip(why)
-    if not (project := os.environ.get("TRILAKE_REPLICA")):
-        pytest.skip("TRILAKE_REPLICA names no replica that runs: `make replica`, then its Compose project's name")
-    return Replica(project)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import secrets
 from collections.abc import Iterator
@@ -11,22 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hosts_network import why_no_docker
 from whole_replica import INSIDE, Replica
 
 from support.network_flows import PROJECT
 from trilake.platform.hosts.producers import ProducerError, Producers
 from trilake.platform.hosts.s3_admin import RIGHTS, Below
-
-
-@pytest.fixture(scope="module")
-def stores() -> Replica:
-    """The stores alone have to be up."""
-    if why := why_no_docker():
-        pytest.skip(why)
-    if not (project := os.environ.get("TRILAKE_REPLICA")):
-        pytest.skip("TRILAKE_REPLICA names no replica that runs: `make replica`, then its Compose project's name")
-    return Replica(project)
 
 
 def run_as(stores: Replica, job: str, program: str, **known: str) -> Any:

@@ -103,7 +103,7 @@ class Knowledge:
             "sorted by": item.order_by,
             "partitions": dict(fresh.partitions) if fresh else {},
             "checks": [
-                f"{check.about or check.name} ({'blocking: holds for all rows' if check.blocking else 'warning'})"
+                f"{check.about or check.name} ({'blocking: stops a publication' if check.blocking else 'warning'})"
                 for check in item.checks
             ],
             "examples": [_example(query, item, fresh) for query in item.queries[:MAX_EXAMPLES]],

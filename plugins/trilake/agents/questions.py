@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from trilake.agents.refusals import CallError, plain
 from trilake.agents.statement import Statement
 from trilake.clickhouse.cluster import CONNECT_TIMEOUT_S, without_statement
-from trilake.endpoints import ClickHouseEndpoint, ClickHouseShard
+from trilake.endpoints import ClickHouseEndpoint, ClickHouseShard, hosts_of
 
 if TYPE_CHECKING:
     import httpx
@@ -37,7 +37,6 @@ _EXACT = 2**53
 _FORMAT = "JSONCompactEachRowWithNamesAndTypes"
 _ERROR_IN_ANSWER = b"__exception__"
 _CODE = re.compile(r"Code: (\d+)")
-_NAME = re.compile(r"\(([A-Z][A-Z0-9_]+)\)\s*$")
 
 # ClickHouse's error code -> the refusal's name, what to do, and whether the same call can succeed later.
 _CODES: Mapping[int, tuple[str, str, bool]] = {
@@ -149,7 +148,7 @@ class Questions:
         if self._client is None:
             self._client = httpx.AsyncClient(trust_env=False, verify=self.endpoint.verify)
         last: Exception | None = None
-        for host in _hosts(self.endpoint):
+        for host in hosts_of(self.endpoint.shards):
             request = request_of(
                 self._client, self.endpoint, host, sql, settings, agent, _FORMAT, seconds, query_id=query_id
             )
@@ -206,10 +205,6 @@ def request_of(
         },
         timeout=httpx.Timeout(seconds + 10, connect=CONNECT_TIMEOUT_S),
     )
-
-
-def _hosts(endpoint: ClickHouseEndpoint) -> list[ClickHouseShard]:
-    return list({(shard.host, shard.port): shard for shard in reversed(endpoint.shards)}.values())[::-1]
 
 
 def _unanswered(host: ClickHouseShard, error: Exception | None) -> CallError:

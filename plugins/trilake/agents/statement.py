@@ -32,7 +32,7 @@ REFUSED_FUNCTIONS = re.compile(
     r"hostName|fqdn|serverUUID|tcpPort|current(User|Roles|Profiles|QueryID|Schemas|Database)|initialQuery.*|queryID|"
     r"(default|enabled)(Roles|Profiles)|show(Certificate)|user|database|sleep.*|throwIf|block.*|shard(Num|Count)|buildId|"
     r"filesystem.*|isDecimalOverflow|demangle|addressTo.*|trap|executable|ai[A-Z].*|naiveBayesClassifier|"
-    r"(global)?(not)?(null)?in(ignoreset)?|(global)?(not)?(null)?in",
+    r"(global)?(not)?(null)?in(ignoreset)?",
     re.IGNORECASE,
 )
 _EXPLAIN = re.compile(r"EXPLAIN\b(?:\s+(?P<kind>AST|SYNTAX|QUERY\s+TREE|PLAN|PIPELINE|ESTIMATE)\b)?", re.IGNORECASE)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from trilake.endpoints import ClickHouseEndpoint, ClickHouseShard
+from trilake.endpoints import ClickHouseEndpoint, ClickHouseShard, hosts_of
 from trilake.errors import ConfigurationError, TrilakeError, UnreachableError
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ class Cluster:
     @cached_property
     def hosts(self) -> tuple[ClickHouseShard, ...]:
         """One shard of each server. Several shards may be databases of the same server."""
-        return tuple({(shard.host, shard.port): shard for shard in reversed(self.shards)}.values())[::-1]
+        return hosts_of(self.shards)
 
     def only(self, numbers: Collection[int]) -> Cluster:
         """A view with only these shards. It uses the connections of this cluster.

@@ -189,15 +189,20 @@ def test_a_rebuild_that_died_is_completed_by_the_next(
     assert not published.ledger.attempts(published.name)
 
 
-def test_a_decided_publication_whose_staging_tables_were_lost_is_published_again(
-    published: Lake, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def decide_and_die(published: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later state of January is decided, and its publisher dies before the first switch."""
     published.commit(1, "later")
     with monkeypatch.context() as dying:
         dying.setattr(Switch, "one", die)
         dying.setattr(Publisher, "_sweep", lambda *_: None)
         with pytest.raises(KeyboardInterrupt):
             published.publish(JANUARY)
+
+
+def test_a_decided_publication_whose_staging_tables_were_lost_is_published_again(
+    published: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decide_and_die(published, monkeypatch)
     for name in {*published.table.staging()}:
         published.cluster.every_shard(Statement(f"DROP TABLE IF EXISTS {{staging}}.{name} SYNC"))
     report = published.rebuild()
@@ -362,12 +367,7 @@ def test_a_table_of_which_the_ledger_knows_nothing_is_listed_and_dropped_only_by
 def test_a_table_whose_publication_is_not_complete_is_not_forgotten(
     published: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    published.commit(1, "later")
-    with monkeypatch.context() as dying:
-        dying.setattr(Switch, "one", die)
-        dying.setattr(Publisher, "_sweep", lambda *_: None)
-        with pytest.raises(KeyboardInterrupt):
-            published.publish(JANUARY)
+    decide_and_die(published, monkeypatch)
     ((attempt, _),) = published.ledger.attempts(published.name)
     published.ledger.forget(attempt)
     with pytest.raises(TrilakeError, match=f"the publication of partition {JANUARY} is not complete"):
